@@ -1,0 +1,52 @@
+# Every target that runs Python makes the virtual environment it needs, or reuses it.
+#   make quickstart    the whole story on embedded data, in minutes
+#   make test          the tests
+#   make quality       lint, format, types
+#   make conformance   transformers' own test suites, on our classes
+#   make clean         remove what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+# Exactly this torch, and first: a range pulls gigabytes of CUDA packages. On a GPU machine: make ... TORCH=torch
+TORCH ?= torch==2.13.0
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+# torchvision has no CPU build and timm needs it: beside the environment, not in it, for the tests that put them on their path.
+SIDE = $(VENV)/side
+
+.PHONY: quickstart test quality conformance clean
+
+$(VENV)/.base: setup.py constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) -e '.[test]'
+	$(PIP) --no-deps --target $(SIDE) --upgrade torchvision==0.28.0 timm==1.0.31
+	touch $@
+
+$(VENV)/.quality: $(VENV)/.base
+	$(PIP) -e '.[quality]'
+	touch $@
+
+$(VENV)/.conformance: $(VENV)/.test
+	$(PIP) -e '.[conformance]'
+	touch $@
+
+quickstart: $(VENV)/.base
+	$(VENV)/bin/spot-hf quickstart
+
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+
+quality: $(VENV)/.quality
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+conformance: $(VENV)/.conformance
+	$(VENV)/bin/python scripts/run_conformance.py
+
+clean:
+	rm -rf $(VENV) .conformance runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,59 @@
+"""Vision Transformers whose patch tokens sit at continuous, subpixel positions (SPoT, arXiv 2507.01654).
+
+Importing this package registers SpotViT with transformers' Auto classes and `pipeline`. A saved model needs neither: it
+carries the same files as remote code.
+"""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .cards import write_model_card
+from .configuration_spot_vit import SpotViTConfig
+from .conversion import ConversionError, ConversionReport, convert_checkpoint
+from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
+from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .pipeline_spot_vit import SpotImageClassificationPipeline
+from .placement import PLACEMENTS, place
+from .version import __version__
+
+
+def _register() -> None:
+    AutoConfig.register("spot_vit", SpotViTConfig, exist_ok=True)
+    AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
+    AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
+    image_processors = {"pil": SpotViTImageProcessorPil}
+    if SpotViTImageProcessor is not SpotViTImageProcessorPil:
+        image_processors["torchvision"] = SpotViTImageProcessor
+    AutoImageProcessor.register(SpotViTConfig, image_processor_classes=image_processors, exist_ok=True)
+    PIPELINE_REGISTRY.register_pipeline(
+        "spot-image-classification",
+        pipeline_class=SpotImageClassificationPipeline,
+        pt_model=AutoModelForImageClassification,
+        type="image",
+    )
+    # Saving copies the code of a class that is registered for an Auto class.
+    SpotViTConfig.register_for_auto_class()
+    SpotViTModel.register_for_auto_class("AutoModel")
+    SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
+    SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+    SpotViTPreTrainedModel._write_model_card = write_model_card
+
+
+_register()
+
+__all__ = [
+    "PLACEMENTS",
+    "ConversionError",
+    "ConversionReport",
+    "SpotImageClassificationPipeline",
+    "SpotViTConfig",
+    "SpotViTForImageClassification",
+    "SpotViTImageProcessor",
+    "SpotViTImageProcessorPil",
+    "SpotViTModel",
+    "SpotViTPreTrainedModel",
+    "__version__",
+    "convert_checkpoint",
+    "place",
+]

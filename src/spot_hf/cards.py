@@ -1,0 +1,93 @@
+"""Cards for the Hub, from what a model's config records and the templates in `hub_cards/`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .placement import PLACEMENTS
+
+
+if TYPE_CHECKING:
+    from .modeling_spot_vit import SpotViTPreTrainedModel
+
+
+NOT_MEASURED = (
+    "By construction and by the tests of `spot_hf` (real weights, and random ones of every family), the full-grid logits equal "
+    "the source model's to 1e-4 in float32. Accuracy was not measured on this checkpoint. Weights that were only converted, "
+    "and not fine-tuned with random placements, have never seen off-grid or few tokens: expect accuracy to fall steeply "
+    "below about half of the full grid's tokens."
+)
+
+
+def write_model_card(model: "SpotViTPreTrainedModel", directory: str | Path, measured: str = NOT_MEASURED) -> Path | None:
+    """
+    Writes `README.md` into a saved model's directory, unless there is one: a person's own text stays.
+
+    Args:
+        model ([`SpotViTPreTrainedModel`]): the model that was saved.
+        directory (`str`): where.
+        measured (`str`): Markdown on what was measured and what was not.
+
+    Returns:
+        `Path` of the card that was written, or `None`.
+    """
+    path = Path(directory) / "README.md"
+    if path.exists():
+        return None
+    card = ModelCard.from_template(
+        _card_data(model), template_path=str(_template("model_card.md")), **_fields(model), measured=measured
+    )
+    card.save(path)
+    return path
+
+
+def _template(name: str) -> Path:
+    """`hub_cards/` lies inside an installed package, and at the top of a checkout (an editable install)."""
+    here = Path(__file__).resolve().parent
+    return next(folder / name for folder in (here / "hub_cards", here.parents[1] / "hub_cards") if folder.is_dir())
+
+
+def _card_data(model: "SpotViTPreTrainedModel") -> ModelCardData:
+    source = model.config.source_model or {}
+    name = source.get("name")
+    has_classifier = hasattr(model, "classifier")
+    return ModelCardData(
+        license=source.get("license"),
+        library_name="transformers",
+        pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
+        tags=["vision", "spot", "sparse-tokens", "custom_code"],
+        # Only a Hub id is a link that the Hub can follow.
+        base_model=name if name and name.count("/") == 1 else None,
+    )
+
+
+def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
+    config = model.config
+    source = config.source_model or {}
+    has_classifier = hasattr(model, "classifier")
+    height, width = config.image_height_width
+    rows, columns = height // config.patch_size, width // config.patch_size
+    few = max(1, rows * columns // 4)
+    title = f"SpotViT from {source['name']}" if source.get("name") else "SpotViT"
+    return {
+        "title": title,
+        "source": f"`{source['name']}`" if source.get("name") else "not converted: trained as a SpotViT",
+        "revision": f"`{source['revision']}`" if source.get("revision") else "a local copy" if source.get("name") else "none",
+        "family": source.get("family") or "spot_vit",
+        "license": source.get("license") or "not stated by the source: ask there before you share this",
+        "architecture": type(model).__name__,
+        "num_parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "patch_size": config.patch_size,
+        "grid": f"{rows} × {columns}",
+        "num_cells": rows * columns,
+        "image_size": f"{height} × {width}",
+        "has_classifier": has_classifier,
+        "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
+        "few": few,
+        "saved_placement": "the full grid unless changed",
+        "repo_id": "PATH_OR_REPO",
+        "placements": ", ".join(f"`{name}`" for name in PLACEMENTS),
+    }

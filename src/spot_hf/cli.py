@@ -1,0 +1,1 @@
+def main_and_exit(): pass

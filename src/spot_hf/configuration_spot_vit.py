@@ -1,0 +1,138 @@
+"""Configuration of SpotViT: a Vision Transformer whose patch tokens sit at continuous positions (arXiv 2507.01654)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
+
+# What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
+# only the entry of its own class, so that the config names them all.
+AUTO_MAP = {
+    "AutoConfig": "configuration_spot_vit.SpotViTConfig",
+    "AutoModel": "modeling_spot_vit.SpotViTModel",
+    "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
+}
+CUSTOM_PIPELINES = {
+    "spot-image-classification": {
+        "impl": "pipeline_spot_vit.SpotImageClassificationPipeline",
+        "pt": ["AutoModelForImageClassification"],
+        "type": "image",
+    }
+}
+
+
+@strict
+class SpotViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`SpotViTModel`]. The defaults give a ViT-B/16 at 224 pixels.
+
+    Args:
+        hidden_size (`int`, defaults to 768): width of the token embeddings.
+        num_hidden_layers (`int`, defaults to 12): number of encoder layers.
+        num_attention_heads (`int`, defaults to 12): attention heads per layer; must divide `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width of the feed-forward layer (of one gate where
+            `use_swiglu_ffn`).
+        hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layer, a name of `ACT2FN`. Not used by
+            SwiGLU, which is always gated by SiLU.
+        hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and each sub-layer.
+        attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention probabilities.
+        initializer_range (`float`, defaults to 0.02): standard deviation of freshly initialised weights.
+        layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer norms.
+        image_size (`int` or `[height, width]`, defaults to 224): image size in pixels at which the position table
+            has one entry per patch. Images of any size are accepted.
+        patch_size (`int`, defaults to 16): a token is a window of `patch_size` × `patch_size` samples.
+        num_channels (`int`, defaults to 3): channels of `pixel_values`.
+        qkv_bias (`bool`, defaults to `True`): whether query, key and value projections have a bias.
+        num_register_tokens (`int`, defaults to 0): learned tokens between the class token and the patch tokens:
+            DINOv2's registers, DeiT's distillation token.
+        use_layer_scale (`bool`, defaults to `False`): learned per-channel factors on both residual branches (DINOv2).
+        layerscale_value (`float`, defaults to 1.0): initial value of those factors.
+        use_swiglu_ffn (`bool`, defaults to `False`): SwiGLU instead of a two-layer perceptron (DINOv2 giant).
+        pooling (`str`, defaults to `"cls"`): what the classifier sees. `"cls"`: the class token; `"mean"`: the mean of
+            the patch tokens; `"cls_mean"`: both, concatenated (DINOv2); `"cls_distillation"`: class token and first
+            register token, concatenated (distilled DeiT, whose two heads are one linear map of that).
+        norm_after_pooling (`bool`, defaults to `False`): the final layer norm is applied to the pooled token instead
+            of every token (`fc_norm` of fine-tuned MAE).
+        position_grid_size (`[rows, columns]`, *optional*): size of the position table; defaults to
+            `image_size // patch_size`.
+        position_kernel_sigma (`float`, defaults to 0.6): bandwidth of the Gaussian kernel that interpolates the
+            position table, in cells of the table.
+        source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
+            (`name`, `revision`, `family`, `license`). Informative only.
+    """
+
+    model_type = "spot_vit"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    num_register_tokens: int = 0
+    use_layer_scale: bool = False
+    layerscale_value: float = 1.0
+    use_swiglu_ffn: bool = False
+    pooling: str = "cls"
+    norm_after_pooling: bool = False
+    position_grid_size: list[int] | tuple[int, int] | None = None
+    position_kernel_sigma: float = 0.6
+    source_model: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.position_grid_size is None:
+            height, width = self.image_height_width
+            self.position_grid_size = [height // self.patch_size, width // self.patch_size]
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        kwargs.setdefault("custom_pipelines", {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()})
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """`(height, width)` of `image_size`, in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patch tokens: the class token and the registers."""
+        return 1 + self.num_register_tokens
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of `pooler_output`, and of what the classifier takes."""
+        return self.hidden_size * (2 if self.pooling in ("cls_mean", "cls_distillation") else 1)
+
+    def validate_architecture(self):
+        """Part of `@strict`: raises `ValueError` for a combination that no model can have."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
+        if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
+            raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})"
+            )
+        if self.patch_size < 1:
+            raise ValueError(f"`patch_size` must be at least 1; got {self.patch_size}")
+        if len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:
+            raise ValueError(
+                f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "
+                f"(by default `image_size // patch_size`: {self.image_size} and {self.patch_size})"
+            )
+        if not self.position_kernel_sigma > 0:
+            raise ValueError(f"`position_kernel_sigma` must be above 0; got {self.position_kernel_sigma}")
+
+
+__all__ = ["SpotViTConfig"]

@@ -1,0 +1,887 @@
+"""Checkpoints that people already have → SpotViT. One rename table per family; tensors are read by the names that stand in
+the checkpoint's files, so that no class of the source model is needed.
+
+A table maps the source's names to SpotViT's, with `{i}` for the layer. A few targets are not parameters of the model but
+parts of one, put together in `_assemble`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
+`gate_up_proj` and the two heads of distilled DeiT.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoImageProcessor
+from transformers.utils import is_timm_available, is_torchvision_available
+
+from .configuration_spot_vit import SpotViTConfig
+from .image_processing_spot_vit import SpotViTImageProcessor
+from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, solve_kernel_weights
+from .placement import check_placement
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted; the message names what stands in the way."""
+
+
+# ----------------------------------------------------------------------------------------------------- rename tables
+
+TRANSFORMERS_VIT = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.distillation_token": "distillation_token",
+    "embeddings.position_embeddings": "position_table",
+    "embeddings.patch_embeddings.projection": "embeddings.patch_projection",
+    "encoder.layer.{i}.layernorm_before": "layers.{i}.norm1",
+    "encoder.layer.{i}.attention.attention.query": "layers.{i}.attention.q_proj",
+    "encoder.layer.{i}.attention.attention.key": "layers.{i}.attention.k_proj",
+    "encoder.layer.{i}.attention.attention.value": "layers.{i}.attention.v_proj",
+    "encoder.layer.{i}.attention.output.dense": "layers.{i}.attention.o_proj",
+    "encoder.layer.{i}.layernorm_after": "layers.{i}.norm2",
+    "encoder.layer.{i}.intermediate.dense": "layers.{i}.mlp.fc1",
+    "encoder.layer.{i}.output.dense": "layers.{i}.mlp.fc2",
+    "layernorm": "layernorm",
+    "classifier": "classifier",
+    "cls_classifier": "classifier",
+    "distillation_classifier": "distillation_classifier",
+}
+
+TRANSFORMERS_DINOV2 = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "register_tokens",
+    "embeddings.position_embeddings": "position_table",
+    "embeddings.patch_embeddings.projection": "embeddings.patch_projection",
+    "encoder.layer.{i}.norm1": "layers.{i}.norm1",
+    "encoder.layer.{i}.attention.attention.query": "layers.{i}.attention.q_proj",
+    "encoder.layer.{i}.attention.attention.key": "layers.{i}.attention.k_proj",
+    "encoder.layer.{i}.attention.attention.value": "layers.{i}.attention.v_proj",
+    "encoder.layer.{i}.attention.output.dense": "layers.{i}.attention.o_proj",
+    "encoder.layer.{i}.layer_scale1.lambda1": "layers.{i}.layer_scale1.scale",
+    "encoder.layer.{i}.norm2": "layers.{i}.norm2",
+    "encoder.layer.{i}.mlp.fc1": "layers.{i}.mlp.fc1",
+    "encoder.layer.{i}.mlp.fc2": "layers.{i}.mlp.fc2",
+    "encoder.layer.{i}.mlp.weights_in": "layers.{i}.mlp.gate_up_proj",
+    "encoder.layer.{i}.mlp.weights_out": "layers.{i}.mlp.down_proj",
+    "encoder.layer.{i}.layer_scale2.lambda1": "layers.{i}.layer_scale2.scale",
+    "layernorm": "layernorm",
+    "classifier": "classifier",
+}
+
+# timm's names; also those of the original DeiT, DINO, DINOv2 and MAE releases.
+TIMM_VIT = {
+    "cls_token": "cls_token",
+    "dist_token": "distillation_token",
+    "reg_token": "register_tokens",
+    "register_tokens": "register_tokens",
+    "pos_embed": "position_table",
+    "patch_embed.proj": "embeddings.patch_projection",
+    "blocks.{i}.norm1": "layers.{i}.norm1",
+    "blocks.{i}.attn.qkv": "layers.{i}.attention.qkv",
+    "blocks.{i}.attn.proj": "layers.{i}.attention.o_proj",
+    "blocks.{i}.ls1.gamma": "layers.{i}.layer_scale1.scale",
+    "blocks.{i}.norm2": "layers.{i}.norm2",
+    "blocks.{i}.mlp.fc1": "layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.fc2": "layers.{i}.mlp.fc2",
+    "blocks.{i}.mlp.w12": "layers.{i}.mlp.gate_up_proj",
+    "blocks.{i}.mlp.w3": "layers.{i}.mlp.down_proj",
+    "blocks.{i}.ls2.gamma": "layers.{i}.layer_scale2.scale",
+    "norm": "layernorm",
+    "fc_norm": "layernorm",
+    "head": "classifier",
+    "head_dist": "distillation_classifier",
+}
+
+# Parameters of their own; every other entry of a table is a module with a weight and a bias.
+BARE_PARAMETERS = ("cls_token", "distillation_token", "register_tokens", "position_table", ".scale")
+
+# Tensors that stay behind, by how their names begin, and why.
+SKIPPED = {
+    "pooler.": "the source's tanh pooler: no classifier of the family uses it",
+    "embeddings.mask_token": "mask token of pre-training",
+    "mask_token": "mask token of pre-training",
+    "decoder.": "decoder of masked pre-training: the encoder alone is converted",
+    "decoder_": "decoder of masked pre-training: the encoder alone is converted",
+    "head.mlp.": "projection head of DINO pre-training",
+    "head.last_layer.": "projection head of DINO pre-training",
+    "dino_head.": "projection head of DINO pre-training",
+}
+
+# Wrappers around the names that a table knows, from the outside in.
+PREFIXES = ("module.", "backbone.", "timm_model.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.")
+
+
+# ------------------------------------------------------------------------------------------------------------ source
+
+
+@dataclass
+class Source:
+    """A checkpoint as it was found: tensors under the names of its table, and what stands beside them."""
+
+    name: str
+    revision: str | None
+    license: str | None
+    config: dict[str, Any] | None
+    recipe: dict[str, Any] | None
+    tensors: Tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.tensors:
+            raise ConversionError(f"missing tensor `{name}` in {self.name}")
+        return tuple(self.tensors[name].shape)
+
+
+def load_source(source_model: str, revision: str | None = None, token: str | None = None) -> Source:
+    """
+    Reads a checkpoint: tensors by name, `config.json`, preprocessing recipe, licence.
+
+    Args:
+        source_model (`str`): a Hub id, a local directory, or a file (`.safetensors`, `.bin`, `.pth`, `.pt`; with the
+            `config.json` beside it, where there is one).
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+        token (`str`, *optional*): of the Hub, for private and gated repositories; the logged-in one by default.
+
+    Raises:
+        [`ConversionError`]: nothing there, no access, or no weights that can be read safely.
+    """
+    path = Path(source_model).expanduser()
+    local = path.exists()
+    if local and revision is not None:
+        raise ConversionError(f"`revision` goes with a Hub id; `source_model` {source_model!r} is local, `revision` {revision!r}")
+    if local:
+        directory = path if path.is_dir() else path.parent
+        weights = _weight_files(directory) if path.is_dir() else [path]
+        if not weights:
+            raise ConversionError(f"`source_model` {source_model!r} holds no model.safetensors and no pytorch_model.bin")
+        license_name = _license_of(directory / "README.md")
+        # A bare file is described by the config beside it only if it is that config's weights.
+        described = path.is_dir() or path.name in WEIGHT_NAMES
+    else:
+        directory, weights, revision, license_name = _download(source_model, revision, token)
+        described = True
+    config = _read_json(directory / "config.json") if described and (directory / "config.json").exists() else None
+    if config is None and not (local and path.is_file()):
+        raise ConversionError(f"`source_model` {source_model!r} holds no config.json")
+    tensors: Tensors = {}
+    for file in weights:
+        tensors.update(_read_tensors(file))
+    recipe = _read_recipe(directory, config) if config is not None else None
+    return Source(
+        name=str(source_model) if not local else path.resolve().name,
+        revision=revision,
+        license=license_name,
+        config=config,
+        recipe=recipe,
+        tensors=_strip_prefixes(tensors),
+    )
+
+
+WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for name in WEIGHT_NAMES:
+        file = directory / name
+        if file.exists():
+            if not name.endswith(".index.json"):
+                return [file]
+            return [directory / shard for shard in sorted(set(_read_json(file)["weight_map"].values()))]
+    return []
+
+
+def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, list[Path], str, str | None]:
+    """The needed files of a Hub repository, in the cache, all of one commit."""
+    try:
+        info = HfApi(token=token).model_info(repo_id, revision=revision)
+        names = {sibling.rfilename for sibling in info.siblings or []}
+
+        def fetch(name: str) -> Path:
+            return Path(hf_hub_download(repo_id, name, revision=info.sha, token=token))
+
+        found = next((name for name in WEIGHT_NAMES if name in names), None)
+        if found is None:
+            raise ConversionError(f"`source_model` {repo_id!r} holds no model.safetensors and no pytorch_model.bin")
+        if "config.json" not in names:
+            raise ConversionError(f"`source_model` {repo_id!r} holds no config.json")
+        directory = fetch("config.json").parent
+        if "preprocessor_config.json" in names:
+            fetch("preprocessor_config.json")
+        fetch(found)
+        weights = _weight_files(directory)
+        for shard in weights:
+            fetch(shard.name)
+    except GatedRepoError:
+        raise ConversionError(
+            f"`source_model` {repo_id!r} is gated: ask for access on its page, then log in with `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise ConversionError(f"`revision` {revision!r} does not exist in {repo_id!r}") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ConversionError(
+            f"`source_model` {repo_id!r} is neither a local path nor a repository on the Hub that you can read "
+            f"(a private one needs a token: `hf auth login`)"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(f"`source_model` {repo_id!r} is no local path, and the Hub did not answer: {reason}") from None
+    except Exception as error:  # the HTTP client's own connection errors
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+            raise
+        raise ConversionError(f"`source_model` {repo_id!r} is no local path, and the Hub did not answer: {error}") from None
+    license_name = info.card_data.get("license") if info.card_data else None
+    return directory, weights, info.sha, license_name if isinstance(license_name, str) else None
+
+
+def _license_of(readme: Path) -> str | None:
+    if not readme.exists():
+        return None
+    try:
+        license_name = ModelCard.load(readme).data.get("license")
+    except Exception:  # a card that is no valid card says nothing about a licence
+        return None
+    return license_name if isinstance(license_name, str) else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot read {file.name}: {error}") from None
+    if not isinstance(value, dict):
+        raise ConversionError(f"{file.name} must hold a JSON object; got {type(value).__name__}")
+    return value
+
+
+def _read_tensors(file: Path) -> Tensors:
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"cannot read {file.name} as safetensors: {error}") from None
+    if file.suffix not in (".bin", ".pth", ".pt"):
+        raise ConversionError(f"`source_model` must be .safetensors, .bin, .pth or .pt; got {file.name}")
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"cannot read {file.name} with weights_only=True, and a pickle that needs more could run any code: load it "
+            f"where you trust it, and save its tensors as safetensors ({reason})"
+        ) from None
+    for key in ("model", "state_dict", "teacher"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)} if isinstance(loaded, dict) else {}
+    if not tensors:
+        raise ConversionError(f"{file.name} holds no tensors by name")
+    return tensors
+
+
+def _strip_prefixes(tensors: Tensors) -> Tensors:
+    def strip(name: str) -> str:
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        return name
+
+    return {strip(name): tensor for name, tensor in tensors.items()}
+
+
+# ----------------------------------------------------------------------------------------------- preprocessing recipe
+
+RECIPE_NAMES = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std",
+)  # fmt: skip
+TIMM_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _read_recipe(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
+    if "pretrained_cfg" in config:
+        return _timm_recipe(config["pretrained_cfg"])
+    if not (directory / "preprocessor_config.json").exists():
+        return None
+    try:
+        source = AutoImageProcessor.from_pretrained(directory, backend="torchvision" if is_torchvision_available() else "pil")
+    except (ValueError, OSError, ImportError) as error:
+        raise ConversionError(f"cannot read preprocessor_config.json: {error}") from None
+    recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
+    return {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
+
+
+def _timm_recipe(pretrained: dict[str, Any]) -> dict[str, Any]:
+    """timm's evaluation transform: short side to `input_size / crop_pct`, centre crop."""
+    _, height, width = pretrained.get("test_input_size") or pretrained.get("input_size") or (3, 224, 224)
+    crop = pretrained.get("test_crop_pct") or pretrained.get("crop_pct") or 0.875
+    mode = pretrained.get("crop_mode") or "center"
+    if mode == "squash" or height != width:
+        size = {"height": int(height / crop), "width": int(width / crop)}
+    elif mode == "center":
+        size = {"shortest_edge": int(height / crop)}
+    else:
+        raise ConversionError(f"`crop_mode` of the timm config must be center or squash; got {mode!r}")
+    return {
+        "do_resize": True,
+        "size": size,
+        "resample": TIMM_RESAMPLE.get(pretrained.get("interpolation") or "bicubic", 3),
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "image_mean": list(pretrained.get("mean") or IMAGENET_MEAN),
+        "image_std": list(pretrained.get("std") or IMAGENET_STD),
+    }
+
+
+def _default_recipe(height: int, width: int) -> dict[str, Any]:
+    return _timm_recipe({"input_size": (3, height, width)})
+
+
+def _recipe_size(recipe: dict[str, Any] | None) -> tuple[int, int] | None:
+    """`(height, width)` of `pixel_values` under a recipe, where it is the same for every image."""
+    if recipe is None:
+        return None
+    size = recipe.get("crop_size") if recipe.get("do_center_crop") else recipe.get("size") if recipe.get("do_resize") else None
+    return (size["height"], size["width"]) if size and size.get("height") and size.get("width") else None
+
+
+# ---------------------------------------------------------------------------------------------------------- families
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family's files become SpotViT: its names, and what its config says."""
+
+    table: dict[str, str]
+    describe: Callable[[Source], dict[str, Any]]
+    layer_name: str  # of the source, up to the layer's number
+    # Resampling of a position table that the source interpolates from its own size to its recipe's.
+    interpolation: dict[str, Any] | None = None
+
+
+def _square(name: str, value: Any) -> int:
+    if isinstance(value, (list, tuple)):
+        if len(set(value)) != 1:
+            raise ConversionError(f"`{name}` must be square; got {list(value)}")
+        value = value[0]
+    return int(value)
+
+
+def _describe_transformers(source: Source, **defaults: Any) -> dict[str, Any]:
+    """What transformers' ViT-like configs share; `defaults` are those of the family's config class."""
+    config = {**defaults, **{k: v for k, v in (source.config or {}).items() if v is not None}}
+    hidden_size = config.get("hidden_size", 768)
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": config.get("num_hidden_layers", 12),
+        "num_attention_heads": config.get("num_attention_heads", 12),
+        "hidden_act": config.get("hidden_act", "gelu"),
+        "hidden_dropout_prob": config.get("hidden_dropout_prob", 0.0),
+        "attention_probs_dropout_prob": config.get("attention_probs_dropout_prob", 0.0),
+        "initializer_range": config.get("initializer_range", 0.02),
+        "layer_norm_eps": config["layer_norm_eps"],
+        "image_size": config.get("image_size", 224),
+        "patch_size": _square("patch_size", config["patch_size"]),
+        "num_channels": config.get("num_channels", 3),
+        "qkv_bias": config.get("qkv_bias", True),
+    }
+
+
+def _describe_vit(source: Source) -> dict[str, Any]:
+    described = _describe_transformers(source, layer_norm_eps=1e-12, patch_size=16)
+    return {**described, "intermediate_size": (source.config or {}).get("intermediate_size", 3072)}
+
+
+def _describe_deit(source: Source) -> dict[str, Any]:
+    both_heads = "distillation_classifier.weight" in source.tensors
+    return {
+        **_describe_vit(source),
+        "num_register_tokens": 1,
+        "pooling": "cls_distillation" if both_heads else "cls",
+    }
+
+
+def _describe_vit_mae(source: Source) -> dict[str, Any]:
+    return {**_describe_vit(source), "pooling": "mean"}
+
+
+def _describe_dinov2(source: Source, patch_size: int = 14) -> dict[str, Any]:
+    config = source.config or {}
+    swiglu = bool(config.get("use_swiglu_ffn", False))
+    # SwiGLU's width is rounded by the source: its tensors say what it is.
+    first = f"encoder.layer.0.mlp.{'weights_in' if swiglu else 'fc1'}.weight"
+    return {
+        **_describe_transformers(source, layer_norm_eps=1e-6, patch_size=patch_size),
+        "intermediate_size": source.shape(first)[0] // (2 if swiglu else 1),
+        "use_layer_scale": True,
+        "layerscale_value": float(config.get("layerscale_value", 1.0)),
+        "use_swiglu_ffn": swiglu,
+        # The family's classifier sees the class token and the mean of the patches; its headless model pools the former.
+        "pooling": "cls_mean" if "classifier.weight" in source.tensors else "cls",
+    }
+
+
+def _describe_dinov2_with_registers(source: Source) -> dict[str, Any]:
+    return {**_describe_dinov2(source, patch_size=16), "num_register_tokens": source.shape("embeddings.register_tokens")[1]}
+
+
+# Heads of timm's ViTs are 64 wide, but for these hidden sizes.
+TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+def _describe_timm(source: Source) -> dict[str, Any]:
+    """From the tensors' shapes; the config, where there is one, adds image size, pooling and heads."""
+    config, tensors = source.config or {}, source.tensors
+    arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight")
+    patch_size = _square("patch_size", [patch_height, patch_width])
+    num_layers = _count_layers(source, "blocks")
+    num_positions = source.shape("pos_embed")[1]
+    if pretrained.get("input_size"):
+        image_size = list(pretrained["input_size"][1:])
+    else:
+        image_size = [int(num_positions**0.5) * patch_size] * 2
+    mean_pooled = "fc_norm.weight" in tensors
+    pooling = config.get("global_pool") or arguments.get("global_pool") or ("avg" if mean_pooled else "token")
+    if pooling not in ("avg", "token", ""):
+        raise ConversionError(f"`global_pool` of the timm config must be token or avg; got {pooling!r}")
+    register_name = "reg_token" if "reg_token" in tensors else "register_tokens"
+    num_registers = tensors[register_name].shape[1] if register_name in tensors else 0
+    if "blocks.0.mlp.w12.weight" in tensors:
+        gate_up, swiglu = source.shape("blocks.0.mlp.w12.weight")[0], True
+    else:
+        gate_up = source.shape("blocks.0.mlp.fc1.weight")[0]
+        swiglu = gate_up == 2 * source.shape("blocks.0.mlp.fc2.weight")[1]
+    distilled = "dist_token" in tensors
+    default_heads = TIMM_HEADS.get(hidden_size, max(1, hidden_size // 64))
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": arguments.get("num_heads", default_heads),
+        "intermediate_size": gate_up // (2 if swiglu else 1),
+        "layer_norm_eps": 1e-6,
+        "image_size": image_size[0] if image_size[0] == image_size[1] else image_size,
+        "patch_size": patch_size,
+        "num_channels": num_channels,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "num_register_tokens": 1 if distilled else num_registers,
+        "use_layer_scale": "blocks.0.ls1.gamma" in tensors,
+        "use_swiglu_ffn": swiglu,
+        "pooling": "mean" if pooling == "avg" else "cls_distillation" if "head_dist.weight" in tensors else "cls",
+        "norm_after_pooling": mean_pooled,
+    }
+
+
+FAMILIES = {
+    "vit": Family(TRANSFORMERS_VIT, _describe_vit, "encoder.layer"),
+    "deit": Family(TRANSFORMERS_VIT, _describe_deit, "encoder.layer"),
+    "vit_mae": Family(TRANSFORMERS_VIT, _describe_vit_mae, "encoder.layer"),
+    "dinov2": Family(
+        TRANSFORMERS_DINOV2, _describe_dinov2, "encoder.layer", interpolation={"mode": "bicubic", "align_corners": False}
+    ),
+    "dinov2_with_registers": Family(
+        TRANSFORMERS_DINOV2,
+        _describe_dinov2_with_registers,
+        "encoder.layer",
+        interpolation={"mode": "bicubic", "align_corners": False, "antialias": True},
+    ),
+    "timm": Family(TIMM_VIT, _describe_timm, "blocks"),
+}
+
+
+def detect_family(source: Source) -> str:
+    """Name of the source's family in `FAMILIES`, or [`ConversionError`]."""
+    config = source.config or {}
+    model_type = config.get("model_type")
+    if model_type in FAMILIES and model_type != "timm":
+        return model_type
+    if model_type in (None, "timm_wrapper") and "blocks.0.attn.qkv.weight" in source.tensors:
+        return "timm"
+    found = f"model_type {model_type!r}" if model_type else f"architecture {config.get('architecture')!r}" if config else "no config.json"
+    some = ", ".join(sorted(source.tensors)[:3])
+    raise ConversionError(
+        f"`source_model` {source.name!r} is of no known family ({', '.join(FAMILIES)}); found {found} and "
+        f"{len(source.tensors)} tensors such as {some}"
+    )
+
+
+def _count_layers(source: Source, layer_name: str) -> int:
+    numbers = {name.split(".")[layer_name.count(".") + 1] for name in source.tensors if name.startswith(layer_name + ".")}
+    return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
+
+# --------------------------------------------------------------------------------------------------------- conversion
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion did with every tensor of the source."""
+
+    source_model: str
+    revision: str | None
+    family: str
+    license: str | None
+    architecture: str
+    num_parameters: int
+    used: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    output_dir: str | None = None
+    model: Any = field(default=None, repr=False)
+    image_processor: Any = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the objects, as it is written to `conversion_report.json`."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "output_dir")}
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        lines = [
+            f"source      {self.source_model}{revision} ({self.family}, licence {self.license or 'not stated'})",
+            f"model       {self.architecture}, {self.num_parameters / 1e6:.1f} M parameters",
+            f"tensors     {len(self.used)} used, {len(self.skipped)} skipped, {len(self.missing)} newly initialised",
+        ]
+        lines += [f"  skipped   {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  new       {name}: {reason}" for name, reason in self.missing.items()]
+        lines += [f"note        {note}" for note in self.notes]
+        return "\n".join(lines + ([f"written to  {self.output_dir}"] if self.output_dir else []))
+
+
+def convert_checkpoint(
+    source_model: str,
+    output_dir: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    num_tokens: int | None = None,
+    placement: str | None = None,
+    num_labels: int | None = None,
+    seed: int = 0,
+    overwrite_output_dir: bool = False,
+) -> ConversionReport:
+    """
+    Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid.
+
+    Args:
+        source_model (`str`): a Hub id, a local directory, or a file of weights.
+        output_dir (`str`, *optional*): where to write the model, image processor, remote code, card and
+            `conversion_report.json`; nothing is written without it, or on an error.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+        token (`str`, *optional*): of the Hub.
+        num_tokens (`int`, *optional*), placement (`str`, *optional*): saved defaults of the image processor; the full grid
+            where neither is given.
+        num_labels (`int`, *optional*): gives a source without a classifier a freshly initialised one.
+        seed (`int`): of that initialisation.
+        overwrite_output_dir (`bool`): replace what is in `output_dir`.
+
+    Returns:
+        [`ConversionReport`], with `model` and `image_processor`.
+
+    Raises:
+        [`ConversionError`]: the source cannot be had, is of no known family, or lacks a tensor, has one too many or one of
+            a wrong shape. `ValueError`: another argument is wrong.
+    """
+    if num_tokens is not None or placement is not None:
+        check_placement(placement or "isotropic", num_tokens)
+    if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
+        raise ValueError(f"`num_labels` must be a positive integer; got {num_labels!r}")
+    if output_dir is not None:
+        check_output_dir(output_dir, overwrite_output_dir)
+
+    source = load_source(source_model, revision, token)
+    family_name = detect_family(source)
+    family = FAMILIES[family_name]
+    described = family.describe(source)
+    used, skipped = _match_names(source, family)
+    parts = {target: source.tensors[name].float() for name, target in used.items()}
+    names = {target: name for name, target in used.items()}
+
+    has_head = "classifier.weight" in parts
+    if has_head and num_labels is not None:
+        raise ValueError(
+            f"`num_labels` is for a source without a classifier; {source.name!r} has one of "
+            f"{parts['classifier.weight'].shape[0]} labels; got {num_labels}"
+        )
+    notes: list[str] = []
+    described.update(_describe_labels(source, parts, num_labels, notes))
+    if not has_head and num_labels is not None and family_name.startswith("dinov2"):
+        described["pooling"] = "cls_mean"  # what the family's own classifiers see
+    table_size = _table_size(described)
+    recipe_size = _recipe_size(source.recipe)
+    if family.interpolation is not None and recipe_size is not None:
+        described["image_size"] = recipe_size[0] if recipe_size[0] == recipe_size[1] else list(recipe_size)
+    config = _build_config(described, source, family_name)
+    state, origins = _assemble(parts, names, config, table_size, family.interpolation, source)
+
+    with_classifier = has_head or num_labels is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = SpotViTForImageClassification(config) if with_classifier else SpotViTModel(config)
+    missing = _load(model, state, origins, source, fresh_head=with_classifier and not has_head)
+    model.eval()
+
+    if source.recipe is None:
+        notes.append("no preprocessing recipe in the source: short side to size / 0.875, bicubic, ImageNet mean and std")
+    image_processor = SpotViTImageProcessor(
+        **(source.recipe or _default_recipe(*config.image_height_width)),
+        patch_size=config.patch_size,
+        num_tokens=num_tokens,
+        placement=placement,
+    )
+    report = ConversionReport(
+        source_model=source.name,
+        revision=source.revision,
+        family=family_name,
+        license=source.license,
+        architecture=type(model).__name__,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        used=used,
+        skipped=skipped,
+        missing=missing,
+        notes=notes,
+        model=model,
+        image_processor=image_processor,
+    )
+    if output_dir is not None:
+        with replaced_directory(output_dir, overwrite_output_dir) as temporary:
+            model.save_pretrained(temporary)
+            image_processor.save_pretrained(temporary)
+            (temporary / "conversion_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        report.output_dir = str(output_dir)
+    return report
+
+
+def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+    """`(source name → target, skipped source name → reason)`; a name that is in neither is an error."""
+    num_layers = _count_layers(source, family.layer_name)
+    expected: dict[str, str] = {}
+    for pattern, target in family.table.items():
+        for i in range(num_layers) if "{i}" in pattern else [0]:
+            name, to = pattern.format(i=i), target.format(i=i)
+            if to.endswith(BARE_PARAMETERS):
+                expected[name] = to
+            else:
+                expected.update({f"{name}.{kind}": f"{to}.{kind}" for kind in ("weight", "bias")})
+    used, skipped, unexpected = {}, {}, []
+    for name in source.tensors:
+        reason = next((reason for start, reason in SKIPPED.items() if name.startswith(start)), None)
+        if reason is not None:
+            skipped[name] = reason
+        elif name in expected:
+            used[name] = expected[name]
+        else:
+            unexpected.append(name)
+    if unexpected:
+        more = f" and {len(unexpected) - 3} more" if len(unexpected) > 3 else ""
+        raise ConversionError(
+            f"unexpected tensor `{'`, `'.join(unexpected[:3])}`{more} in {source.name}: the family has no such part, so the "
+            f"converted model would not compute what its source does"
+        )
+    doubled = [name for name, target in used.items() if list(used.values()).count(target) > 1]
+    if doubled:
+        raise ConversionError(f"tensors `{'`, `'.join(doubled)}` in {source.name} stand for the same parameter")
+    return used, skipped
+
+
+def _describe_labels(source: Source, parts: Tensors, num_labels: int | None, notes: list[str]) -> dict[str, Any]:
+    """`id2label` for the classifier's rows: the source's, timm's for ImageNet, or numbered."""
+    if "classifier.weight" in parts:
+        num_labels = parts["classifier.weight"].shape[0]
+    if num_labels is None:
+        return {}
+    config = source.config or {}
+    id2label = {int(i): str(label) for i, label in (config.get("id2label") or {}).items()}
+    label_names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    if not id2label and label_names:
+        descriptions = config.get("label_descriptions") or {}
+        id2label = {i: str(descriptions.get(name, name)) for i, name in enumerate(label_names)}
+    if not id2label and num_labels == 1000 and config.get("architecture") and is_timm_available():
+        from timm.data import ImageNetInfo
+
+        id2label = dict(enumerate(ImageNetInfo().label_descriptions()))
+    if sorted(id2label) != list(range(num_labels)):
+        notes.append(f"no names for the {num_labels} labels in the source: they are numbered")
+        id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
+    return {"id2label": id2label, "label2id": {label: i for i, label in id2label.items()}}
+
+
+def _table_size(described: dict[str, Any]) -> tuple[int, int]:
+    """`(rows, columns)` of the position table as it lies in the source."""
+    size = described["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // described["patch_size"], width // described["patch_size"]
+
+
+def _build_config(described: dict[str, Any], source: Source, family_name: str) -> SpotViTConfig:
+    source_model = {"name": source.name, "revision": source.revision, "family": family_name, "license": source.license}
+    try:
+        return SpotViTConfig(**described, source_model=source_model)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"config.json of {source.name}: {str(error).strip().splitlines()[-1].strip()}") from None
+
+
+def _assemble(
+    parts: Tensors,
+    names: dict[str, str],
+    config: SpotViTConfig,
+    table_size: tuple[int, int],
+    interpolation: dict[str, Any] | None,
+    source: Source,
+) -> tuple[Tensors, dict[str, str]]:
+    """Puts the targets that are no parameters together. Returns the encoder's and classifier's state, and for each key the
+    source's name, for messages."""
+    state, origins = dict(parts), dict(names)
+
+    def take(target: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+        if target not in state:
+            raise ConversionError(f"missing tensor in {source.name}: nothing for `{target}`")
+        tensor = state.pop(target)
+        if len(shape) != tensor.ndim or any(b is not None and a != b for a, b in zip(tensor.shape, shape, strict=True)):
+            expected = tuple("any" if size is None else size for size in shape)
+            raise ConversionError(
+                f"wrong shape of tensor `{names[target]}` in {source.name}: expected {expected}, got {tuple(tensor.shape)}"
+            )
+        return tensor
+
+    def put(target: str, tensor: torch.Tensor, *parts_of: str) -> None:
+        state[target] = tensor.contiguous()
+        origins[target] = " + ".join(names[part] for part in parts_of)
+
+    width, rows, columns = config.hidden_size, *table_size
+    table = take("position_table", (1, None, width))[0]
+    num_leading = len(table) - rows * columns
+    prefix_names = [name for name in ("cls_token", "distillation_token", "register_tokens") if name in state]
+    prefix = torch.cat([take(name, (1, None, width))[0] for name in prefix_names] or [table[:0]])
+    if "cls_token" not in names or len(prefix) != config.num_prefix_tokens:
+        raise ConversionError(
+            f"missing tensor in {source.name}: {config.num_prefix_tokens} class and register tokens are expected, "
+            f"{len(prefix)} found ({', '.join(names[name] for name in prefix_names) or 'none'})"
+        )
+    if not 0 <= num_leading <= len(prefix):
+        raise ConversionError(
+            f"wrong shape of tensor `{names['position_table']}` in {source.name}: expected {rows} × {columns} positions and "
+            f"up to {len(prefix)} before them, got {len(table)}"
+        )
+    prefix[:num_leading] += table[:num_leading]
+    put("embeddings.prefix_tokens", prefix[None], *prefix_names)
+    cells = table[num_leading:].unflatten(0, (rows, columns))
+    if tuple(config.position_grid_size) != (rows, columns) and interpolation is not None:
+        cells = nn.functional.interpolate(
+            cells.permute(2, 0, 1)[None], size=tuple(config.position_grid_size), **interpolation
+        )[0].permute(1, 2, 0)
+    put(
+        "embeddings.position_embeddings.weight",
+        solve_kernel_weights(cells, config.position_kernel_sigma),
+        "position_table",
+    )
+    patch_shape = (width, config.num_channels, config.patch_size, config.patch_size)
+    patch = take("embeddings.patch_projection.weight", patch_shape)
+    put("embeddings.patch_projection.weight", patch.flatten(1), "embeddings.patch_projection.weight")
+
+    for name in [name for name in state if ".mlp.fc" in name and config.use_swiglu_ffn]:  # timm's names of packed gates
+        new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
+        names[new] = origins[new] = names[name]
+        state[new] = state.pop(name)
+    for name in [name for name in state if ".qkv." in name or ".gate_up_proj." in name]:
+        layer, kind = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1]
+        targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
+        for target, chunk in zip(targets, state.pop(name).chunk(len(targets)), strict=False):
+            put(f"{layer}.{target}.{kind}", chunk, name)
+
+    if config.pooling == "cls_distillation":
+        # The mean of two linear heads is one linear head of both tokens.
+        heads = [(take(f"{name}.weight", (config.num_labels, width)), take(f"{name}.bias", (config.num_labels,)))
+                 for name in ("classifier", "distillation_classifier")]  # fmt: skip
+        put("classifier.weight", torch.cat([weight / 2 for weight, _ in heads], dim=1), "classifier.weight")
+        put("classifier.bias", torch.stack([bias / 2 for _, bias in heads]).sum(0), "classifier.bias")
+    return state, origins
+
+
+def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
+    """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
+    inner = "spot_vit." if isinstance(model, SpotViTForImageClassification) else ""
+    state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
+    fresh = {name: "the source has no classifier" for name in missing if fresh_head and name.startswith("classifier.")}
+    lost = [name for name in missing if name not in fresh]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        wanted = "`, `".join(_source_name(name.removeprefix(inner), source) for name in lost[:3])
+        raise ConversionError(f"missing tensor `{wanted}`{more} in {source.name}")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise ConversionError(f"unexpected tensor `{origins[name.removeprefix(inner)]}` in {source.name}: its config has no such part")
+        if tensor.shape != expected[name].shape:
+            raise ConversionError(
+                f"wrong shape of tensor `{origins[name.removeprefix(inner)]}` in {source.name}: "
+                f"{tuple(tensor.shape)} where its config says {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict({**expected, **state})
+    return fresh
+
+
+def _source_name(target: str, source: Source) -> str:
+    """What a parameter is called in the source's files, for a message."""
+    module, _, kind = target.rpartition(".")
+    table = FAMILIES[detect_family(source)].table
+    layer = next((part for part in module.split(".") if part.isdecimal()), "0")
+    for name, to in table.items():
+        to = to.format(i=layer)
+        if to == target:
+            return name.format(i=layer)
+        fused = to in (f"layers.{layer}.attention.qkv", f"layers.{layer}.mlp.gate_up_proj")
+        if to == module or (fused and module.rpartition(".")[0] == to.rpartition(".")[0] and not module.endswith(("o_proj", "down_proj"))):
+            return f"{name.format(i=layer)}.{kind}"
+    return target
+
+
+# -------------------------------------------------------------------------------------------------- output directory
+
+
+def check_output_dir(output_dir: str | Path, overwrite: bool) -> None:
+    """`ValueError` where writing `output_dir` would fail or destroy something."""
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`output_dir` must be a directory; {str(path)!r} is a file")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ValueError(f"`output_dir` {str(path)!r} is not empty; add --overwrite_output_dir to replace it")
+
+
+@contextmanager
+def replaced_directory(output_dir: str | Path, overwrite: bool):
+    """Yields a temporary directory that takes `output_dir`'s place when all went well, and vanishes when not."""
+    path = Path(output_dir)
+    check_output_dir(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+__all__ = ["FAMILIES", "ConversionError", "ConversionReport", "convert_checkpoint", "detect_family", "load_source"]

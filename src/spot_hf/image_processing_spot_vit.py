@@ -1,0 +1,423 @@
+"""Image processor of SpotViT: an ordinary one that also takes, or makes, coordinates, and maps them between frames.
+
+Two frames of relative coordinates `(x, y)`, 0 and 1 being an image's edges:
+
+- *image frame*: relative to the original image. What people write and data sets store: it serves models with different
+  resizes and crops.
+- *model frame*: relative to `pixel_values`. What the model receives. A point of the image that the crop removes lies
+  outside [0, 1] here.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+
+from .placement import PLACEMENTS, check_placement, generator_for, place
+
+
+# Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
+FLOAT32_INPUTS = ("coordinates", "window_scales")
+
+
+class SpotViTBatchFeature(BatchFeature):
+    """A `BatchFeature` whose `to(dtype)` leaves coordinates in float32."""
+
+    def to(self, *args, **kwargs) -> "SpotViTBatchFeature":
+        precise = {name: self.data[name] for name in FLOAT32_INPUTS if isinstance(self.data.get(name), torch.Tensor)}
+        super().to(*args, **kwargs)
+        for name, tensor in precise.items():
+            self.data[name] = tensor.to(self.data[name].device)
+        return self
+
+
+class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    coordinates (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
+        Token positions `(x, y)` in the image frame, in [0, 1]: one set `(num_tokens, 2)` for all images, or one set per
+        image, whose token counts may differ.
+    num_tokens (`int`, *optional*):
+        Number of tokens to place, where no coordinates are given.
+    placement (`str`, *optional*):
+        The spatial prior that places them, a name of `PLACEMENTS`; `"isotropic"` where only `num_tokens` is given.
+    seed (`int`, *optional*, defaults to 0):
+        Seed of random placements. A draw depends on the seed and the image's id alone.
+    image_ids (`list` of `str` or `int`, *optional*):
+        One id per image for random placements; by default a digest of the image's pixels.
+    saliency (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
+        One map `(rows, columns)` per image over the whole original image, no larger than it: not negative, not all zero.
+        For the placements `"salient"` and `"inverse_salient"`.
+    patch_size (`int`, *optional*, defaults to 16):
+        The model's patch size in pixels: its grid.
+    """
+
+    coordinates: Any
+    num_tokens: int | None
+    placement: str | None
+    seed: int | None
+    image_ids: Any
+    saliency: Any
+    patch_size: int
+
+
+# ---------------------------------------------------------------------------------------------------- bad input stops
+
+
+def _to_array(name: str, value: Any) -> np.ndarray:
+    """A float array of what a person gave, or a `ValueError` that names it."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().float().numpy()
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`{name}` must be numbers in a regular array; got {_shorten(value)}") from None
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_one_set(value: Any) -> bool:
+    """Whether `value` is a single (num_tokens, 2) set rather than one set per image."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return value.ndim == 2
+    first = value[0]
+    if isinstance(first, (torch.Tensor, np.ndarray)):
+        return first.ndim == 1
+    return isinstance(first, (list, tuple)) and bool(len(first)) and not isinstance(first[0], (list, tuple, np.ndarray))
+
+
+def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
+    """
+    Reads coordinates that a person gave.
+
+    Args:
+        coordinates (`torch.Tensor`, `np.ndarray` or nested list): one set `(num_tokens, 2)`, or one set per image.
+
+    Returns:
+        `tuple[list[np.ndarray], bool]`: the sets, each float32 `(num_tokens, 2)`, and whether it was one set for all.
+
+    Raises:
+        `ValueError`: wrong shape, no tokens, NaN or infinity, a value outside [0, 1].
+    """
+    accepted = "shape (num_tokens, 2) for all images, or one such set per image, as (x, y) in [0, 1]"
+    if not isinstance(coordinates, (torch.Tensor, np.ndarray, list, tuple)):
+        raise ValueError(f"`coordinates` must be a tensor, an array or a nested list of {accepted}; got {_shorten(coordinates)}")
+    if isinstance(coordinates, (torch.Tensor, np.ndarray)) and coordinates.ndim not in (2, 3):
+        raise ValueError(f"`coordinates` must have {accepted}; got shape {tuple(coordinates.shape)}")
+    if len(coordinates) == 0:
+        raise ValueError(f"`coordinates` must hold at least one token, in {accepted}; got none")
+    one_set = _is_one_set(coordinates)
+    sets = []
+    for i, values in enumerate([coordinates] if one_set else coordinates):
+        where = "`coordinates`" if one_set else f"`coordinates` of image {i}"
+        array = _to_array("coordinates", values)
+        if array.ndim == 2 and array.shape[0] == 0 or array.size == 0:
+            raise ValueError(f"{where} must hold at least one token; got shape {array.shape}")
+        if array.ndim != 2 or array.shape[1] != 2:
+            raise ValueError(f"{where} must have {accepted}; got shape {array.shape}")
+        if not np.isfinite(array).all():
+            bad = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise ValueError(f"{where} must be finite numbers in [0, 1]; token {bad} is {array[bad].tolist()}")
+        if array.min() < 0 or array.max() > 1:
+            bad = int(np.argwhere((array < 0) | (array > 1))[0, 0])
+            raise ValueError(
+                f"{where} must lie in [0, 1], relative to the image's size, as (x, y); token {bad} is {array[bad].tolist()}"
+            )
+        sets.append(array.astype(np.float32))
+    return sets, one_set
+
+
+def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
+    """One float64 map `(rows, columns)` per image, or a `ValueError` that names `saliency`."""
+    if isinstance(saliency, (torch.Tensor, np.ndarray)):
+        maps = [saliency] if saliency.ndim == 2 else list(saliency)
+    elif isinstance(saliency, (list, tuple)) and len(saliency):
+        maps = [saliency] if _to_array("saliency", saliency[0]).ndim == 1 else list(saliency)
+    else:
+        raise ValueError(f"`saliency` must be one map (rows, columns) per image; got {_shorten(saliency)}")
+    if len(maps) != num_images:
+        raise ValueError(f"`saliency` must hold one map per image, {num_images}; got {len(maps)}")
+    arrays = [_to_array("saliency", one) for one in maps]
+    for i, array in enumerate(arrays):
+        if array.ndim != 2 or array.size == 0:
+            raise ValueError(f"`saliency` of image {i} must have shape (rows, columns); got {array.shape}")
+        if not np.isfinite(array).all() or array.min() < 0:
+            raise ValueError(f"`saliency` of image {i} must be finite and not negative; its minimum is {array.min()}")
+        if not array.any():
+            raise ValueError(f"`saliency` of image {i} must not be zero everywhere; got a map of shape {array.shape}")
+    return arrays
+
+
+# ---------------------------------------------------------------------------------------------------------- processor
+
+
+class SpotViTImageProcessorMixin:
+    """What both backends share: all that concerns coordinates."""
+
+    valid_kwargs = SpotViTImageProcessorKwargs
+    model_input_names = ["pixel_values", "coordinates", "coordinates_mask"]
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 224, "width": 224}
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True  # or greyscale, CMYK and RGBA files, which ImageNet has, fail
+    patch_size = 16
+    num_tokens = None
+    placement = None
+    seed = 0
+
+    def preprocess(self, images, *args, **kwargs) -> SpotViTBatchFeature:
+        """
+        Prepares images, and their coordinates.
+
+        Args:
+            images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path or URL.
+            coordinates, num_tokens, placement, seed, image_ids, saliency, patch_size: see
+                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed` and `patch_size` default to what
+                `preprocessor_config.json` says. Without any of them the model uses its full grid.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`.
+            kwargs: any other keyword of a transformers image processor (`size`, `do_center_crop`, ...).
+
+        Returns:
+            [`SpotViTBatchFeature`]: `pixel_values` `(batch_size, 3, height, width)`; where tokens are placed, `coordinates`
+            `(batch_size, num_tokens, 2)`, float32, `(x, y)`, model frame; and, where counts differ between images,
+            `coordinates_mask` `(batch_size, num_tokens)`, bool, false for padding.
+
+        Raises:
+            `ValueError`: any input that is not as described, by name, before any image is processed.
+        """
+        if kwargs.get("coordinates") is not None:
+            for name in ("num_tokens", "placement"):
+                if kwargs.get(name) is not None:
+                    raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={kwargs[name]!r})")
+            kwargs["coordinates"] = check_coordinates(kwargs["coordinates"])
+        else:
+            kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement")))
+        return super().preprocess(images, *args, **kwargs)
+
+    def _resolve_placement(self, num_tokens: int | None, placement: str | None) -> dict[str, Any]:
+        """Fills in the saved defaults, and checks the result as far as it can be without an image."""
+        if placement is None:
+            placement = self.placement
+            if placement is None and (num_tokens or self.num_tokens) is not None:
+                placement = "isotropic"
+        if num_tokens is None and placement != "grid":
+            num_tokens = self.num_tokens
+        if placement is not None:
+            check_placement(placement, num_tokens)
+        return {"num_tokens": num_tokens, "placement": placement}
+
+    def _preprocess_image_like_inputs(
+        self,
+        images,
+        *args,
+        coordinates=None,
+        num_tokens=None,
+        placement=None,
+        seed=None,
+        image_ids=None,
+        saliency=None,
+        patch_size=None,
+        return_tensors=None,
+        **kwargs,
+    ) -> SpotViTBatchFeature:
+        images = self._prepare_image_like_inputs(images, **kwargs)  # each (num_channels, height, width)
+        num_images = len(images)
+        sets = None
+        if coordinates is not None:
+            sets, one_set = coordinates
+            if not one_set and len(sets) != num_images:
+                raise ValueError(
+                    f"`coordinates` must be one set (num_tokens, 2) for all images or one set per image, "
+                    f"{num_images}; got {len(sets)} sets"
+                )
+            sets = sets * num_images if one_set else sets
+        if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != num_images):
+            raise ValueError(f"`image_ids` must hold one id per image, {num_images}; got {_shorten(image_ids)}")
+        if placement is not None and PLACEMENTS[placement].saliency:
+            if saliency is None:
+                raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
+            saliency = check_saliency(saliency, num_images)
+            for i, (one, image) in enumerate(zip(saliency, images, strict=True)):
+                if one.shape[0] > image.shape[-2] or one.shape[1] > image.shape[-1]:
+                    raise ValueError(
+                        f"`saliency` of image {i} must be no larger than the image, (rows, columns) "
+                        f"{tuple(image.shape[-2:])}; got {one.shape}"
+                    )
+
+        frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
+        data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
+        if sets is not None:
+            sets = [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
+        elif placement is not None:
+            sets = []
+            for i, (image, frame) in enumerate(zip(images, frames, strict=True)):
+                pixel_values = torch.as_tensor(data["pixel_values"][i])
+                generator = local_saliency = None
+                if PLACEMENTS[placement].random:
+                    image_id = image_ids[i] if image_ids is not None else _content_id(image)
+                    generator = generator_for(seed if seed is not None else self.seed, image_id)
+                if PLACEMENTS[placement].saliency:
+                    local_saliency = frame.crop_map(saliency[i], tuple(pixel_values.shape[-2:]))
+                    if not local_saliency.any():
+                        raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
+                placed = place(placement, num_tokens, pixel_values, patch_size, generator, local_saliency)
+                sets.append(placed.numpy())
+        if sets is not None:
+            data.update(_stack(sets))
+        return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
+
+    # ------------------------------------------------------------------------------------------------------- frames
+
+    def to_model_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
+        """
+        Maps coordinates from the image frame to the model frame, through this processor's resize and crop.
+
+        Args:
+            coordinates (`torch.Tensor` or `np.ndarray` of shape `(..., 2)`): `(x, y)` relative to the original image.
+            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
+
+        Returns:
+            `coordinates`' type and shape: `(x, y)` relative to `pixel_values`; outside [0, 1] where the crop removes them.
+        """
+        return self._frame(image_size, **self._recipe()).to_model(coordinates)
+
+    def to_image_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
+        """The inverse of [`to_model_frame`]: `(x, y)` relative to `pixel_values` in, relative to the original image out."""
+        return self._frame(image_size, **self._recipe()).to_image(coordinates)
+
+    def _recipe(self) -> dict[str, Any]:
+        names = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
+        return {name: getattr(self, name, None) for name in names}
+
+    def _frame(self, image_size: tuple[int, int], **recipe) -> "_Frame":
+        width, height = image_size
+        if recipe.get("do_pad"):
+            raise ValueError("`do_pad` must be false: a padded image has no frame of its own; got true")
+        resized_height, resized_width = height, width
+        if recipe.get("do_resize"):
+            resized_height, resized_width = _resized_size(height, width, recipe["size"])
+        model_height, model_width, top, left = resized_height, resized_width, 0, 0
+        if recipe.get("do_center_crop"):
+            model_height, model_width = recipe["crop_size"].height, recipe["crop_size"].width
+            top = self._crop_offset(resized_height, model_height)
+            left = self._crop_offset(resized_width, model_width)
+        return _Frame(
+            scale=np.array([resized_width / model_width, resized_height / model_height]),
+            offset=np.array([-left / model_width, -top / model_height]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        result = super().to_dict()
+        result["auto_map"] = {"AutoImageProcessor": dict(AUTO_MAP)}
+        return result
+
+
+class _Frame:
+    """`model = image * scale + offset`, per axis `(x, y)`, in relative units; computed in float64."""
+
+    def __init__(self, scale: np.ndarray, offset: np.ndarray):
+        self.scale, self.offset = scale, offset
+
+    def to_model(self, coordinates):
+        return self._apply(coordinates, lambda c, scale, offset: c * scale + offset)
+
+    def to_image(self, coordinates):
+        return self._apply(coordinates, lambda c, scale, offset: (c - offset) / scale)
+
+    def _apply(self, coordinates, function):
+        if isinstance(coordinates, torch.Tensor):
+            scale = torch.tensor(self.scale, device=coordinates.device)
+            offset = torch.tensor(self.offset, device=coordinates.device)
+            return function(coordinates.double(), scale, offset).to(coordinates.dtype)
+        coordinates = np.asarray(coordinates)
+        dtype = coordinates.dtype if coordinates.dtype.kind == "f" else np.float32
+        return function(coordinates.astype(np.float64), self.scale, self.offset).astype(dtype)
+
+    def crop_map(self, saliency: np.ndarray, model_size: tuple[int, int]) -> torch.Tensor:
+        """A map over the original image, as a map `(height, width)` over the model's: the value under each pixel."""
+        height, width = model_size
+        x = self.to_image(np.stack([(np.arange(width) + 0.5) / width, np.zeros(width)], axis=-1))[:, 0]
+        y = self.to_image(np.stack([np.zeros(height), (np.arange(height) + 0.5) / height], axis=-1))[:, 1]
+        rows = np.floor(y * saliency.shape[0]).clip(0, saliency.shape[0] - 1).astype(int)
+        columns = np.floor(x * saliency.shape[1]).clip(0, saliency.shape[1] - 1).astype(int)
+        return torch.from_numpy(saliency[rows[:, None], columns[None]])
+
+
+def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """`(height, width)` after the backends' resize: by the functions that they call."""
+    if size.shortest_edge and size.longest_edge:
+        return get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
+    if size.shortest_edge:
+        image = np.broadcast_to(np.uint8(0), (3, height, width))  # only its shape is read
+        return get_resize_output_image_size(
+            image, size=size.shortest_edge, default_to_square=False, input_data_format="channels_first"
+        )
+    if size.max_height and size.max_width:
+        return get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    return size.height, size.width
+
+
+def _content_id(image: np.ndarray | torch.Tensor) -> str:
+    """An image's id where none is given: a digest of its decoded pixels, the same in both backends."""
+    array = np.ascontiguousarray(np.asarray(image))
+    return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
+
+
+def _stack(sets: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """One array, padded with a mask where token counts differ."""
+    counts = [len(one) for one in sets]
+    if len(set(counts)) == 1:
+        return {"coordinates": np.stack(sets).astype(np.float32)}
+    coordinates = np.full((len(sets), max(counts), 2), 0.5, dtype=np.float32)
+    mask = np.arange(max(counts))[None] < np.array(counts)[:, None]
+    coordinates[mask] = np.concatenate(sets)
+    return {"coordinates": coordinates, "coordinates_mask": mask}
+
+
+class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):
+    """SpotViT's image processor on PIL and NumPy: needs no torchvision."""
+
+    @staticmethod
+    def _crop_offset(size: int, crop: int) -> int:
+        return (size - crop) // 2
+
+
+if is_torchvision_available():
+
+    class SpotViTImageProcessor(SpotViTImageProcessorMixin, TorchvisionBackend):
+        """SpotViT's image processor on torchvision: batched, on any device."""
+
+        @staticmethod
+        def _crop_offset(size: int, crop: int) -> int:
+            return int((size - crop) / 2)
+
+else:
+    SpotViTImageProcessor = SpotViTImageProcessorPil
+
+AUTO_MAP = {
+    "torchvision": "image_processing_spot_vit.SpotViTImageProcessor",
+    "pil": "image_processing_spot_vit.SpotViTImageProcessorPil",
+}
+
+__all__ = ["SpotViTImageProcessor", "SpotViTImageProcessorPil"]

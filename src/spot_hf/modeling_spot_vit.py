@@ -1,0 +1,544 @@
+"""SpotViT: a Vision Transformer whose patch tokens sit at continuous, subpixel positions (SPoT, arXiv 2507.01654).
+
+Conventions, for every function here:
+
+- `coordinates`: float32, `(batch_size, num_tokens, 2)`, order `(x, y)`, relative to `pixel_values`: 0 is the left or top
+  edge of the image, 1 its right or bottom edge. Pixel `i` of a row of `width` pixels has its centre at
+  `(i + 0.5) / width`.
+- A token is a window of `patch_size` × `patch_size` samples, one pixel apart, centred on its coordinate.
+- A grid cell's centre is one such coordinate: with all of them, a converted model is its source model.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
+from .placement import grid
+
+
+if TYPE_CHECKING:
+    # Saving a model copies the files that this one imports: these two, so that a saved model also has its processor
+    # and its pipeline.
+    from .image_processing_spot_vit import SpotViTImageProcessor  # noqa: F401
+    from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
+
+
+# ---------------------------------------------------------------------------------------------------------- windows
+
+
+def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions within float rounding of a pixel's centre mean that pixel: a cell's window is then exactly its patch.
+
+    A relative coordinate in [0, 1] is rounded to `eps / 2`, and its product with `size` again: `size * eps` pixels at
+    the most. The gradient passes through unchanged.
+    """
+    nearest = positions.detach().round()
+    on_pixel = (positions.detach() - nearest).abs() <= size * torch.finfo(positions.dtype).eps
+    return torch.where(on_pixel, nearest + (positions - positions.detach()), positions)
+
+
+def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """
+    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token, repeating the border pixel.
+
+    Args:
+        image: `(batch_size, num_channels, height, width)`.
+        x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
+
+    Returns:
+        `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
+    """
+    batch_size, num_channels, height, width = image.shape
+    num_tokens, patch_size = x.shape[1:]
+    x, y = _snap_to_pixels(x, width), _snap_to_pixels(y, height)
+    left, top = x.detach().floor(), y.detach().floor()
+    weight_right, weight_bottom = x - left, y - top
+    columns = [(left + i).long().clamp(0, width - 1) for i in (0, 1)]
+    rows = [(top + i).long().clamp(0, height - 1) for i in (0, 1)]
+    pixels = image.flatten(2)  # (batch_size, num_channels, height * width)
+
+    def corner(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        index = (row[..., :, None] * width + column[..., None, :]).flatten(1)  # (batch_size or 1, tokens * patch²)
+        index = index[:, None].expand(batch_size, num_channels, -1)
+        return pixels.gather(2, index).unflatten(2, (num_tokens, patch_size, patch_size))
+
+    weight_right = weight_right[:, None, :, None, :]  # (batch_size or 1, 1, num_tokens, 1, patch_size)
+    weight_bottom = weight_bottom[:, None, :, :, None]
+    upper = torch.lerp(corner(rows[0], columns[0]), corner(rows[0], columns[1]), weight_right)
+    lower = torch.lerp(corner(rows[1], columns[0]), corner(rows[1], columns[1]), weight_right)
+    return torch.lerp(upper, lower, weight_bottom).transpose(1, 2)
+
+
+def sample_windows(
+    pixel_values: torch.Tensor,
+    coordinates: torch.Tensor,
+    patch_size: int,
+    window_scales: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Cuts each token's window out of its image. Differentiable in all three tensors.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): computed in float32 at least.
+        coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`): window centres `(x, y)`, relative to
+            the image, 0 and 1 being its edges. Samples outside the image repeat its border pixel.
+        patch_size (`int`): samples per side.
+        window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): distance between samples in
+            pixels, above 0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2
+            means, linearly between the two levels whose pixels are nearest to the scale.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, float32 (or float64).
+    """
+    dtype = torch.promote_types(torch.promote_types(pixel_values.dtype, coordinates.dtype), torch.float32)
+    image, coordinates = pixel_values.to(dtype), coordinates.to(dtype)
+    height, width = image.shape[-2:]
+    center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
+    center_y = coordinates[..., 1:2] * height - 0.5
+    offsets = torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2
+    if window_scales is None:
+        return _sample_bilinear(image, center_x + offsets, center_y + offsets)
+
+    offsets = offsets * window_scales.to(dtype)[..., None]
+    num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
+    level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
+    windows = 0
+    for k in range(num_levels):
+        if k > 0:  # An odd last row or column is averaged alone: the same as repeating the border pixel.
+            image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+        # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
+        x, y = ((center + offsets + 0.5) / 2**k - 0.5 for center in (center_x, center_y))
+        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y)
+    return windows
+
+
+# --------------------------------------------------------------------------------------------- position embeddings
+
+
+def gaussian_kernel(positions: torch.Tensor, num_centers: int, sigma: float) -> torch.Tensor:
+    """
+    `exp(-d² / 2σ²)` of the distances `d`, in cells, of relative positions in [0, 1] to the centres of `num_centers` cells.
+
+    Args:
+        positions: `(...)`, relative: 0 and 1 are the edges of the image.
+        num_centers: number of equal cells along the axis.
+        sigma: bandwidth, in cells.
+
+    Returns:
+        `(..., num_centers)`.
+    """
+    centers = torch.arange(num_centers, dtype=positions.dtype, device=positions.device) + 0.5
+    distances = positions[..., None] * num_centers - centers
+    return torch.exp(distances.square() / (-2 * sigma**2))
+
+
+def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
+    """
+    Weights of the Gaussian kernel interpolation that reproduces a position table at the centres of its cells.
+
+    Args:
+        table (`torch.Tensor` of shape `(rows, columns, hidden_size)`): the source model's position embeddings.
+        sigma (`float`): bandwidth of the kernel, in cells.
+
+    Returns:
+        `torch.Tensor` of the same shape and dtype; solved in float64, axis by axis, as the kernel is separable.
+    """
+    weights = table.double()
+    for axis in (0, 1):
+        count = table.shape[axis]
+        centers = (torch.arange(count, dtype=torch.float64, device=table.device) + 0.5) / count
+        kernel = gaussian_kernel(centers, count, sigma)
+        weights = torch.linalg.solve(kernel, weights.movedim(axis, 0).flatten(1)).unflatten(
+            1, weights.movedim(axis, 0).shape[1:]
+        )
+        weights = weights.movedim(0, axis)
+    return weights.to(table.dtype)
+
+
+class SpotViTPositionEmbeddings(nn.Module):
+    """Position embedding at any point of the image: `e(s) = Σ_j exp(-|s - c_j|² / 2σ²) w_j` over the cells `c_j` of the
+    source model's table. Computed in float32, whatever the model's dtype."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        rows, columns = config.position_grid_size
+        self.sigma = config.position_kernel_sigma
+        self.weight = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        rows, columns, hidden_size = self.weight.shape
+        # Autocast would round the kernel, and with it the position, to bfloat16.
+        with torch.autocast(coordinates.device.type, enabled=False):
+            kernel_x = gaussian_kernel(coordinates[..., 0], columns, self.sigma)  # (batch_size, num_tokens, columns)
+            kernel_y = gaussian_kernel(coordinates[..., 1], rows, self.sigma)  # (batch_size, num_tokens, rows)
+            kernel = (kernel_y[..., :, None] * kernel_x[..., None, :]).flatten(-2)
+            return kernel @ self.weight.reshape(rows * columns, hidden_size).to(kernel.dtype)
+
+
+class SpotViTEmbeddings(nn.Module):
+    """Turns images and coordinates into the encoder's input: class token and registers, then one token per window."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.config = config
+        # Position embeddings of the class and distillation tokens are part of these.
+        self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
+        self.patch_projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embeddings = SpotViTPositionEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        coordinates: torch.Tensor | None = None,
+        window_scales: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if coordinates is None:
+            height, width = pixel_values.shape[-2:]
+            coordinates = grid(height, width, self.config.patch_size).to(pixel_values.device)[None]
+        windows = sample_windows(pixel_values, coordinates, self.config.patch_size, window_scales)
+        windows = windows.flatten(2)  # (batch_size, num_tokens, num_channels * patch_size²)
+        embeddings = self.patch_projection(windows.to(self.patch_projection.weight.dtype))
+        embeddings = embeddings + self.position_embeddings(coordinates).to(embeddings.dtype)
+        prefix_tokens = self.prefix_tokens.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
+        return self.dropout(torch.cat([prefix_tokens, embeddings], dim=1))
+
+
+# ----------------------------------------------------------------------------------------------------------- encoder
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations, of `(batch_size, num_heads, num_tokens, head_dim)`; also returns its weights."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SpotViTAttention(nn.Module):
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, num_tokens, hidden_size = hidden_states.shape
+        heads = (batch_size, num_tokens, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights
+
+
+class SpotViTMLP(nn.Module):
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class SpotViTSwiGLU(nn.Module):
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class SpotViTLayerScale(nn.Module):
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.scale
+
+
+class SpotViTLayer(GradientCheckpointingLayer):
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = SpotViTAttention(config)
+        self.layer_scale1 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SpotViTSwiGLU(config) if config.use_swiglu_ffn else SpotViTMLP(config)
+        self.layer_scale2 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(self.layer_scale1(attended))
+        return hidden_states + self.dropout(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+class SpotViTPreTrainedModel(PreTrainedModel):
+    config: SpotViTConfig
+    config_class = SpotViTConfig
+    base_model_prefix = "spot_vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SpotViTEmbeddings", "SpotViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": SpotViTLayer, "attentions": SpotViTAttention}
+
+    # Writes the README of a saved model. Set by the installed package (`spot_hf.cards`): remote code has no templates.
+    _write_model_card: Callable | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, SpotViTEmbeddings):
+            init.trunc_normal_(module.prefix_tokens, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, SpotViTPositionEmbeddings):
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, SpotViTLayerScale):
+            init.constant_(module.scale, self.config.layerscale_value)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
+        needs, and a model card where there is none."""
+        # A model loaded from a repository refers to that repository's code; its copy refers to its own.
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+        if self._write_model_card is not None:
+            self._write_model_card(save_directory)
+
+
+class SpotViTModel(SpotViTPreTrainedModel):
+    """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`)."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__(config)
+        self.embeddings = SpotViTEmbeddings(config)
+        self.layers = nn.ModuleList([SpotViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_projection
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
+        coordinates_mask: torch.Tensor | None = None,
+        window_scales: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): any height and width of
+                at least `patch_size`.
+            coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`, float32, *optional*): centre `(x, y)`
+                of each token's window, relative to `pixel_values`; 0 and 1 are the image's edges. A batch of 1 serves
+                all images. By default the centres of all grid cells, as in the source model.
+            coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, bool or integer, *optional*): 1 for
+                tokens, 0 for padding, which no token attends to and no mean includes.
+            window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): pixels between a
+                window's samples, above 0; 1 by default. At 2, a token sees twice the width and height.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`
+            and `pooler_output` `(batch_size, pooled_size)`. The final layer norm is in `last_hidden_state`, or, with
+            `config.norm_after_pooling`, only in `pooler_output`.
+
+        Raises:
+            `ValueError`: a tensor's shape or dtype is not as above.
+        """
+        self._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
+        hidden_states = self.embeddings(pixel_values, coordinates, window_scales)
+        attention_mask = None
+        if coordinates_mask is not None:
+            coordinates_mask = coordinates_mask.bool().expand(hidden_states.shape[0], -1)
+            prefix_mask = coordinates_mask.new_ones(hidden_states.shape[0], self.config.num_prefix_tokens)
+            attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=torch.cat([prefix_mask, coordinates_mask], dim=1),
+            )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        if self.config.norm_after_pooling:
+            pooled = self.layernorm(self._pool(hidden_states, coordinates_mask))
+        else:
+            hidden_states = self.layernorm(hidden_states)
+            pooled = self._pool(hidden_states, coordinates_mask)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def _pool(self, hidden_states: torch.Tensor, coordinates_mask: torch.Tensor | None) -> torch.Tensor:
+        """`(batch_size, sequence, hidden_size)` to `(batch_size, pooled_size)`."""
+        pooling = self.config.pooling
+        if pooling == "cls":
+            return hidden_states[:, 0]
+        if pooling == "cls_distillation":
+            return hidden_states[:, :2].flatten(1)
+        patches = hidden_states[:, self.config.num_prefix_tokens :]
+        if coordinates_mask is None:
+            mean = patches.mean(dim=1)
+        else:
+            weights = coordinates_mask[..., None].to(patches.dtype)
+            mean = (patches * weights).sum(dim=1) / weights.sum(dim=1)
+        return mean if pooling == "mean" else torch.cat([hidden_states[:, 0], mean], dim=1)
+
+    def _check_inputs(self, pixel_values, coordinates, coordinates_mask, window_scales):
+        """One `ValueError` that names the argument, before any compute. Shapes and dtypes only: values would need a
+        synchronisation of the device; the image processor has checked them."""
+        if pixel_values is None:
+            raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
+        channels, patch_size = self.config.num_channels, self.config.patch_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
+            raise ValueError(
+                f"`pixel_values` must have shape (batch_size, {channels}, height, width) with height and width of at "
+                f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"
+            )
+        batch_size = pixel_values.shape[0]
+        if coordinates is None:
+            for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
+                if value is not None:
+                    raise ValueError(f"`{name}` needs `coordinates`: it has one entry per coordinate; got none")
+            return
+        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or coordinates.shape[0] not in (1, batch_size):
+            raise ValueError(
+                f"`coordinates` must have shape (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
+                f"got {tuple(coordinates.shape)}"
+            )
+        if coordinates.shape[1] == 0:
+            raise ValueError(f"`coordinates` must hold at least one token; got shape {tuple(coordinates.shape)}")
+        for name, value in {"coordinates": coordinates, "window_scales": window_scales}.items():
+            if value is not None and value.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"`{name}` must be float32, whatever the model's dtype: bfloat16 moves a position by almost a "
+                    f"pixel; got {value.dtype}"
+                )
+        for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
+            if value is not None and (
+                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or value.shape[0] not in (1, batch_size)
+            ):
+                raise ValueError(
+                    f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
+                    f"`coordinates`; got {tuple(value.shape)}"
+                )
+
+
+class SpotViTForImageClassification(SpotViTPreTrainedModel):
+    """SpotViT with a linear classifier on its pooled feature."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.spot_vit = SpotViTModel(config)
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
+        coordinates_mask: torch.Tensor | None = None,
+        window_scales: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values, coordinates, coordinates_mask, window_scales: as in [`SpotViTModel.forward`].
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices in
+                `[0, config.num_labels)` for the cross-entropy loss; float values where `config.problem_type` says
+                regression or multi-label classification.
+
+        Returns:
+            `ImageClassifierOutput`: `logits` `(batch_size, num_labels)`, and `loss` where `labels` are given.
+
+        Raises:
+            `ValueError`: a tensor's shape or dtype is not as above.
+        """
+        outputs = self.spot_vit(
+            pixel_values,
+            coordinates=coordinates,
+            coordinates_mask=coordinates_mask,
+            window_scales=window_scales,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"]

@@ -1,0 +1,248 @@
+"""Placements: the spatial priors that say where tokens sit (SPoT, arXiv 2507.01654, section on spatial priors).
+
+Pure functions of the number of tokens that return coordinates: float32, `(num_tokens, 2)`, order `(x, y)`, in [0, 1],
+relative to the image that the model sees (0 and 1 are its edges). Random ones take a `torch.Generator` from
+[`generator_for`], so that a draw depends on the seed and the image alone, never on batch mates or on the process.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+# ------------------------------------------------------------------------------------------------------ deterministic
+
+
+def grid(height: int, width: int, patch_size: int) -> torch.Tensor:
+    """Centres of all grid cells, row by row: the tokens of an ordinary ViT. `height`, `width`, `patch_size` in pixels;
+    pixels beyond the last whole patch belong to no cell, as in a convolution with that stride."""
+    x = (torch.arange(width // patch_size) + 0.5) * patch_size / width
+    y = (torch.arange(height // patch_size) + 0.5) * patch_size / height
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def _isotropic_rows(num_tokens: int, aspect_ratio: float) -> list[int]:
+    """Tokens per row: as many rows as make the cells nearly square, counts that differ by at most one."""
+    num_rows = min(num_tokens, max(1, round((num_tokens / aspect_ratio) ** 0.5)))
+    return [(num_tokens * (i + 1)) // num_rows - (num_tokens * i) // num_rows for i in range(num_rows)]
+
+
+def _isotropic_cells(num_tokens: int, aspect_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres and sizes `(num_tokens, 2)` of cells of equal area that tile the image in rows."""
+    centers, sizes = [], []
+    done = 0
+    for count in _isotropic_rows(num_tokens, aspect_ratio):
+        y, cell_height = (done + count / 2) / num_tokens, count / num_tokens
+        centers += [((j + 0.5) / count, y) for j in range(count)]
+        sizes += [(1 / count, cell_height)] * count
+        done += count
+    return torch.tensor(centers), torch.tensor(sizes)
+
+
+def isotropic(num_tokens: int, aspect_ratio: float = 1.0) -> torch.Tensor:
+    """
+    Even coverage by any number of tokens: centres of `num_tokens` cells of equal area, in rows. A square number gives the
+    regular lattice; as many tokens as the model's grid has cells give that grid.
+
+    Args:
+        num_tokens (`int`): at least 1.
+        aspect_ratio (`float`): width / height of the image.
+    """
+    return _isotropic_cells(num_tokens, aspect_ratio)[0]
+
+
+def center(num_tokens: int, aspect_ratio: float = 1.0) -> torch.Tensor:
+    """Isotropic, contracted towards the centre: `0.5 + d (1 - exp(-(d / 0.2)²))` for each offset `d` from the centre."""
+    offsets = isotropic(num_tokens, aspect_ratio) - 0.5
+    return 0.5 + offsets * (1 - torch.exp(-((offsets / 0.2) ** 2)))
+
+
+# ------------------------------------------------------------------------------------------------------------- random
+
+
+def generator_for(seed: int, image_id: str | int) -> torch.Generator:
+    """A CPU generator whose stream is a function of the run's seed and the image alone."""
+    digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def uniform(num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """Independent and uniform over the image."""
+    return torch.rand(num_tokens, 2, generator=generator)
+
+
+def gaussian(num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """Independent and normal around the centre, standard deviation 1/π of the image, clamped to the image."""
+    return (torch.randn(num_tokens, 2, generator=generator) / torch.pi + 0.5).clamp(0, 1)
+
+
+def sobol(num_tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """A scrambled Sobol sequence: random, yet evenly spread."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(num_tokens)
+
+
+def uniform_perturb(num_tokens: int, generator: torch.Generator, aspect_ratio: float = 1.0) -> torch.Tensor:
+    """Isotropic, each token uniform within its own cell (stratified sampling)."""
+    centers, sizes = _isotropic_cells(num_tokens, aspect_ratio)
+    return centers + sizes * (torch.rand(num_tokens, 2, generator=generator) - 0.5)
+
+
+def gaussian_perturb(num_tokens: int, generator: torch.Generator, aspect_ratio: float = 1.0) -> torch.Tensor:
+    """Isotropic, each token moved by a normal step of a quarter of its cell, clamped to the image."""
+    centers, sizes = _isotropic_cells(num_tokens, aspect_ratio)
+    return (centers + sizes / 4 * torch.randn(num_tokens, 2, generator=generator)).clamp(0, 1)
+
+
+def grid_subset(num_tokens: int, generator: torch.Generator, cells: torch.Tensor) -> torch.Tensor:
+    """`num_tokens` different cells of the grid `cells` (`(num_cells, 2)`), in grid order: PatchDropout at inference."""
+    chosen = torch.randperm(len(cells), generator=generator)[:num_tokens].sort().values
+    return cells[chosen]
+
+
+def salient(num_tokens: int, generator: torch.Generator, saliency: torch.Tensor) -> torch.Tensor:
+    """
+    Cells of a saliency map drawn with probability proportional to it, and a uniform point within each. Without
+    replacement while cells with saliency last.
+
+    Args:
+        num_tokens (`int`): at least 1.
+        generator (`torch.Generator`): of the draw.
+        saliency (`torch.Tensor` of shape `(rows, columns)`): not negative, not all zero, over the image that the model
+            sees.
+    """
+    rows, columns = saliency.shape
+    weights = saliency.flatten().double()
+    replacement = num_tokens > int((weights > 0).sum())
+    # torch.multinomial takes at most 2^24 categories: far more than a saliency map at image size has.
+    cells = torch.multinomial(weights, num_tokens, replacement=replacement, generator=generator)
+    corners = torch.stack([cells % columns, cells // columns], dim=-1).float()
+    points = corners + torch.rand(num_tokens, 2, generator=generator)
+    return points / torch.tensor([columns, rows])
+
+
+def inverse_salient(num_tokens: int, generator: torch.Generator, saliency: torch.Tensor) -> torch.Tensor:
+    """As [`salient`], of the map's complement `max - saliency`: where the map points away from. Uniform for a flat map."""
+    complement = saliency.max() - saliency
+    return salient(num_tokens, generator, complement if complement.any() else torch.ones_like(saliency))
+
+
+def edge_saliency(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Edge strength of an image, a saliency map for [`salient`]: magnitude of the brightness gradient.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(num_channels, height, width)`): the image as the model sees it.
+
+    Returns:
+        `torch.Tensor` of shape `(height, width)`; all ones where the image is flat.
+    """
+    brightness = pixel_values.float().mean(dim=0)
+    d_y, d_x = torch.gradient(brightness)
+    strength = torch.hypot(d_x, d_y)
+    return strength if strength.any() else torch.ones_like(strength)
+
+
+# ----------------------------------------------------------------------------------------------------------- registry
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A named prior, and what it needs beside the number of tokens."""
+
+    function: Callable[..., torch.Tensor]
+    random: bool = False
+    aspect_ratio: bool = False
+    saliency: bool = False
+    on_grid: bool = False
+
+
+PLACEMENTS = {
+    "grid": Placement(grid, on_grid=True),
+    "isotropic": Placement(isotropic, aspect_ratio=True),
+    "center": Placement(center, aspect_ratio=True),
+    "uniform": Placement(uniform, random=True),
+    "gaussian": Placement(gaussian, random=True),
+    "sobol": Placement(sobol, random=True),
+    "edge": Placement(salient, random=True),
+    "salient": Placement(salient, random=True, saliency=True),
+    "inverse_salient": Placement(inverse_salient, random=True, saliency=True),
+    "grid_subset": Placement(grid_subset, random=True, on_grid=True),
+    "uniform_perturb": Placement(uniform_perturb, random=True, aspect_ratio=True),
+    "gaussian_perturb": Placement(gaussian_perturb, random=True, aspect_ratio=True),
+}
+MAX_TOKENS = 65536
+
+
+def check_placement(placement: str, num_tokens: int | None, num_cells: int | None = None) -> None:
+    """
+    Raises `ValueError` for a placement that does not exist, and for a number of tokens that it cannot place.
+
+    Args:
+        placement (`str`): one of `PLACEMENTS`.
+        num_tokens (`int`, *optional*): needed by all placements but `grid`.
+        num_cells (`int`, *optional*): number of the model's grid cells, where it is known already.
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"`placement` must be one of {', '.join(PLACEMENTS)}; got {placement!r}")
+    if num_tokens is None:
+        if placement != "grid":
+            raise ValueError(f"`placement={placement!r}` needs `num_tokens`, a positive integer; got none")
+        return
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 1 <= num_tokens <= MAX_TOKENS:
+        raise ValueError(f"`num_tokens` must be an integer from 1 to {MAX_TOKENS}; got {num_tokens!r}")
+    if num_cells is not None:
+        if placement == "grid" and num_tokens != num_cells:
+            raise ValueError(f"`num_tokens` must be {num_cells} (all cells) with placement='grid'; got {num_tokens}")
+        if placement == "grid_subset" and num_tokens > num_cells:
+            raise ValueError(f"`num_tokens` must be at most {num_cells} with placement='grid_subset'; got {num_tokens}")
+
+
+def place(
+    placement: str,
+    num_tokens: int | None,
+    pixel_values: torch.Tensor,
+    patch_size: int,
+    generator: torch.Generator | None = None,
+    saliency: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Coordinates for one image by the name of the prior.
+
+    Args:
+        placement (`str`): one of `PLACEMENTS`.
+        num_tokens (`int`, *optional*): number of tokens; not needed by `grid`.
+        pixel_values (`torch.Tensor` of shape `(num_channels, height, width)`): the image as the model sees it. Its size
+            gives grid and aspect ratio, its content the `edge` placement.
+        patch_size (`int`): of the model, in pixels.
+        generator (`torch.Generator`, *optional*): for the random ones, from [`generator_for`].
+        saliency (`torch.Tensor` of shape `(rows, columns)`, *optional*): for `salient` and `inverse_salient`, over the
+            image that the model sees.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens, 2)`: float32, `(x, y)` in [0, 1], relative to `pixel_values`.
+
+    Raises:
+        `ValueError`: as [`check_placement`]; a saliency map that is needed and not given.
+    """
+    height, width = pixel_values.shape[-2:]
+    num_cells = (height // patch_size) * (width // patch_size)
+    check_placement(placement, num_tokens, num_cells)
+    spec = PLACEMENTS[placement]
+    if placement == "grid":
+        return grid(height, width, patch_size)
+    inputs: dict = {"num_tokens": num_tokens}
+    if spec.random:
+        inputs["generator"] = generator if generator is not None else generator_for(0, "")
+    if spec.aspect_ratio:
+        inputs["aspect_ratio"] = width / height
+    if spec.on_grid:
+        inputs["cells"] = grid(height, width, patch_size)
+    if placement == "edge":
+        inputs["saliency"] = edge_saliency(pixel_values)
+    elif spec.saliency:
+        if saliency is None:
+            raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
+        inputs["saliency"] = saliency
+    return spec.function(**inputs).float()
