@@ -1,0 +1,186 @@
+"""A converted model as someone finds it who has transformers and not this package: `trust_remote_code=True` on a directory.
+
+The first process loads what `convert_checkpoint` wrote, the second what the first saved again.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers.utils import is_torchvision_available
+
+
+CODE = {
+    "configuration_spot_vit.py",
+    "modeling_spot_vit.py",
+    "image_processing_spot_vit.py",
+    "placement.py",
+    "pipeline_spot_vit.py",
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tiny_vit, photos, tmp_path_factory) -> tuple[Path, Path]:
+    """A directory written by `convert_checkpoint`, and a file of what the package itself computes from it."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+    from transformers import pipeline
+
+    from spot_hf import convert_checkpoint
+
+    directory = tmp_path_factory.mktemp("converted") / "model"
+    report = convert_checkpoint(str(tiny_vit), directory, num_tokens=7, placement="isotropic")
+    model, image_processor = report.model, report.image_processor
+    images = [Image.open(photo) for photo in photos]
+    inputs = image_processor(images, return_tensors="pt")
+    with torch.no_grad():
+        tensors = {
+            **inputs,
+            "logits": model(**inputs).logits,
+            "full_grid_logits": model(inputs["pixel_values"]).logits,
+            "pooler_output": model.spot_vit(**inputs).pooler_output,
+        }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, directory.parent / "expected.safetensors")
+    classifier = pipeline("spot-image-classification", model=model, image_processor=image_processor)
+    predictions = {
+        "saved": classifier(photos),
+        "center": classifier(photos, num_tokens=5, placement="center", return_coordinates=True),
+    }
+    (directory.parent / "expected.json").write_text(json.dumps(predictions))
+    return directory, directory.parent
+
+
+def load(directory, expected, photos, save_to):
+    """In the new process: loads all there is, compares it with what the package computed, saves it again."""
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+
+    def aligned(model):
+        """Weights lie in memory as in their file; matrix products round by their operands' alignment. Copies are aligned."""
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return model
+
+    tensors = load_file(f"{expected}/expected.safetensors")
+    remote = {"trust_remote_code": True}
+    model = aligned(AutoModelForImageClassification.from_pretrained(directory, **remote))
+    encoder = aligned(AutoModel.from_pretrained(directory, **remote))
+    image_processor = AutoImageProcessor.from_pretrained(directory, **remote)
+    config = AutoConfig.from_pretrained(directory, **remote)
+    inputs = image_processor([Image.open(photo) for photo in photos], return_tensors="pt")
+    with torch.no_grad():
+        computed = {
+            **inputs,
+            "logits": model(**inputs).logits,
+            "full_grid_logits": model(inputs["pixel_values"]).logits,
+            "pooler_output": encoder(**inputs).pooler_output,
+        }
+    spot = pipeline("spot-image-classification", model=directory, **remote)
+    stock = pipeline("image-classification", model=directory, **remote)
+    aligned(spot.model), aligned(stock.model)
+
+    seen = {}
+    half = pipeline("image-classification", model=directory, dtype=torch.bfloat16, **remote)
+    half.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update({name: str(tensor.dtype) for name, tensor in kwargs.items()}),
+        with_kwargs=True,
+    )
+    spot.save_pretrained(save_to)
+    return {
+        "modules": [type(one).__module__ for one in (model, encoder, image_processor, config, spot)],
+        "classes": [type(one).__name__ for one in (model, encoder, image_processor, config, spot, stock)],
+        "differences": {name: (computed[name] - tensor).abs().max().item() for name, tensor in tensors.items()},
+        "spot": spot(photos),
+        "stock": stock(photos),
+        "center": spot(photos, num_tokens=5, placement="center", return_coordinates=True),
+        "half": half(photos),
+        "half_inputs": seen,
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> list[Path]:
+    return [tmp_path_factory.mktemp("saved") / str(i) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def loaded(converted, photos, saved, fresh_process):
+    directory, expected = converted
+    return fresh_process(load, directory, expected, photos, saved[0], without_spot_hf=True)
+
+
+@pytest.fixture(scope="module")
+def reloaded(loaded, converted, photos, saved, fresh_process):
+    return fresh_process(load, saved[0], converted[1], photos, saved[1], without_spot_hf=True)
+
+
+PROCESSES = ["loaded", "reloaded"]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_all_code_is_the_repositorys(process, request):
+    result = request.getfixturevalue(process)
+    assert all(module.startswith("transformers_modules.") for module in result["modules"]), result["modules"]
+    assert result["classes"] == [
+        "SpotViTForImageClassification",
+        "SpotViTModel",
+        "SpotViTImageProcessor" if is_torchvision_available() else "SpotViTImageProcessorPil",
+        "SpotViTConfig",
+        "SpotImageClassificationPipeline",
+        "ImageClassificationPipeline",
+    ]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_inputs_and_outputs_are_the_packages_bit_for_bit(process, request):
+    result = request.getfixturevalue(process)
+    # The same operations in the same order, on one thread and aligned memory: no rounding differs.
+    assert result["differences"] == dict.fromkeys(
+        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output"], 0.0
+    )
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_pipelines_predict_as_the_packages(process, converted, request):
+    result = request.getfixturevalue(process)
+    expected = json.loads((converted[1] / "expected.json").read_text())
+    assert result["spot"] == result["stock"] == expected["saved"]
+    assert result["center"] == expected["center"]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_stock_pipeline_in_bfloat16_keeps_coordinates_in_float32(process, request):
+    result = request.getfixturevalue(process)
+    assert result["half_inputs"] == {"pixel_values": "torch.bfloat16", "coordinates": "torch.float32"}
+    for half, full in zip(result["half"], result["stock"], strict=True):
+        scores = {one["label"]: one["score"] for one in full}
+        # bfloat16 has 8 bits: 0.4% per operation, a few percent of a logit of order 1 through two layers.
+        assert {one["label"]: one["score"] for one in half} == pytest.approx(scores, abs=0.05)
+
+
+def test_saving_what_was_loaded_gives_the_same_files(converted, loaded, reloaded, saved):
+    first, second, third = (directory_contents(directory) for directory in (converted[0], *saved))
+    # Written by the installed package alone: remote code has neither a report nor templates of cards.
+    for name in ("conversion_report.json", "README.md"):
+        first.pop(name)
+    assert set(first) == {*CODE, "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert first == second == third
+
+
+def directory_contents(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_saved_files_refer_to_the_code_beside_them(loaded, saved):
+    config = json.loads((saved[0] / "config.json").read_text())
+    recipe = json.loads((saved[0] / "preprocessor_config.json").read_text())
+    references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
+    references += [entry["impl"] for entry in config["custom_pipelines"].values()]
+    assert len(references) == 6
+    for reference in references:
+        module, name = reference.split(".")  # no `user/name--` before it
+        assert f"class {name}(" in (saved[0] / f"{module}.py").read_text()
