@@ -20,13 +20,23 @@ NOT_MEASURED = (
 )
 
 
-def write_model_card(model: "SpotViTPreTrainedModel", directory: str | Path, measured: str = NOT_MEASURED) -> Path | None:
+def write_model_card(
+    model: "SpotViTPreTrainedModel",
+    directory: str | Path,
+    *,
+    repo_id: str = "PATH_OR_REPO",
+    num_tokens: int | None = None,
+    placement: str | None = None,
+    measured: str = NOT_MEASURED,
+) -> Path | None:
     """
     Writes `README.md` into a saved model's directory, unless there is one: a person's own text stays.
 
     Args:
-        model ([`SpotViTPreTrainedModel`]): the model that was saved.
+        model ([`SpotViTPreTrainedModel`]): the model that is saved there.
         directory (`str`): where.
+        repo_id (`str`): what the examples load.
+        num_tokens (`int`, *optional*), placement (`str`, *optional*): the saved defaults of the image processor.
         measured (`str`): Markdown on what was measured and what was not.
 
     Returns:
@@ -35,8 +45,18 @@ def write_model_card(model: "SpotViTPreTrainedModel", directory: str | Path, mea
     path = Path(directory) / "README.md"
     if path.exists():
         return None
+    saved = (
+        f"{num_tokens or 'all'} tokens, {placement or 'isotropic'}"
+        if num_tokens or placement
+        else "the full grid unless changed"
+    )
     card = ModelCard.from_template(
-        _card_data(model), template_path=str(_template("model_card.md")), **_fields(model), measured=measured
+        _card_data(model),
+        template_path=str(_template("model_card.md")),
+        repo_id=repo_id,
+        saved_placement=saved,
+        measured=measured,
+        **_fields(model),
     )
     card.save(path)
     return path
@@ -87,7 +107,5 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "has_classifier": has_classifier,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
         "few": few,
-        "saved_placement": "the full grid unless changed",
-        "repo_id": "PATH_OR_REPO",
         "placements": ", ".join(f"`{name}`" for name in PLACEMENTS),
     }

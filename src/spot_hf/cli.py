@@ -1,1 +1,263 @@
-def main_and_exit(): pass
+"""`spot-hf`: one command line for what the package does. Each command is a dataclass of arguments and one function.
+
+Exit status: 0, 1 (failed), 2 (bad usage). A user's mistake is one line on stderr; `--debug` shows the traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from .version import __version__
+
+
+class UsageError(ValueError):
+    """A value on the command line that no run can have."""
+
+
+@dataclass(kw_only=True)
+class CommonArguments:
+    debug: bool = field(default=False, metadata={"help": "Show the traceback of an error."})
+
+
+@dataclass(kw_only=True)
+class ConvertArguments(CommonArguments):
+    source_model: str = field(
+        metadata={"help": "The checkpoint: a Hub id, a directory, or a file (.safetensors, .bin, .pth)."}
+    )
+    output_dir: str = field(metadata={"help": "Where to write the SpotViT."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    num_tokens: int | None = field(default=None, metadata={"help": "Saved default: tokens per image (default: all cells)."})
+    placement: str | None = field(default=None, metadata={"help": "Saved default: the prior that places them."})
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Give a source without a classifier a new one with so many labels."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of a new classifier."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Also upload the result to --hub_model_id."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "Repository to push to, such as user/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Create that repository as a private one."})
+
+
+@dataclass(kw_only=True)
+class ClassifyArguments(CommonArguments):
+    model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    num_tokens: int | None = field(default=None, metadata={"help": "Tokens per image (default: what the model saved)."})
+    placement: str | None = field(default=None, metadata={"help": "The prior that places them (default: the same)."})
+    coordinates: str | None = field(
+        default=None,
+        metadata={"help": "JSON file: one list of [x, y] for all images, or an object from image name to such a list."},
+    )
+    seed: int | None = field(default=None, metadata={"help": "Seed of random placements."})
+    top_k: int = field(default=5, metadata={"help": "Classes per image."})
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of a table."})
+
+
+@dataclass(kw_only=True)
+class QuickstartArguments(CommonArguments):
+    output_dir: str = field(default="runs/quickstart", metadata={"help": "Where results and models are written."})
+    model: list[str] = field(
+        default_factory=list,
+        metadata={"help": "One or two checkpoints to convert instead of training small ones (anything `convert` takes)."},
+    )
+    dataset_name: str = field(
+        default="digits", metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split to classify (default: test or validation)."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
+    max_samples: int | None = field(default=None, metadata={"help": "Classify the first so many images only."})
+    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
+    seed: int = field(default=0, metadata={"help": "Seed of training and of random placements."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir."})
+
+
+@dataclass(kw_only=True)
+class BenchmarkArguments(CommonArguments):
+    model: str | None = field(
+        default=None, metadata={"help": "A SpotViT directory or Hub id (default: a ViT-B/16 with random weights)."}
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "The ordinary model beside it (default: transformers' ViT of the same size)."}
+    )
+    num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    num_threads: int = field(default=2, metadata={"help": "Threads of torch on a CPU."})
+    repeats: int = field(default=9, metadata={"help": "Rounds; each runs every model once. Medians are reported."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    compile: bool = field(default=False, metadata={"help": "Compile both models with torch.compile(fullgraph=True)."})
+    output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def convert(arguments: ConvertArguments) -> int:
+    """Convert a ViT, DeiT, DINO, DINOv2 or MAE checkpoint to a SpotViT that AutoModel and pipeline load."""
+    from .conversion import convert_checkpoint
+    from .publishing import push_folder
+
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        raise UsageError("--push_to_hub needs --hub_model_id, such as user/name; got none")
+    if arguments.hub_model_id and not arguments.push_to_hub:
+        raise UsageError(f"--hub_model_id goes with --push_to_hub; got {arguments.hub_model_id!r} alone")
+    report = convert_checkpoint(
+        arguments.source_model,
+        arguments.output_dir,
+        revision=arguments.revision,
+        num_tokens=arguments.num_tokens,
+        placement=arguments.placement,
+        num_labels=arguments.num_labels,
+        seed=arguments.seed,
+        overwrite_output_dir=arguments.overwrite_output_dir,
+        repo_id=arguments.hub_model_id,
+    )
+    print(report.summary())
+    if arguments.push_to_hub:
+        url = push_folder(
+            arguments.output_dir,
+            arguments.hub_model_id,
+            private=arguments.hub_private,
+            message=f"SpotViT converted from {report.source_model}",
+        )
+        print(f"pushed to   {url}")
+    return 0
+
+
+def classify(arguments: ClassifyArguments, images: Sequence[str]) -> int:
+    """Classify images: files, directories or URLs. A broken image is named, and the others still run."""
+    from .classification import classify_images, print_results
+
+    _at_least_one(arguments, "top_k", "batch_size")
+    results = classify_images(
+        arguments.model,
+        images,
+        revision=arguments.revision,
+        num_tokens=arguments.num_tokens,
+        placement=arguments.placement,
+        coordinates_file=arguments.coordinates,
+        seed=arguments.seed,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+    )
+    return 1 if print_results(results, as_json=arguments.json) else 0
+
+
+def quickstart(arguments: QuickstartArguments) -> int:
+    """The whole story in minutes, offline: train two small ViTs on digits, convert, classify with few tokens, reload."""
+    from .quickstart import run_quickstart
+
+    _at_least_one(arguments, "batch_size", "max_samples")
+    run_quickstart(**{name: value for name, value in vars(arguments).items() if name != "debug"})
+    return 0
+
+
+def benchmark(arguments: BenchmarkArguments) -> int:
+    """Time SpotViT at several token counts against the ordinary ViT, alternately, in one run."""
+    from .benchmark import run_benchmark
+
+    _at_least_one(arguments, "batch_size", "num_threads", "repeats")
+    run_benchmark(**{name: value for name, value in vars(arguments).items() if name != "debug"})
+    return 0
+
+
+COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
+    "convert": (ConvertArguments, convert),
+    "classify": (ClassifyArguments, classify),
+    "benchmark": (BenchmarkArguments, benchmark),
+    "quickstart": (QuickstartArguments, quickstart),
+}
+
+
+def _at_least_one(arguments: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1; got {value}")
+
+
+# --------------------------------------------------------------------------------------------------------- entry point
+
+
+class _Parser(HfArgumentParser):
+    """One line for a mistake, without the usage of twenty options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def _usage() -> str:
+    lines = ["usage: spot-hf COMMAND [OPTION...]", "", "commands:"]
+    lines += [f"  {name:<12}{(function.__doc__ or '').strip().splitlines()[0]}" for name, (_, function) in COMMANDS.items()]
+    return "\n".join([*lines, "", "`spot-hf COMMAND --help` shows a command's options; `spot-hf --version` the version."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs one command.
+
+    Args:
+        argv: the command and its options; those of the process by default.
+
+    Returns:
+        `int`: the exit status: 0, 1 (failed) or 2 (bad usage).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"spot_hf {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"spot-hf: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return _run(name, rest)
+    except SystemExit as stop:  # argparse's --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print(f"\nspot-hf {name}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if "--debug" in rest:
+            raise
+        from .conversion import ConversionError
+
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        print(f"spot-hf {name}: error: {lines[0]}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError) else 1
+
+
+def _run(name: str, rest: list[str]) -> int:
+    arguments_class, function = COMMANDS[name]
+    parser = _Parser(arguments_class, prog=f"spot-hf {name}", description=function.__doc__)
+    if name == "classify":
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help="Files, directories or URLs.")
+    arguments, *others = parser.parse_args_into_dataclasses(args=rest)
+    if not arguments.debug:
+        from transformers.utils import logging
+
+        # Our own output says what happens.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    return function(arguments, others[0].images) if others else function(arguments)
+
+
+def main_and_exit() -> NoReturn:
+    """The console script: also quiet where the reader of a pipe has gone."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

@@ -121,8 +121,7 @@ class SpotViTConfig(PreTrainedConfig):
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})"
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` ({self.num_attention_heads})"
             )
         if self.patch_size < 1:
             raise ValueError(f"`patch_size` must be at least 1; got {self.patch_size}")

@@ -31,6 +31,7 @@ from torch import nn
 from transformers import AutoImageProcessor
 from transformers.utils import is_timm_available, is_torchvision_available
 
+from .cards import write_model_card
 from .configuration_spot_vit import SpotViTConfig
 from .image_processing_spot_vit import SpotViTImageProcessor
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, solve_kernel_weights
@@ -165,7 +166,9 @@ def load_source(source_model: str, revision: str | None = None, token: str | Non
     path = Path(source_model).expanduser()
     local = path.exists()
     if local and revision is not None:
-        raise ConversionError(f"`revision` goes with a Hub id; `source_model` {source_model!r} is local, `revision` {revision!r}")
+        raise ConversionError(
+            f"`revision` goes with a Hub id; `source_model` {source_model!r} is local, `revision` {revision!r}"
+        )
     if local:
         directory = path if path.is_dir() else path.parent
         weights = _weight_files(directory) if path.is_dir() else [path]
@@ -514,7 +517,13 @@ def detect_family(source: Source) -> str:
         return model_type
     if model_type in (None, "timm_wrapper") and "blocks.0.attn.qkv.weight" in source.tensors:
         return "timm"
-    found = f"model_type {model_type!r}" if model_type else f"architecture {config.get('architecture')!r}" if config else "no config.json"
+    found = (
+        f"model_type {model_type!r}"
+        if model_type
+        else f"architecture {config.get('architecture')!r}"
+        if config
+        else "no config.json"
+    )
     some = ", ".join(sorted(source.tensors)[:3])
     raise ConversionError(
         f"`source_model` {source.name!r} is of no known family ({', '.join(FAMILIES)}); found {found} and "
@@ -577,6 +586,7 @@ def convert_checkpoint(
     num_labels: int | None = None,
     seed: int = 0,
     overwrite_output_dir: bool = False,
+    repo_id: str | None = None,
 ) -> ConversionReport:
     """
     Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid.
@@ -592,6 +602,7 @@ def convert_checkpoint(
         num_labels (`int`, *optional*): gives a source without a classifier a freshly initialised one.
         seed (`int`): of that initialisation.
         overwrite_output_dir (`bool`): replace what is in `output_dir`.
+        repo_id (`str`, *optional*): the name under which the card's examples load the result; `output_dir` by default.
 
     Returns:
         [`ConversionReport`], with `model` and `image_processor`.
@@ -663,6 +674,7 @@ def convert_checkpoint(
     )
     if output_dir is not None:
         with replaced_directory(output_dir, overwrite_output_dir) as temporary:
+            write_model_card(model, temporary, repo_id=repo_id or str(output_dir), num_tokens=num_tokens, placement=placement)
             model.save_pretrained(temporary)
             image_processor.save_pretrained(temporary)
             (temporary / "conversion_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -830,7 +842,9 @@ def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Sou
         raise ConversionError(f"missing tensor `{wanted}`{more} in {source.name}")
     for name, tensor in state.items():
         if name not in expected:
-            raise ConversionError(f"unexpected tensor `{origins[name.removeprefix(inner)]}` in {source.name}: its config has no such part")
+            raise ConversionError(
+                f"unexpected tensor `{origins[name.removeprefix(inner)]}` in {source.name}: its config has no such part"
+            )
         if tensor.shape != expected[name].shape:
             raise ConversionError(
                 f"wrong shape of tensor `{origins[name.removeprefix(inner)]}` in {source.name}: "
@@ -850,7 +864,9 @@ def _source_name(target: str, source: Source) -> str:
         if to == target:
             return name.format(i=layer)
         fused = to in (f"layers.{layer}.attention.qkv", f"layers.{layer}.mlp.gate_up_proj")
-        if to == module or (fused and module.rpartition(".")[0] == to.rpartition(".")[0] and not module.endswith(("o_proj", "down_proj"))):
+        if to == module or (
+            fused and module.rpartition(".")[0] == to.rpartition(".")[0] and not module.endswith(("o_proj", "down_proj"))
+        ):
             return f"{name.format(i=layer)}.{kind}"
     return target
 

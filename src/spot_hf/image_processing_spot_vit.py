@@ -116,7 +116,9 @@ def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
     """
     accepted = "shape (num_tokens, 2) for all images, or one such set per image, as (x, y) in [0, 1]"
     if not isinstance(coordinates, (torch.Tensor, np.ndarray, list, tuple)):
-        raise ValueError(f"`coordinates` must be a tensor, an array or a nested list of {accepted}; got {_shorten(coordinates)}")
+        raise ValueError(
+            f"`coordinates` must be a tensor, an array or a nested list of {accepted}; got {_shorten(coordinates)}"
+        )
     if isinstance(coordinates, (torch.Tensor, np.ndarray)) and coordinates.ndim not in (2, 3):
         raise ValueError(f"`coordinates` must have {accepted}; got shape {tuple(coordinates.shape)}")
     if len(coordinates) == 0:

@@ -45,9 +45,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"`top_k` must be a positive integer; got {top_k!r}")
         given = (num_tokens, placement, coordinates, seed, saliency)
-        preprocess.update(
-            {name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None}
-        )
+        preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         if return_coordinates is not None:
             postprocess["return_coordinates"] = return_coordinates
         return preprocess, forward, postprocess
@@ -90,7 +88,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             if value is None or (single_ndim is not None and _ndim(value) == single_ndim):
                 continue
             if not hasattr(value, "__len__") or len(value) != len(inputs):
-                accepted = "one set (num_tokens, 2) for all images or one set per image" if single_ndim else "one map per image"
+                accepted = (
+                    "one set (num_tokens, 2) for all images or one set per image" if single_ndim else "one map per image"
+                )
                 count = len(value) if hasattr(value, "__len__") else value
                 raise ValueError(f"`{name}` must be {accepted}, {len(inputs)}; got {count}")
             kwargs.pop(name)
@@ -105,7 +105,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if isinstance(inputs, dict):
             unknown = sorted(set(inputs) - set(INPUT_KEYS))
             if "image" not in inputs or unknown:
-                raise ValueError(f"an input dict must have the keys {', '.join(INPUT_KEYS)}; got {', '.join(map(str, inputs))}")
+                raise ValueError(
+                    f"an input dict must have the keys {', '.join(INPUT_KEYS)}; got {', '.join(map(str, inputs))}"
+                )
             own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}
             if "coordinates" in own:  # one image's positions take the place of the call's placement
                 parameters = {k: v for k, v in parameters.items() if k not in ("num_tokens", "placement")}

@@ -1,0 +1,342 @@
+"""`spot-hf quickstart`: the whole story on embedded data, offline, in minutes on 2 cores.
+
+Train two small ordinary ViTs on handwritten digits; convert them; show that on the full grid they are what they were;
+classify the held-out digits with fewer tokens under every placement; save, and load again by remote code in a process that
+cannot import this package; write a table, a plot and a picture.
+"""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+from .conversion import convert_checkpoint, load_source, replaced_directory
+from .data import DIGITS, DIGITS_SIZE, load_images
+from .modeling_spot_vit import SpotViTForImageClassification
+from .pictures import save_accuracy_plot, save_windows_picture
+from .placement import PLACEMENTS, generator_for, place
+
+
+# Full-grid logits of a converted model equal its source's to this, in float32: the rounding of a dozen layers.
+GRID_TOLERANCE = 1e-4
+EPOCHS, BATCH_SIZE, LEARNING_RATE, PATCH_SIZE = 16, 32, 3e-3, 8
+
+
+def run_quickstart(
+    *,
+    output_dir: str,
+    model: list[str],
+    dataset_name: str,
+    dataset_config_name: str | None = None,
+    dataset_split: str | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    max_samples: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    overwrite_output_dir: bool = False,
+) -> dict[str, Any]:
+    """
+    Runs the story and writes it to `output_dir`: `README.md`, `results.json`, `accuracy.png`, `windows.png`, and the models.
+
+    Args:
+        output_dir (`str`): where to write.
+        model (`list[str]`): one or two checkpoints to convert; none: train two small ones, which needs `digits`.
+        dataset_name, dataset_config_name, dataset_split, image_column_name, label_column_name, max_samples: the images to
+            classify, as in [`load_images`].
+        batch_size (`int`): images per forward pass.
+        seed (`int`): of training and of random placements.
+        overwrite_output_dir (`bool`): replace what is there. A finished quickstart of this command may always be replaced.
+
+    Returns:
+        `dict`: what `results.json` holds.
+
+    Raises:
+        `ValueError`, `OSError`: bad input, before anything is written.
+    """
+    start = time.time()
+    if len(model) > 2:
+        raise ValueError(f"`model` takes one or two checkpoints; got {len(model)}")
+    if not model and dataset_name != DIGITS:
+        raise ValueError(f"`model` is needed with `dataset_name` {dataset_name!r}: small models are trained on digits only")
+    dataset = load_images(
+        dataset_name,
+        config_name=dataset_config_name,
+        split=dataset_split,
+        image_column_name=image_column_name,
+        label_column_name=label_column_name,
+        max_samples=max_samples,
+    )
+    again = (Path(output_dir) / "results.json").is_file()
+    with replaced_directory(output_dir, overwrite_output_dir or again) as directory:
+        if model:
+            sources = dict(zip("ab", model, strict=False))
+        else:
+            train = load_images(DIGITS, split="train")
+            sources = {name: train_digits_vit(train, directory / f"source-{name}", seed + i) for i, name in enumerate("ab")}
+        results: dict[str, Any] = {
+            "dataset": dataset_name if dataset_name == DIGITS else Path(dataset_name).name,
+            "num_images": len(dataset),
+            "seed": seed,
+            "models": {},
+        }
+        for name, source in sources.items():
+            results["models"][name] = _one_model(name, source, dataset, directory, batch_size, seed)
+        first = directory / "spot-a"
+        results["remote_code"] = check_remote_code(first, [row["image"] for row in dataset.select(range(4))])
+        print(f"loaded by remote code in a process without spot_hf: {results['remote_code']['labels']}")
+        for row in results["models"].values():
+            row["source"] = Path(row["source"]).name
+        results["seconds"] = round(time.time() - start, 1)
+        _write(results, dataset, directory, seed)
+    print((Path(output_dir) / "README.md").read_text(encoding="utf-8"))
+    print(f"written to {output_dir}: README.md, results.json, accuracy.png, windows.png and the models")
+    return results
+
+
+def train_digits_vit(train: datasets.Dataset, directory: Path, seed: int) -> str:
+    """Trains a small ordinary `ViTForImageClassification` (36 tokens of 8 × 8 pixels) and saves it as anyone would."""
+    torch.manual_seed(seed)
+    names = train.features["label"].names
+    config = ViTConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, initializer_range=0.06,
+        image_size=DIGITS_SIZE, patch_size=PATCH_SIZE,
+        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+    )  # fmt: skip
+    model = ViTForImageClassification(config).train()
+    processor = ViTImageProcessorPil(size={"height": DIGITS_SIZE, "width": DIGITS_SIZE})
+    pixel_values = processor(list(train["image"]), return_tensors="pt")["pixel_values"]
+    labels = torch.tensor(train["label"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    steps = EPOCHS * (len(labels) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    with tqdm(total=steps, desc=f"training an ordinary ViT on digits, seed {seed}", unit="step") as progress:
+        for _ in range(EPOCHS):
+            order = torch.randperm(len(labels))
+            for index in order[: len(labels) // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE):
+                # A digit stays what it is when it moves by a few pixels.
+                shift = torch.randint(-3, 4, (2,)).tolist()
+                images = pixel_values[index].roll(shift, dims=(2, 3))
+                loss = model(pixel_values=images, labels=labels[index]).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.update()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval().save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return str(directory)
+
+
+def _one_model(
+    name: str, source: str, dataset: datasets.Dataset, directory: Path, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """Converts one source and classifies the images with all tokens and with fewer."""
+    report = convert_checkpoint(source, directory / f"spot-{name}", repo_id=f"spot-{name}")
+    print(f"\n{report.summary()}")
+    if not isinstance(report.model, SpotViTForImageClassification):
+        raise ValueError(f"`model` {source!r} has no classifier: the quickstart needs one")
+    model, processor = report.model.eval(), report.image_processor
+    labels = torch.tensor(dataset["label"])
+    pixel_values = torch.cat([
+        processor([row.convert("RGB") for row in dataset[i : i + batch_size]["image"]], return_tensors="pt")["pixel_values"]
+        for i in tqdm(range(0, len(dataset), batch_size), desc="decoding", unit="batch", leave=False)
+    ])  # fmt: skip
+
+    grid_logits = _logits(model, pixel_values, None, batch_size)
+    full_grid = _percent(grid_logits, labels)
+    result: dict[str, Any] = {"source": source, "full_grid": full_grid}
+    original = _load_original(source)
+    if original is not None:
+        reference = _logits(original, pixel_values, None, batch_size)
+        result["max_logit_difference"] = (grid_logits - reference).abs().max().item()
+        result["source_accuracy"] = _percent(reference, labels)
+        verdict = "equal" if result["max_logit_difference"] <= GRID_TOLERANCE else "NOT EQUAL"
+        print(
+            f"full grid: {full_grid:.1f} %, the source {result['source_accuracy']:.1f} %; largest difference of a logit "
+            f"{result['max_logit_difference']:.1e}: {verdict} within {GRID_TOLERANCE:.0e}"
+        )
+        if verdict != "equal":
+            raise RuntimeError(f"the converted model's logits differ from its source's by {result['max_logit_difference']}")
+
+    num_cells = (pixel_values.shape[-2] // model.config.patch_size) * (pixel_values.shape[-1] // model.config.patch_size)
+    accuracies: dict[str, dict[int, float]] = {}
+    placements = [placement for placement in PLACEMENTS if placement != "grid"]
+    counts = _token_counts(num_cells)
+    with tqdm(total=len(placements) * len(counts), desc="classifying with few tokens", unit="run") as progress:
+        for placement in placements:
+            accuracies[placement] = {}
+            for num_tokens in counts:
+                coordinates = _place_all(placement, num_tokens, pixel_values, model.config.patch_size, seed)
+                accuracies[placement][num_tokens] = _percent(_logits(model, pixel_values, coordinates, batch_size), labels)
+                progress.set_postfix_str(f"{placement} {num_tokens}: {accuracies[placement][num_tokens]:.1f} %")
+                progress.update()
+    result.update(num_cells=num_cells, patch_size=model.config.patch_size, accuracies=accuracies)
+    return result
+
+
+def _load_original(source: str) -> nn.Module | None:
+    """The source in its own class, to compare with; `None` for formats that transformers does not load."""
+    if (load_source(source).config or {}).get("model_type") is None:
+        return None
+    return AutoModelForImageClassification.from_pretrained(source).eval()
+
+
+def _token_counts(num_cells: int) -> list[int]:
+    """A sixteenth to all of the grid, a quarter among them."""
+    return sorted({max(1, round(num_cells * share)) for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)})
+
+
+def _place_all(placement: str, num_tokens: int, pixel_values: torch.Tensor, patch_size: int, seed: int) -> torch.Tensor:
+    """Coordinates `(num_images, num_tokens, 2)`. Saliency is the contrast to the image's mean: of digits, the ink."""
+    spec = PLACEMENTS[placement]
+    if not spec.random:
+        return place(placement, num_tokens, pixel_values[0], patch_size)[None].expand(len(pixel_values), -1, -1)
+    sets = []
+    for i, image in enumerate(pixel_values):
+        saliency = (image - image.mean()).abs().mean(0) if spec.saliency else None
+        sets.append(place(placement, num_tokens, image, patch_size, generator_for(seed, i), saliency))
+    return torch.stack(sets)
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, pixel_values: torch.Tensor, coordinates: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+    outputs: list[torch.Tensor] = []
+    for i in range(0, len(pixel_values), batch_size):
+        placed = {} if coordinates is None else {"coordinates": coordinates[i : i + batch_size]}
+        outputs.append(model(pixel_values=pixel_values[i : i + batch_size], **placed).logits)
+    return torch.cat(outputs)
+
+
+def _percent(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return round(100 * (logits.argmax(-1) == labels).double().mean().item(), 2)
+
+
+# In a fresh process where this package cannot be imported: only what was saved, and transformers.
+REMOTE_SCRIPT = """
+    import importlib.abc, json, sys
+
+    class Refuse(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "spot_hf":
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Refuse())
+    from transformers import pipeline
+
+    directory, *images = sys.argv[1:]
+    stock = pipeline("image-classification", model=directory, trust_remote_code=True)
+    spot = pipeline("spot-image-classification", model=directory, trust_remote_code=True)
+    quarter = spot.model.config.position_grid_size[0] * spot.model.config.position_grid_size[1] // 4
+    few = spot(images, num_tokens=quarter, return_coordinates=True, top_k=1)
+    assert "spot_hf" not in sys.modules
+    print(json.dumps({
+        "full_grid_labels": [answer[0]["label"] for answer in stock(images, top_k=1)],
+        "labels": [answer["predictions"][0]["label"] for answer in few],
+        "num_tokens": [len(answer["coordinates"]) for answer in few],
+    }))
+"""
+
+
+def check_remote_code(directory: Path, images: list[Image.Image]) -> dict[str, Any]:
+    """Loads a saved model as someone without this package would, runs both pipelines, and returns what they said."""
+    folder = directory.parent / "images"
+    folder.mkdir()
+    files = []
+    for i, image in enumerate(images):
+        files.append(str(folder / f"{i}.png"))
+        image.convert("RGB").save(files[-1])
+    command = [sys.executable, "-c", textwrap.dedent(REMOTE_SCRIPT), str(directory), *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"loading {directory} by remote code failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _write(results: dict[str, Any], dataset: datasets.Dataset, directory: Path, seed: int) -> None:
+    first = results["models"]["a"]
+    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    save_accuracy_plot(
+        directory / "accuracy.png",
+        first["accuracies"],
+        first["full_grid"],
+        f"{results['dataset']}, {results['num_images']} images: converted, not yet fine-tuned for few tokens",
+    )
+    save_windows_picture(directory / "windows.png", list(_window_rows(first, dataset, directory, seed)))
+    (directory / "README.md").write_text(_markdown(results), encoding="utf-8")
+
+
+def _window_rows(result: dict[str, Any], dataset: datasets.Dataset, directory: Path, seed: int) -> Iterator[list[Any]]:
+    """Three images, each with the windows of several placements at a quarter of the tokens."""
+    from .image_processing_spot_vit import SpotViTImageProcessorPil
+
+    processor = SpotViTImageProcessorPil.from_pretrained(directory / "spot-a", do_rescale=False, do_normalize=False)
+    quarter, patch_size = max(1, result["num_cells"] // 4), result["patch_size"]
+    for row in dataset.select(range(min(3, len(dataset)))):
+        pixel_values = torch.as_tensor(np.asarray(processor(row["image"], return_tensors="np")["pixel_values"][0]))
+        image = Image.fromarray(pixel_values.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        yield [
+            (
+                image,
+                _place_all(placement, quarter, pixel_values[None].float(), patch_size, seed)[0].numpy(),
+                patch_size,
+                f"{placement}, {quarter}",
+            )
+            for placement in ("isotropic", "center", "sobol", "grid_subset", "salient", "edge")
+        ]
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    models = results["models"]
+    counts = [int(count) for count in next(iter(models["a"]["accuracies"].values()))]
+    lines = [
+        "# Quickstart",
+        "",
+        f"Top-1 accuracy in percent on {results['num_images']} held-out images of `{results['dataset']}` (seed "
+        f"{results['seed']}), of models that were converted and never trained on few or off-grid tokens. `salient` and "
+        "`inverse_salient` use the contrast to the image's mean as saliency.",
+    ]
+    for name, result in models.items():
+        checked = "not compared with its source's class"
+        if "max_logit_difference" in result:
+            checked = (
+                f"source {result['source_accuracy']:.1f} %, largest difference of a logit {result['max_logit_difference']:.1e}"
+            )
+        lines += [
+            "",
+            f"## Model {name}: `{result['source']}`",
+            "",
+            f"Full grid ({result['num_cells']} tokens): {result['full_grid']:.1f} % ({checked}).",
+            "",
+            "| placement | " + " | ".join(f"{count} tokens" for count in counts) + " |",
+            "|---|" + "---:|" * len(counts),
+        ]
+        for placement, points in result["accuracies"].items():
+            lines.append(f"| {placement} | " + " | ".join(f"{points[count]:.1f}" for count in counts) + " |")
+    remote = results["remote_code"]
+    lines += [
+        "",
+        f"Loaded by remote code in a process without `spot_hf`: {', '.join(remote['labels'])} with "
+        f"{remote['num_tokens'][0]} tokens, {', '.join(remote['full_grid_labels'])} with all.",
+        "",
+        "![accuracy](accuracy.png)",
+        "",
+        "![windows](windows.png)",
+        "",
+        f"{results['seconds']:.0f} seconds in all.",
+        "",
+    ]
+    return "\n".join(lines)
