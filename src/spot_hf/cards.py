@@ -1,5 +1,6 @@
 """Cards for the Hub, from what a model's config records and the templates in `hub_cards/`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ NOT_MEASURED = (
     "and not fine-tuned with random placements, have never seen off-grid or few tokens: expect accuracy to fall steeply "
     "below about half of the full grid's tokens."
 )
+# `transformers.utils.hub.create_and_tag_model_card` puts this in.
+EMPTY_DESCRIPTION = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
 
 
 def write_model_card(
@@ -30,7 +36,8 @@ def write_model_card(
     measured: str = NOT_MEASURED,
 ) -> Path | None:
     """
-    Writes `README.md` into a saved model's directory, unless there is one: a person's own text stays.
+    Writes `README.md` into a saved model's directory, unless there is one: a person's own text stays. Only the empty
+    template that transformers pushes where there is no card is replaced; its tags are kept.
 
     Args:
         model ([`SpotViTPreTrainedModel`]): the model that is saved there.
@@ -43,15 +50,18 @@ def write_model_card(
         `Path` of the card that was written, or `None`.
     """
     path = Path(directory) / "README.md"
+    tags: list[str] = []
     if path.exists():
-        return None
+        if not _is_empty_template(path):
+            return None
+        tags = ModelCard.load(path).data.tags or []
     saved = (
         f"{num_tokens or 'all'} tokens, {placement or 'isotropic'}"
         if num_tokens or placement
         else "the full grid unless changed"
     )
     card = ModelCard.from_template(
-        _card_data(model),
+        _card_data(model, tags),
         template_path=str(_template("model_card.md")),
         repo_id=repo_id,
         saved_placement=saved,
@@ -62,13 +72,19 @@ def write_model_card(
     return path
 
 
+def _is_empty_template(path: Path) -> bool:
+    """Whether it is the card of `push_to_hub` for a repository without one, with nothing filled in."""
+    empty = ModelCard.from_template(ModelCardData(), model_description=EMPTY_DESCRIPTION).text
+    return re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL).strip() == empty.strip()
+
+
 def _template(name: str) -> Path:
     """`hub_cards/` lies inside an installed package, and at the top of a checkout (an editable install)."""
     here = Path(__file__).resolve().parent
     return next(folder / name for folder in (here / "hub_cards", here.parents[1] / "hub_cards") if folder.is_dir())
 
 
-def _card_data(model: "SpotViTPreTrainedModel") -> ModelCardData:
+def _card_data(model: "SpotViTPreTrainedModel", tags: list[str]) -> ModelCardData:
     source = model.config.source_model or {}
     name = source.get("name")
     has_classifier = hasattr(model, "classifier")
@@ -76,7 +92,7 @@ def _card_data(model: "SpotViTPreTrainedModel") -> ModelCardData:
         license=source.get("license"),
         library_name="transformers",
         pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
-        tags=["vision", "spot", "sparse-tokens", "custom_code"],
+        tags=["vision", "spot", "sparse-tokens", "custom_code", *tags],
         # Only a Hub id is a link that the Hub can follow.
         base_model=name if name and name.count("/") == 1 else None,
     )

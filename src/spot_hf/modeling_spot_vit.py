@@ -371,6 +371,12 @@ class SpotViTPreTrainedModel(PreTrainedModel):
         if self._write_model_card is not None:
             self._write_model_card(save_directory)
 
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """The last step of every push: by now transformers has put an empty card in the place of a missing one."""
+        if self._write_model_card is not None:
+            self._write_model_card(working_dir, repo_id=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
 
 class SpotViTModel(SpotViTPreTrainedModel):
     """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`)."""

@@ -147,6 +147,13 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "coordinates": self.image_processor.to_image_frame(used, (width, height)).tolist(),
         }
 
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """The last step of a push: by now transformers has put an empty card in the place of a missing one."""
+        if self.model._write_model_card is not None:
+            defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
+            self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
 
 def _ndim(value: Any) -> int:
     if hasattr(value, "ndim"):
