@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,14 @@ def run_benchmark(
     for count in num_tokens:
         coordinates = setup.coordinates(count)
         runs[f"spot {count}"] = _forward(spot, setup, pixel_values, coordinates)
-        runs[f"sampling {count}"] = lambda c=coordinates: _sampling_and_positions(spot, pixel_values, c)
+        runs[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
     times = _alternate(runs, repeats, device)
 
     base = statistics.median(times["ordinary"])
-    rows = [{"name": "ordinary", "num_tokens": _num_cells(config), "ms": base, "speedup": 1.0}]
+    rows: list[dict[str, Any]] = [{"name": "ordinary", "num_tokens": _num_cells(config), "ms": base, "speedup": 1.0}]
     for name in ("spot full grid", *(f"spot {count}" for count in num_tokens)):
         count = _num_cells(config) if name == "spot full grid" else int(name.split()[1])
-        row = {"name": name, "num_tokens": count, "ms": statistics.median(times[name])}
+        row: dict[str, Any] = {"name": name, "num_tokens": count, "ms": statistics.median(times[name])}
         # The median of each round's own ratio: what slows the machine slows both halves of it.
         row["speedup"] = statistics.median(b / t for b, t in zip(times["ordinary"], times[name], strict=True))
         if f"sampling {count}" in times and name != "spot full grid":
@@ -142,9 +143,16 @@ def run_benchmark(
     result = {
         "model": model or "ViT-B/16, random weights",
         "baseline": baseline or f"transformers {transformers.__version__} ViTForImageClassification, the same size",
-        "batch_size": batch_size, "image_size": list(config.image_height_width), "device": _device_name(device), "dtype": dtype,
-        "compile": compile, "num_threads": num_threads, "repeats": repeats, "torch": torch.__version__, "rows": rows,
-    }  # fmt: skip
+        "batch_size": batch_size,
+        "image_size": list(config.image_height_width),
+        "device": _device_name(device),
+        "dtype": dtype,
+        "compile": compile,
+        "num_threads": num_threads,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "rows": rows,
+    }
     print(_table(result))
     if output_file is not None:
         Path(output_file).parent.mkdir(parents=True, exist_ok=True)
@@ -234,8 +242,8 @@ def _device_name(device: str) -> str:
 
 def _table(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} threads"
-        f"{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
+        f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} "
+        f"threads{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
         "",
         "| model | tokens | ms | images/s | speed-up | sampling and positions | peak MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -243,7 +251,7 @@ def _table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         share = f"{100 * row['sampling_share']:.1f} %" if "sampling_share" in row else ""
         lines.append(
-            f"| {row['name']} | {row['num_tokens']} | {row['ms']:.1f} | {row['images_per_second']:.1f} | {row['speedup']:.2f}× | "
-            f"{share} | {row['peak_mib']:.0f} |"
+            f"| {row['name']} | {row['num_tokens']} | {row['ms']:.1f} | {row['images_per_second']:.1f} | "
+            f"{row['speedup']:.2f}× | {share} | {row['peak_mib']:.0f} |"
         )
     return "\n".join(lines)

@@ -120,7 +120,7 @@ def convert(arguments: ConvertArguments) -> int:
         repo_id=arguments.hub_model_id,
     )
     print(report.summary())
-    if arguments.push_to_hub:
+    if arguments.push_to_hub and arguments.hub_model_id:
         url = push_folder(
             arguments.output_dir,
             arguments.hub_model_id,

@@ -104,6 +104,12 @@ class SpotViTConfig(PreTrainedConfig):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
+    def position_rows_columns(self) -> tuple[int, int]:
+        """`(rows, columns)` of the position table."""
+        rows, columns = self.position_grid_size or (1, 1)  # never None after `__post_init__`
+        return rows, columns
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Number of tokens before the patch tokens: the class token and the registers."""
         return 1 + self.num_register_tokens
@@ -125,7 +131,7 @@ class SpotViTConfig(PreTrainedConfig):
             )
         if self.patch_size < 1:
             raise ValueError(f"`patch_size` must be at least 1; got {self.patch_size}")
-        if len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:
+        if self.position_grid_size is None or len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:
             raise ValueError(
                 f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "
                 f"(by default `image_size // patch_size`: {self.image_size} and {self.patch_size})"

@@ -24,11 +24,13 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
+from transformers.activations import ACT2FN
 from transformers.utils import is_timm_available, is_torchvision_available
 
 from .cards import write_model_card
@@ -143,6 +145,8 @@ class Source:
     config: dict[str, Any] | None
     recipe: dict[str, Any] | None
     tensors: Tensors
+    file_names: dict[str, str]  # what the tensors are called in the files, wrappers' prefixes included
+    notes: list[str]
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self.tensors:
@@ -186,14 +190,18 @@ def load_source(source_model: str, revision: str | None = None, token: str | Non
     tensors: Tensors = {}
     for file in weights:
         tensors.update(_read_tensors(file))
-    recipe = _read_recipe(directory, config) if config is not None else None
+    file_names = _strip_prefixes(list(tensors))
+    notes: list[str] = []
+    recipe = _read_recipe(directory, config, notes) if config is not None else None
     return Source(
         name=str(source_model) if not local else path.resolve().name,
         revision=revision,
         license=license_name,
         config=config,
         recipe=recipe,
-        tensors=_strip_prefixes(tensors),
+        tensors={name: tensors[file_name] for name, file_name in file_names.items()},
+        file_names=file_names,
+        notes=notes,
     )
 
 
@@ -206,11 +214,14 @@ def _weight_files(directory: Path) -> list[Path]:
         if file.exists():
             if not name.endswith(".index.json"):
                 return [file]
-            return [directory / shard for shard in sorted(set(_read_json(file)["weight_map"].values()))]
+            weight_map = _read_json(file).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ConversionError(f"{name} holds no `weight_map` from tensors to files")
+            return [directory / str(shard) for shard in sorted(set(weight_map.values()))]
     return []
 
 
-def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, list[Path], str, str | None]:
+def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, list[Path], str | None, str | None]:
     """The needed files of a Hub repository, in the cache, all of one commit."""
     try:
         info = HfApi(token=token).model_info(repo_id, revision=revision)
@@ -298,13 +309,17 @@ def _read_tensors(file: Path) -> Tensors:
     return tensors
 
 
-def _strip_prefixes(tensors: Tensors) -> Tensors:
-    def strip(name: str) -> str:
+def _strip_prefixes(file_names: list[str]) -> dict[str, str]:
+    """Names in the files, by the names that a table knows."""
+    stripped: dict[str, str] = {}
+    for file_name in file_names:
+        name = file_name
         for prefix in PREFIXES:
             name = name.removeprefix(prefix)
-        return name
-
-    return {strip(name): tensor for name, tensor in tensors.items()}
+        if name in stripped:
+            raise ConversionError(f"tensors `{stripped[name]}` and `{file_name}` stand for the same parameter")
+        stripped[name] = file_name
+    return stripped
 
 
 # ----------------------------------------------------------------------------------------------- preprocessing recipe
@@ -313,35 +328,51 @@ RECIPE_NAMES = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std",
 )  # fmt: skip
+# Steps of other image processors that SpotViT's has not.
+UNSUPPORTED_STEPS = ("crop_pct", "do_pad", "do_thumbnail", "do_flip_channel_order")
 TIMM_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def _read_recipe(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def _read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
     """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
-    if "pretrained_cfg" in config:
-        return _timm_recipe(config["pretrained_cfg"])
+    if "architecture" in config:
+        return _timm_recipe(_timm_pretrained_cfg(config), notes)
     if not (directory / "preprocessor_config.json").exists():
         return None
     try:
-        source = AutoImageProcessor.from_pretrained(directory, backend="torchvision" if is_torchvision_available() else "pil")
+        source = AutoImageProcessor.from_pretrained(
+            directory, backend="torchvision" if is_torchvision_available() else "pil", trust_remote_code=False
+        )
     except (ValueError, OSError, ImportError) as error:
         raise ConversionError(f"cannot read preprocessor_config.json: {error}") from None
+    for name in UNSUPPORTED_STEPS:
+        if getattr(source, name, None):
+            raise ConversionError(f"preprocessor_config.json asks for `{name}`, which SpotViT's image processor does not do")
     recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
     return {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
 
 
-def _timm_recipe(pretrained: dict[str, Any]) -> dict[str, Any]:
-    """timm's evaluation transform: short side to `input_size / crop_pct`, centre crop."""
-    _, height, width = pretrained.get("test_input_size") or pretrained.get("input_size") or (3, 224, 224)
-    crop = pretrained.get("test_crop_pct") or pretrained.get("crop_pct") or 0.875
+def _timm_pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's account of a checkpoint; its older files hold it at the top."""
+    return config.get("pretrained_cfg") or config
+
+
+def _timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """timm's evaluation transform at the size of training: short side to `input_size / crop_pct`, centre crop."""
+    _, height, width = pretrained.get("input_size") or (3, 224, 224)
+    crop = pretrained.get("crop_pct") or 0.875
     mode = pretrained.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ConversionError(f"`crop_mode` of the timm config must be center or squash; got {mode!r}")
+    size = {"shortest_edge": int(height / crop)}
     if mode == "squash" or height != width:
         size = {"height": int(height / crop), "width": int(width / crop)}
-    elif mode == "center":
-        size = {"shortest_edge": int(height / crop)}
-    else:
-        raise ConversionError(f"`crop_mode` of the timm config must be center or squash; got {mode!r}")
+    if mode == "center" and height != width:
+        notes.append(
+            "timm crops images to the aspect ratio of its model's input, which is not square; the image processor, which "
+            "has no such step, squeezes them"
+        )
     return {
         "do_resize": True,
         "size": size,
@@ -354,7 +385,7 @@ def _timm_recipe(pretrained: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default_recipe(height: int, width: int) -> dict[str, Any]:
-    return _timm_recipe({"input_size": (3, height, width)})
+    return _timm_recipe({"input_size": (3, height, width)}, notes=[])
 
 
 def _recipe_size(recipe: dict[str, Any] | None) -> tuple[int, int] | None:
@@ -377,6 +408,8 @@ class Family:
     layer_name: str  # of the source, up to the layer's number
     # Resampling of a position table that the source interpolates from its own size to its recipe's.
     interpolation: dict[str, Any] | None = None
+    # Whether the table may have no position for the class token (timm's `no_embed_class`), or one for each register.
+    varied_positions: bool = False
 
 
 def _square(name: str, value: Any) -> int:
@@ -413,7 +446,7 @@ def _describe_vit(source: Source) -> dict[str, Any]:
 
 
 def _describe_deit(source: Source) -> dict[str, Any]:
-    both_heads = "distillation_classifier.weight" in source.tensors
+    both_heads = any(name.startswith("distillation_classifier.") for name in source.tensors)
     return {
         **_describe_vit(source),
         "num_register_tokens": 1,
@@ -442,17 +475,28 @@ def _describe_dinov2(source: Source, patch_size: int = 14) -> dict[str, Any]:
 
 
 def _describe_dinov2_with_registers(source: Source) -> dict[str, Any]:
-    return {**_describe_dinov2(source, patch_size=16), "num_register_tokens": source.shape("embeddings.register_tokens")[1]}
+    return {
+        **_describe_dinov2(source, patch_size=16),
+        "num_register_tokens": (source.config or {}).get("num_register_tokens", 4),
+    }
 
 
-# Heads of timm's ViTs are 64 wide, but for these hidden sizes.
-TIMM_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+# Heads of timm's ViTs are 64 wide, but for these hidden sizes (64: `test_vit`).
+TIMM_HEADS = {64: 2, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+TIMM_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 def _describe_timm(source: Source) -> dict[str, Any]:
     """From the tensors' shapes; the config, where there is one, adds image size, pooling and heads."""
     config, tensors = source.config or {}, source.tensors
-    arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    arguments, pretrained = config.get("model_args") or {}, _timm_pretrained_cfg(config)
     hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight")
     patch_size = _square("patch_size", [patch_height, patch_width])
     num_layers = _count_layers(source, "blocks")
@@ -472,22 +516,32 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     else:
         gate_up = source.shape("blocks.0.mlp.fc1.weight")[0]
         swiglu = gate_up == 2 * source.shape("blocks.0.mlp.fc2.weight")[1]
-    distilled = "dist_token" in tensors
-    default_heads = TIMM_HEADS.get(hidden_size, max(1, hidden_size // 64))
+    two_heads = any(name.startswith("head_dist.") for name in tensors)
+    distilled = "dist_token" in tensors or two_heads
+    num_heads = arguments.get("num_heads") or TIMM_HEADS.get(hidden_size, hidden_size // 64)
+    if "num_heads" not in arguments and hidden_size not in TIMM_HEADS and hidden_size % 64:
+        raise ConversionError(f"{source.name} does not say its number of heads: `model_args` of its config.json must")
+    activation = TIMM_ACTIVATIONS.get(arguments.get("act_layer") or ("silu" if swiglu else "gelu"))
+    if activation is None or (swiglu and activation != "silu"):
+        raise ConversionError(f"`act_layer` of the timm config is not supported: got {arguments['act_layer']!r}")
+    for name, supported in {"norm_layer": (None, "layernorm"), "pool_include_prefix": (None, False)}.items():
+        if arguments.get(name) not in supported:
+            raise ConversionError(f"`{name}` of the timm config is not supported: got {arguments[name]!r}")
     return {
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": arguments.get("num_heads", default_heads),
+        "num_attention_heads": num_heads,
         "intermediate_size": gate_up // (2 if swiglu else 1),
+        "hidden_act": activation,
         "layer_norm_eps": 1e-6,
         "image_size": image_size[0] if image_size[0] == image_size[1] else image_size,
         "patch_size": patch_size,
         "num_channels": num_channels,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "qkv_bias": any(name.endswith(".attn.qkv.bias") for name in tensors),
         "num_register_tokens": 1 if distilled else num_registers,
-        "use_layer_scale": "blocks.0.ls1.gamma" in tensors,
+        "use_layer_scale": any(name.endswith((".ls1.gamma", ".ls2.gamma")) for name in tensors),
         "use_swiglu_ffn": swiglu,
-        "pooling": "mean" if pooling == "avg" else "cls_distillation" if "head_dist.weight" in tensors else "cls",
+        "pooling": "mean" if pooling == "avg" else "cls_distillation" if two_heads else "cls",
         "norm_after_pooling": mean_pooled,
     }
 
@@ -505,7 +559,7 @@ FAMILIES = {
         "encoder.layer",
         interpolation={"mode": "bicubic", "align_corners": False, "antialias": True},
     ),
-    "timm": Family(TIMM_VIT, _describe_timm, "blocks"),
+    "timm": Family(TIMM_VIT, _describe_timm, "blocks", varied_positions=True),
 }
 
 
@@ -624,15 +678,15 @@ def convert_checkpoint(
     described = family.describe(source)
     used, skipped = _match_names(source, family)
     parts = {target: source.tensors[name].float() for name, target in used.items()}
-    names = {target: name for name, target in used.items()}
+    names = {target: source.file_names[name] for name, target in used.items()}
 
-    has_head = "classifier.weight" in parts
+    has_head = any(target.startswith("classifier.") for target in parts)
     if has_head and num_labels is not None:
         raise ValueError(
             f"`num_labels` is for a source without a classifier; {source.name!r} has one of "
             f"{parts['classifier.weight'].shape[0]} labels; got {num_labels}"
         )
-    notes: list[str] = []
+    notes = list(source.notes)
     described.update(_describe_labels(source, parts, num_labels, notes))
     if not has_head and num_labels is not None and family_name.startswith("dinov2"):
         described["pooling"] = "cls_mean"  # what the family's own classifiers see
@@ -641,7 +695,7 @@ def convert_checkpoint(
     if family.interpolation is not None and recipe_size is not None:
         described["image_size"] = recipe_size[0] if recipe_size[0] == recipe_size[1] else list(recipe_size)
     config = _build_config(described, source, family_name)
-    state, origins = _assemble(parts, names, config, table_size, family.interpolation, source)
+    state, origins = _assemble(parts, names, config, table_size, family, source)
 
     with_classifier = has_head or num_labels is not None
     with torch.random.fork_rng():
@@ -665,8 +719,8 @@ def convert_checkpoint(
         license=source.license,
         architecture=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        used=used,
-        skipped=skipped,
+        used={source.file_names[name]: target for name, target in used.items()},
+        skipped={source.file_names[name]: reason for name, reason in skipped.items()},
         missing=missing,
         notes=notes,
         model=model,
@@ -701,14 +755,14 @@ def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[s
         elif name in expected:
             used[name] = expected[name]
         else:
-            unexpected.append(name)
+            unexpected.append(source.file_names[name])
     if unexpected:
         more = f" and {len(unexpected) - 3} more" if len(unexpected) > 3 else ""
         raise ConversionError(
             f"unexpected tensor `{'`, `'.join(unexpected[:3])}`{more} in {source.name}: the family has no such part, so the "
             f"converted model would not compute what its source does"
         )
-    doubled = [name for name, target in used.items() if list(used.values()).count(target) > 1]
+    doubled = [source.file_names[name] for name, target in used.items() if list(used.values()).count(target) > 1]
     if doubled:
         raise ConversionError(f"tensors `{'`, `'.join(doubled)}` in {source.name} stand for the same parameter")
     return used, skipped
@@ -716,16 +770,19 @@ def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[s
 
 def _describe_labels(source: Source, parts: Tensors, num_labels: int | None, notes: list[str]) -> dict[str, Any]:
     """`id2label` for the classifier's rows: the source's, timm's for ImageNet, or numbered."""
-    if "classifier.weight" in parts:
-        num_labels = parts["classifier.weight"].shape[0]
     if num_labels is None:
-        return {}
+        heads = [part for name, part in parts.items() if name.startswith("classifier.")]
+        if not heads:
+            return {}
+        num_labels = heads[0].shape[0]
     config = source.config or {}
     id2label = {int(i): str(label) for i, label in (config.get("id2label") or {}).items()}
-    label_names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    pretrained = _timm_pretrained_cfg(config)
+    label_names = config.get("label_names") or pretrained.get("label_names")
     if not id2label and label_names:
-        descriptions = config.get("label_descriptions") or {}
-        id2label = {i: str(descriptions.get(name, name)) for i, name in enumerate(label_names)}
+        descriptions = config.get("label_descriptions") or pretrained.get("label_descriptions") or {}
+        numbered = label_names.items() if isinstance(label_names, dict) else enumerate(label_names)
+        id2label = {int(i): str(descriptions.get(name, name)) for i, name in numbered}
     if not id2label and num_labels == 1000 and config.get("architecture") and is_timm_available():
         from timm.data import ImageNetInfo
 
@@ -746,9 +803,13 @@ def _table_size(described: dict[str, Any]) -> tuple[int, int]:
 def _build_config(described: dict[str, Any], source: Source, family_name: str) -> SpotViTConfig:
     source_model = {"name": source.name, "revision": source.revision, "family": family_name, "license": source.license}
     try:
-        return SpotViTConfig(**described, source_model=source_model)
-    except (TypeError, ValueError) as error:
-        raise ConversionError(f"config.json of {source.name}: {str(error).strip().splitlines()[-1].strip()}") from None
+        config = SpotViTConfig(**described, source_model=source_model)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise ConversionError(f"config.json of {source.name}: {reason}") from None
+    if config.hidden_act not in ACT2FN:
+        raise ConversionError(f"config.json of {source.name}: `hidden_act` {config.hidden_act!r} is none of transformers'")
+    return config
 
 
 def _assemble(
@@ -756,7 +817,7 @@ def _assemble(
     names: dict[str, str],
     config: SpotViTConfig,
     table_size: tuple[int, int],
-    interpolation: dict[str, Any] | None,
+    family: Family,
     source: Source,
 ) -> tuple[Tensors, dict[str, str]]:
     """Puts the targets that are no parameters together. Returns the encoder's and classifier's state, and for each key the
@@ -765,7 +826,7 @@ def _assemble(
 
     def take(target: str, shape: tuple[int | None, ...]) -> torch.Tensor:
         if target not in state:
-            raise ConversionError(f"missing tensor in {source.name}: nothing for `{target}`")
+            raise ConversionError(f"missing tensor `{_source_name(target, source)}` in {source.name}")
         tensor = state.pop(target)
         if len(shape) != tensor.ndim or any(b is not None and a != b for a, b in zip(tensor.shape, shape, strict=True)):
             expected = tuple("any" if size is None else size for size in shape)
@@ -781,25 +842,27 @@ def _assemble(
     width, rows, columns = config.hidden_size, *table_size
     table = take("position_table", (1, None, width))[0]
     num_leading = len(table) - rows * columns
-    prefix_names = [name for name in ("cls_token", "distillation_token", "register_tokens") if name in state]
-    prefix = torch.cat([take(name, (1, None, width))[0] for name in prefix_names] or [table[:0]])
-    if "cls_token" not in names or len(prefix) != config.num_prefix_tokens:
-        raise ConversionError(
-            f"missing tensor in {source.name}: {config.num_prefix_tokens} class and register tokens are expected, "
-            f"{len(prefix)} found ({', '.join(names[name] for name in prefix_names) or 'none'})"
-        )
-    if not 0 <= num_leading <= len(prefix):
+    prefix_tokens = {"cls_token": 1}
+    if config.num_register_tokens:
+        # A distillation token has a position in the table, registers have none.
+        distilled = "register_tokens" not in state and "distillation_token" in family.table.values()
+        prefix_tokens["distillation_token" if distilled else "register_tokens"] = config.num_register_tokens
+    prefix = torch.cat([take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
+    positions = {2 if "distillation_token" in prefix_tokens else 1}
+    if family.varied_positions:
+        positions |= {0, len(prefix)}
+    if num_leading not in positions:
         raise ConversionError(
             f"wrong shape of tensor `{names['position_table']}` in {source.name}: expected {rows} × {columns} positions and "
-            f"up to {len(prefix)} before them, got {len(table)}"
+            f"{' or '.join(map(str, sorted(positions)))} before them, got {len(table)}"
         )
     prefix[:num_leading] += table[:num_leading]
-    put("embeddings.prefix_tokens", prefix[None], *prefix_names)
+    put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
     cells = table[num_leading:].unflatten(0, (rows, columns))
-    if tuple(config.position_grid_size) != (rows, columns) and interpolation is not None:
-        cells = nn.functional.interpolate(
-            cells.permute(2, 0, 1)[None], size=tuple(config.position_grid_size), **interpolation
-        )[0].permute(1, 2, 0)
+    if config.position_rows_columns != (rows, columns) and family.interpolation is not None:
+        channels_first = cells.permute(2, 0, 1)[None]
+        resized = nn.functional.interpolate(channels_first, size=config.position_rows_columns, **family.interpolation)
+        cells = resized[0].permute(1, 2, 0)
     put(
         "embeddings.position_embeddings.weight",
         solve_kernel_weights(cells, config.position_kernel_sigma),
@@ -854,21 +917,33 @@ def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Sou
     return fresh
 
 
+# Parts of a layer that a source may hold as one.
+WHOLES = {
+    "q_proj": ["qkv"],
+    "k_proj": ["qkv"],
+    "v_proj": ["qkv"],
+    "gate_proj": ["gate_up_proj", "fc1"],
+    "up_proj": ["gate_up_proj", "fc1"],
+    "down_proj": ["fc2"],
+}
+
+
 def _source_name(target: str, source: Source) -> str:
     """What a parameter is called in the source's files, for a message."""
     module, _, kind = target.rpartition(".")
-    table = FAMILIES[detect_family(source)].table
+    parent, _, leaf = module.rpartition(".")
+    modules = [module, *(f"{parent}.{whole}" for whole in WHOLES.get(leaf, []))]
     layer = next((part for part in module.split(".") if part.isdecimal()), "0")
-    for name, to in table.items():
-        to = to.format(i=layer)
+    candidates = []
+    for name, to in FAMILIES[detect_family(source)].table.items():
+        name, to = name.format(i=layer), to.format(i=layer)
         if to == target:
-            return name.format(i=layer)
-        fused = to in (f"layers.{layer}.attention.qkv", f"layers.{layer}.mlp.gate_up_proj")
-        if to == module or (
-            fused and module.rpartition(".")[0] == to.rpartition(".")[0] and not module.endswith(("o_proj", "down_proj"))
-        ):
-            return f"{name.format(i=layer)}.{kind}"
-    return target
+            candidates.append(name)
+        elif to in modules:
+            candidates.append(f"{name}.{kind}")
+    # Of several possible names, one whose sibling is there: a bias has its weight.
+    siblings = [name for name in candidates if any(one.startswith(name.rpartition(".")[0] + ".") for one in source.tensors)]
+    return next(iter([*siblings, *candidates, target]))
 
 
 # -------------------------------------------------------------------------------------------------- output directory

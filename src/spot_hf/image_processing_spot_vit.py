@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
@@ -44,7 +45,7 @@ class SpotViTBatchFeature(BatchFeature):
         return self
 
 
-class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):
+class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     coordinates (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         Token positions `(x, y)` in the image frame, in [0, 1]: one set `(num_tokens, 2)` for all images, or one set per
@@ -128,7 +129,7 @@ def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
     for i, values in enumerate([coordinates] if one_set else coordinates):
         where = "`coordinates`" if one_set else f"`coordinates` of image {i}"
         array = _to_array("coordinates", values)
-        if array.ndim == 2 and array.shape[0] == 0 or array.size == 0:
+        if (array.ndim == 2 and array.shape[0] == 0) or array.size == 0:
             raise ValueError(f"{where} must hold at least one token; got shape {array.shape}")
         if array.ndim != 2 or array.shape[1] != 2:
             raise ValueError(f"{where} must have {accepted}; got shape {array.shape}")
@@ -168,7 +169,7 @@ def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- processor
 
 
-class SpotViTImageProcessorMixin:
+class SpotViTImageProcessorMixin(BaseImageProcessor):
     """What both backends share: all that concerns coordinates."""
 
     valid_kwargs = SpotViTImageProcessorKwargs
@@ -280,7 +281,7 @@ class SpotViTImageProcessorMixin:
                     image_id = image_ids[i] if image_ids is not None else _content_id(image)
                     generator = generator_for(seed if seed is not None else self.seed, image_id)
                 if PLACEMENTS[placement].saliency:
-                    local_saliency = frame.crop_map(saliency[i], tuple(pixel_values.shape[-2:]))
+                    local_saliency = frame.crop_map(saliency[i], (pixel_values.shape[-2], pixel_values.shape[-1]))
                     if not local_saliency.any():
                         raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
                 placed = place(placement, num_tokens, pixel_values, patch_size, generator, local_saliency)
@@ -328,6 +329,11 @@ class SpotViTImageProcessorMixin:
             scale=np.array([resized_width / model_width, resized_height / model_height]),
             offset=np.array([-left / model_width, -top / model_height]),
         )
+
+    @staticmethod
+    def _crop_offset(size: int, crop: int) -> int:
+        """Where the backend's centre crop begins, in pixels; below 0 where it pads."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         result = super().to_dict()
@@ -415,7 +421,7 @@ if is_torchvision_available():
             return int((size - crop) / 2)
 
 else:
-    SpotViTImageProcessor = SpotViTImageProcessorPil
+    SpotViTImageProcessor = SpotViTImageProcessorPil  # type: ignore[misc]
 
 AUTO_MAP = {
     "torchvision": "image_processing_spot_vit.SpotViTImageProcessor",

@@ -116,12 +116,12 @@ def sample_windows(
     offsets = offsets * window_scales.to(dtype)[..., None]
     num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
     level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
-    windows = 0
+    windows = torch.zeros((), dtype=dtype, device=image.device)
     for k in range(num_levels):
         if k > 0:  # An odd last row or column is averaged alone: the same as repeating the border pixel.
             image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
         # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
-        x, y = ((center + offsets + 0.5) / 2**k - 0.5 for center in (center_x, center_y))
+        x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))
         windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y)
     return windows
 
@@ -175,7 +175,7 @@ class SpotViTPositionEmbeddings(nn.Module):
 
     def __init__(self, config: SpotViTConfig):
         super().__init__()
-        rows, columns = config.position_grid_size
+        rows, columns = config.position_rows_columns
         self.sigma = config.position_kernel_sigma
         self.weight = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 matplotlib.use("Agg")  # files, never a screen
 
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 
 def draw_windows(axes: Axes, image: Image.Image, coordinates: np.ndarray, patch_size: float, title: str) -> None:

@@ -146,6 +146,7 @@ def _one_model(
 ) -> dict[str, Any]:
     """Converts one source and classifies the images with all tokens and with fewer."""
     report = convert_checkpoint(source, directory / f"spot-{name}", repo_id=f"spot-{name}")
+    report.output_dir = None  # a temporary one, until all is done
     print(f"\n{report.summary()}")
     if not isinstance(report.model, SpotViTForImageClassification):
         raise ValueError(f"`model` {source!r} has no classifier: the quickstart needs one")
@@ -201,15 +202,22 @@ def _token_counts(num_cells: int) -> list[int]:
 
 
 def _place_all(placement: str, num_tokens: int, pixel_values: torch.Tensor, patch_size: int, seed: int) -> torch.Tensor:
-    """Coordinates `(num_images, num_tokens, 2)`. Saliency is the contrast to the image's mean: of digits, the ink."""
+    """Coordinates `(num_images, num_tokens, 2)`. Saliency is the contrast to the image's border: of digits, the ink."""
     spec = PLACEMENTS[placement]
     if not spec.random:
         return place(placement, num_tokens, pixel_values[0], patch_size)[None].expand(len(pixel_values), -1, -1)
     sets = []
     for i, image in enumerate(pixel_values):
-        saliency = (image - image.mean()).abs().mean(0) if spec.saliency else None
+        saliency = _contrast_to_border(image) if spec.saliency else None
         sets.append(place(placement, num_tokens, image, patch_size, generator_for(seed, i), saliency))
     return torch.stack(sets)
+
+
+def _contrast_to_border(image: torch.Tensor) -> torch.Tensor:
+    """`(num_channels, height, width)` to a saliency map: what differs from the mean of the border is no background."""
+    border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1).mean(1)
+    contrast = (image - border[:, None, None]).abs().mean(0)
+    return contrast if contrast.any() else torch.ones_like(contrast)
 
 
 @torch.inference_mode()
@@ -240,7 +248,8 @@ REMOTE_SCRIPT = """
     directory, *images = sys.argv[1:]
     stock = pipeline("image-classification", model=directory, trust_remote_code=True)
     spot = pipeline("spot-image-classification", model=directory, trust_remote_code=True)
-    quarter = spot.model.config.position_grid_size[0] * spot.model.config.position_grid_size[1] // 4
+    rows, columns = spot.model.config.position_rows_columns
+    quarter = max(1, rows * columns // 4)
     few = spot(images, num_tokens=quarter, return_coordinates=True, top_k=1)
     assert "spot_hf" not in sys.modules
     print(json.dumps({
@@ -307,7 +316,7 @@ def _markdown(results: dict[str, Any]) -> str:
         "",
         f"Top-1 accuracy in percent on {results['num_images']} held-out images of `{results['dataset']}` (seed "
         f"{results['seed']}), of models that were converted and never trained on few or off-grid tokens. `salient` and "
-        "`inverse_salient` use the contrast to the image's mean as saliency.",
+        "`inverse_salient` use the contrast to the image's border as saliency.",
     ]
     for name, result in models.items():
         checked = "not compared with its source's class"

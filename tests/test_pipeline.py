@@ -1,0 +1,136 @@
+"""The pipelines: the stock task with saved placements, and our own with any."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model, tiny_processor
+from transformers import ImageClassificationPipeline, pipeline
+
+from spot_hf import SpotImageClassificationPipeline
+from spot_hf.placement import isotropic
+
+
+def picture(seed=0, size=(60, 45)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+SIZES = [(60, 45), (48, 48), (33, 70)]
+IMAGES = [picture(i, size) for i, size in enumerate(SIZES)]
+ONE, TWO = [[0.25, 0.5], [0.75, 0.5]], [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return SpotImageClassificationPipeline(model=tiny_model(), image_processor=tiny_processor())
+
+
+def scores(answer):
+    return torch.tensor([entry["score"] for entry in sorted(answer, key=lambda entry: entry["label"])])
+
+
+def expected(classifier, image, **placed):
+    features = classifier.image_processor(image, return_tensors="pt", **placed)
+    with torch.no_grad():
+        return classifier.model(**features).logits.softmax(-1)[0]
+
+
+# Softmax of float32 logits, in another batch size.
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_one_placement_for_all(classifier, batch_size):
+    answers = classifier(IMAGES, num_tokens=9, placement="center", batch_size=batch_size)
+    for image, answer in zip(IMAGES, answers, strict=True):
+        torch.testing.assert_close(scores(answer), expected(classifier, image, num_tokens=9, placement="center"), **TOLERANCE)
+
+
+def test_one_set_for_all(classifier):
+    for answer, image in zip(classifier(IMAGES, coordinates=ONE), IMAGES, strict=True):
+        torch.testing.assert_close(scores(answer), expected(classifier, image, coordinates=ONE), **TOLERANCE)
+    torch.testing.assert_close(
+        scores(classifier(IMAGES[0], coordinates=np.array(ONE))), expected(classifier, IMAGES[0], coordinates=ONE), **TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("as_dicts", [False, True], ids=["argument", "dicts"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_one_set_per_image_ragged(classifier, as_dicts, batch_size):
+    sets = [ONE, TWO, ONE]
+    if as_dicts:
+        inputs = [{"image": image, "coordinates": own} for image, own in zip(IMAGES, sets, strict=True)]
+        answers = classifier(inputs, batch_size=batch_size)
+    else:
+        answers = classifier(IMAGES, coordinates=sets, batch_size=batch_size)
+    for image, own, answer in zip(IMAGES, sets, answers, strict=True):
+        torch.testing.assert_close(scores(answer), expected(classifier, image, coordinates=own), **TOLERANCE)
+
+
+def test_a_batch_mixes_placed_and_full_grid_images(classifier):
+    answers = classifier([{"image": IMAGES[0], "coordinates": ONE}, IMAGES[1]], batch_size=2)
+    torch.testing.assert_close(scores(answers[0]), expected(classifier, IMAGES[0], coordinates=ONE), **TOLERANCE)
+    torch.testing.assert_close(scores(answers[1]), expected(classifier, IMAGES[1]), **TOLERANCE)
+
+
+def test_positions_are_returned_in_the_images_frame():
+    processor = tiny_processor(size={"shortest_edge": 56}, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=processor)
+    answers = classifier(IMAGES, coordinates=[ONE, TWO, ONE], return_coordinates=True, batch_size=3, top_k=2)
+    for answer, own in zip(answers, [ONE, TWO, ONE], strict=True):
+        assert len(answer["predictions"]) == 2
+        np.testing.assert_allclose(answer["coordinates"], own, atol=1e-6)  # float32, through the crop and back
+    used = classifier(IMAGES[0], num_tokens=9, return_coordinates=True)["coordinates"]
+    np.testing.assert_allclose(processor.to_model_frame(np.array(used), SIZES[0]), isotropic(9), atol=1e-6)
+
+
+def test_random_placements_by_seed(classifier):
+    def used(inputs, **kwargs):
+        answers = classifier(inputs, num_tokens=5, placement="uniform", return_coordinates=True, **kwargs)
+        return [answer["coordinates"] for answer in answers]
+
+    first = used(IMAGES, seed=3)
+    assert used(IMAGES, seed=3, batch_size=3) == first and used(IMAGES[::-1], seed=3) == first[::-1]
+    assert used(IMAGES, seed=4) != first and first[0] != first[1]
+
+
+def test_saliency_per_image(classifier):
+    left, right = np.zeros((2, 2)), np.zeros((2, 2))
+    left[:, 0] = right[:, 1] = 1.0
+    answers = classifier(IMAGES[:2], saliency=[left, right], placement="salient", num_tokens=20, return_coordinates=True)
+    sides = [np.array(answer["coordinates"])[:, 0] for answer in answers]
+    assert sides[0].max() < 0.51 < 0.52 and sides[1].min() > 0.49
+
+
+def test_generators_and_streams(classifier):
+    answers = list(classifier(({"image": image, "coordinates": ONE} for image in IMAGES), batch_size=2))
+    assert len(answers) == 3
+    torch.testing.assert_close(scores(answers[2]), expected(classifier, IMAGES[2], coordinates=ONE), **TOLERANCE)
+
+
+def test_bfloat16_keeps_positions():
+    model = tiny_model()
+    seen = []
+    model.spot_vit.embeddings.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    classifier = SpotImageClassificationPipeline(model=model.to(torch.bfloat16), image_processor=tiny_processor())
+    classifier(IMAGES[0], num_tokens=9)
+    assert seen[0].dtype == torch.float32 and torch.equal(seen[0][0], isotropic(9))
+
+
+def test_the_stock_pipeline_uses_the_saved_placement():
+    model = tiny_model()
+    seen = []
+    model.spot_vit.embeddings.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    stock = ImageClassificationPipeline(model=model, image_processor=tiny_processor(num_tokens=9, placement="center"))
+    answer = stock(IMAGES[0], top_k=5)
+    assert seen[0].shape == (1, 9, 2)
+    torch.testing.assert_close(scores(answer), expected(stock, IMAGES[0]), **TOLERANCE)
+    assert len(stock(IMAGES, batch_size=2)) == 3
+
+
+def test_by_task_name(tmp_path):
+    made = pipeline("spot-image-classification", model=tiny_model(), image_processor=tiny_processor())
+    assert isinstance(made, SpotImageClassificationPipeline)
+    stock = pipeline("image-classification", model=tiny_model(), image_processor=tiny_processor())
+    assert len(stock(IMAGES[0], top_k=3)) == 3

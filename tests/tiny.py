@@ -1,0 +1,43 @@
+"""Tiny SpotViTs for unit tests: every parameter random, so that each one matters to the result."""
+
+import torch
+
+from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTImageProcessorPil
+
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 48,
+    "patch_size": 8,
+    "layer_norm_eps": 1e-6,
+    "num_labels": 5,
+}
+
+
+def tiny_config(**changes) -> SpotViTConfig:
+    return SpotViTConfig(**{**TINY, **changes})
+
+
+def tiny_model(seed: int = 0, model_class=SpotViTForImageClassification, **changes):
+    """A model with random weights, in eval mode."""
+    model = model_class(tiny_config(**changes)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def tiny_processor(**changes) -> SpotViTImageProcessorPil:
+    return SpotViTImageProcessorPil(**{"size": {"height": 48, "width": 48}, "patch_size": 8, **changes})
+
+
+def random_images(count: int = 2, height: int = 48, width: int = 48, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def random_coordinates(count: int = 2, num_tokens: int = 7, seed: int = 1, dtype=torch.float32) -> torch.Tensor:
+    return torch.rand(count, num_tokens, 2, generator=torch.Generator().manual_seed(seed), dtype=dtype)
