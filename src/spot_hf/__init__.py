@@ -4,7 +4,10 @@ Importing this package registers SpotViT with transformers' Auto classes and `pi
 carries the same files as remote code.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+# Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cards import write_model_card

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 NOT_MEASURED = (
     "By construction and by the tests of `spot_hf` (real weights, and random ones of every family), the full-grid logits "
     "equal the source model's to 1e-4 in float32. Accuracy was not measured on this checkpoint. Weights that were only "
-    "converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: expect accuracy to fall steeply "
-    "below about half of the full grid's tokens."
+    "converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: expect accuracy to fall "
+    "steeply below about half of the full grid's tokens."
 )
 # `transformers.utils.hub.create_and_tag_model_card` puts this in.
 EMPTY_DESCRIPTION = (

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 from transformers.image_utils import load_image
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .image_processing_spot_vit import check_coordinates
 from .modeling_spot_vit import SpotViTForImageClassification

@@ -7,6 +7,7 @@ parts of one, put together in `_assemble`: `cls_token`, `distillation_token`, `r
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,8 +30,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoImageProcessor
 from transformers.activations import ACT2FN
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_timm_available, is_torchvision_available
 
 from .cards import write_model_card
@@ -509,8 +510,9 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     pooling = config.get("global_pool") or arguments.get("global_pool") or ("avg" if mean_pooled else "token")
     if pooling not in ("avg", "token", ""):
         raise ConversionError(f"`global_pool` of the timm config must be token or avg; got {pooling!r}")
-    register_name = "reg_token" if "reg_token" in tensors else "register_tokens"
-    num_registers = tensors[register_name].shape[1] if register_name in tensors else 0
+    registers = next((tensors[name] for name in ("reg_token", "register_tokens") if name in tensors), None)
+    stated = re.search(r"_reg(\d+)_", config.get("architecture") or "")
+    num_registers = arguments.get("reg_tokens") or int(stated[1] if stated else 0 if registers is None else registers.shape[1])
     if "blocks.0.mlp.w12.weight" in tensors:
         gate_up, swiglu = source.shape("blocks.0.mlp.w12.weight")[0], True
     else:
@@ -845,12 +847,13 @@ def _assemble(
     prefix_tokens = {"cls_token": 1}
     if config.num_register_tokens:
         # A distillation token has a position in the table, registers have none.
-        distilled = "register_tokens" not in state and "distillation_token" in family.table.values()
+        distilled = "distillation_token" in state or config.pooling == "cls_distillation"
+        distilled = distilled or "register_tokens" not in family.table.values()
         prefix_tokens["distillation_token" if distilled else "register_tokens"] = config.num_register_tokens
     prefix = torch.cat([take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
     positions = {2 if "distillation_token" in prefix_tokens else 1}
     if family.varied_positions:
-        positions |= {0, len(prefix)}
+        positions = {0, len(prefix)} if "reg_token" in source.tensors else {0, *positions}
     if num_leading not in positions:
         raise ConversionError(
             f"wrong shape of tensor `{names['position_table']}` in {source.name}: expected {rows} × {columns} positions and "

@@ -222,7 +222,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         """Fills in the saved defaults, and checks the result as far as it can be without an image."""
         if placement is None:
             placement = self.placement
-            if placement is None and (num_tokens or self.num_tokens) is not None:
+            if placement is None and (num_tokens is not None or self.num_tokens is not None):
                 placement = "isotropic"
         if num_tokens is None and placement != "grid":
             num_tokens = self.num_tokens
