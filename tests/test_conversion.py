@@ -534,6 +534,18 @@ BROKEN = {
     "config_is_a_list": ({"config.json": b"[]"}, "config.json"),
     "recipe_is_no_json": ({"preprocessor_config.json": b"{"}, "preprocessor_config.json"),
     "recipe_of_no_known_class": ({"preprocessor_config.json": b'{"image_processor_type": "X"}'}, "preprocessor_config.json"),
+    "recipe_with_another_step": (
+        {"preprocessor_config.json": b'{"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}}'},
+        "`crop_pct`",
+    ),
+    "recipe_that_pads": (
+        {"preprocessor_config.json": b'{"image_processor_type": "ViTImageProcessor", "do_pad": true}'},
+        "`do_pad`",
+    ),
+    "recipe_of_remote_code": (
+        {"preprocessor_config.json": b'{"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "x.X"}}'},
+        "preprocessor_config.json",
+    ),
     "index_without_map": ({"model.safetensors": None, "model.safetensors.index.json": b"{}"}, "model.safetensors.index.json"),
     "index_of_lost_shards": (
         {"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": {"a": "lost.safetensors"}}'},
@@ -553,7 +565,8 @@ def test_a_broken_source_is_refused_by_the_files_name(name, source, tmp_path):
 
 
 def test_what_is_no_source_is_refused(tmp_path):
-    assert "no local path" in refused(str(tmp_path / "absent" / "model"), tmp_path) or True
+    assert "is neither a local path nor a repository" in refused(str(tmp_path / "absent"), tmp_path)
+    assert "is no local path, and the Hub did not answer" in refused("nobody/nothing", tmp_path)  # offline, as tests are
     (tmp_path / "weights.h5").write_bytes(b"")
     assert "must be .safetensors, .bin, .pth or .pt; got weights.h5" in refused(tmp_path / "weights.h5", tmp_path)
     torch.save({"epoch": 3}, tmp_path / "weights.pth")

@@ -28,6 +28,7 @@ from torchvision_shim import run_beside_torchvision
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from spot_hf import convert_checkpoint
+from spot_hf.conversion import TIMM_HEADS
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
@@ -127,6 +128,13 @@ def test_every_tensor_that_is_missing_or_misshapen_is_named(name, change, source
     assert deciding == ([] if change is without else ["patch_embed.proj.weight"]), (deciding, change)
 
 
+@pytest.mark.parametrize("key", ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "cls_token"])
+def test_a_tensor_of_other_dimensions_is_named(key, sources, tmp_path):
+    tensors = load_file(sources / "vit" / "model.safetensors")
+    message = refused(edited(sources / "vit", tmp_path / "edited", {**tensors, key: tensors[key].flatten()}), tmp_path)
+    assert message.startswith(f"wrong shape of tensor `{key}`")
+
+
 # ------------------------------------------------------------------------------------------------- older layouts, labels
 
 
@@ -137,6 +145,14 @@ def test_a_config_without_arguments_is_enough_for_a_known_architecture(sources, 
     assert max(differences(expected, report.model, pixel_values).values()) <= REACHED
     message = refused(edited(sources / "vit", tmp_path / "edited", model_args=None), tmp_path)
     assert "does not say its number of heads" in message
+
+
+def test_the_heads_of_every_architecture_are_known(sources):
+    """timm's repositories do not state them; a wrong number would give wrong logits and no error."""
+    architectures = json.loads((sources / "architectures.json").read_text())
+    assert len(architectures) > 80
+    for name, (hidden_size, num_heads) in architectures.items():
+        assert TIMM_HEADS.get(hidden_size, hidden_size / 64) == num_heads, name
 
 
 def test_the_oldest_layout_has_its_settings_at_the_top(sources, tmp_path):
@@ -175,9 +191,8 @@ def test_labels_of_every_form(sources, tmp_path):
 
 @pytest.mark.parametrize("name", ["center", "center_whole", "squash", "test_size", "nothing_said"])
 def test_the_image_processor_does_what_timms_transform_does(name, sources, tmp_path):
-    """Equal to float32 rounding. An odd margin is cut unevenly: timm (torchvision) leaves the larger part of it at the top
-    and left or bottom and right, whichever gives an even offset; transformers always at the bottom and right. The images
-    are then shifted by one pixel."""
+    """To float32 rounding, once aligned: of an odd margin timm (torchvision) cuts off the half rounded to even before the
+    image, transformers the smaller half, so that its picture may lie one pixel further down or right."""
     transforms = json.loads((sources / "transforms.json").read_text())
     pretrained = {"input_size": [3, 32, 32], **{k: v for k, v in transforms[name].items() if v is not None}}
     directory = edited(sources / "vit", tmp_path / "edited", pretrained_cfg=pretrained)
@@ -196,6 +211,7 @@ def test_the_image_processor_does_what_timms_transform_does(name, sources, tmp_p
         else:
             resized = [size["height"], size["width"]]
         down, right = (round((edge - 32) / 2) - (edge - 32) // 2 for edge in resized)
+        assert max(down, right) <= 1
         actual, wanted = actual[:, down:, right:], wanted[:, : 32 - down, : 32 - right]
         assert (actual - wanted).abs().max() <= 1e-5
 

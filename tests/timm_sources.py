@@ -1,15 +1,10 @@
 """Writes sources of timm, in timm's own layout, with what timm computes from them. A script: see `test_conversion_timm.py`.
 
-    python timm_sources.py OUTPUT_DIR
+    python tests/torchvision_shim.py tests/timm_sources.py OUTPUT_DIR
 
 Each folder of OUTPUT_DIR is a repository as `timm.models.push_to_hf_hub` fills it, or one that transformers' wrapper saved;
 `OUTPUT_DIR/NAME.safetensors` holds its inputs and outputs.
 """
-
-import torchvision_shim
-
-
-torchvision_shim.install()
 
 import json
 import sys
@@ -22,7 +17,6 @@ from PIL import Image
 from random_weights import randomise
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
-from timm.layers import SwiGLUPacked
 from timm.models import save_for_hf
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
@@ -137,12 +131,25 @@ def save_transformed(output_dir: Path) -> None:
     save_file(transformed, output_dir / "transformed.safetensors")
 
 
+def architectures() -> dict[str, list[int]]:
+    """Hidden size and heads of all of timm's ViTs with the parts that SpotViT has, by name."""
+    found = {}
+    for name in timm.list_models(module=["vision_transformer", "deit"]):
+        with torch.device("meta"):
+            model = timm.create_model(name, depth=1)
+        names = [name for name, _ in model.named_parameters() if not name.startswith("patch_embed.")]
+        if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.norm1.bias", "blocks.0.mlp.fc2.bias"} <= {*names}:
+            found[name] = [model.embed_dim, model.blocks[0].attn.num_heads]
+    return found
+
+
 def main(output_dir: Path) -> None:
     for name, (architecture, arguments) in {**MODELS, **UNSUPPORTED}.items():
         save(name, architecture, arguments, output_dir)
     save_wrapped(output_dir)
     save_transformed(output_dir)
     (output_dir / "transforms.json").write_text(json.dumps(TRANSFORMS))
+    (output_dir / "architectures.json").write_text(json.dumps(architectures()))
     # With timm at hand, a classifier of 1,000 labels without names has those of ImageNet-1k.
     labels = convert_checkpoint(output_dir / "test_vit").model.config.id2label
     (output_dir / "imagenet_labels.json").write_text(json.dumps(labels))

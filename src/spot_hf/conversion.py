@@ -149,10 +149,16 @@ class Source:
     file_names: dict[str, str]  # what the tensors are called in the files, wrappers' prefixes included
     notes: list[str]
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, num_dimensions: int = 2) -> tuple[int, ...]:
         if name not in self.tensors:
             raise ConversionError(f"missing tensor `{name}` in {self.name}")
-        return tuple(self.tensors[name].shape)
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != num_dimensions:
+            raise ConversionError(
+                f"wrong shape of tensor `{self.file_names[name]}` in {self.name}: expected {num_dimensions} dimensions, "
+                f"got {shape}"
+            )
+        return shape
 
 
 def load_source(source_model: str, revision: str | None = None, token: str | None = None) -> Source:
@@ -346,7 +352,7 @@ def _read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> d
             directory, backend="torchvision" if is_torchvision_available() else "pil", trust_remote_code=False
         )
     except (ValueError, OSError, ImportError) as error:
-        raise ConversionError(f"cannot read preprocessor_config.json: {error}") from None
+        raise ConversionError(f"cannot read preprocessor_config.json: {str(error).strip().splitlines()[0]}") from None
     for name in UNSUPPORTED_STEPS:
         if getattr(source, name, None):
             raise ConversionError(f"preprocessor_config.json asks for `{name}`, which SpotViT's image processor does not do")
@@ -498,10 +504,10 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     """From the tensors' shapes; the config, where there is one, adds image size, pooling and heads."""
     config, tensors = source.config or {}, source.tensors
     arguments, pretrained = config.get("model_args") or {}, _timm_pretrained_cfg(config)
-    hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight")
+    hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight", 4)
     patch_size = _square("patch_size", [patch_height, patch_width])
     num_layers = _count_layers(source, "blocks")
-    num_positions = source.shape("pos_embed")[1]
+    num_positions = source.shape("pos_embed", 3)[1]
     if pretrained.get("input_size"):
         image_size = list(pretrained["input_size"][1:])
     else:
