@@ -38,7 +38,7 @@ quickstart: $(VENV)/.base
 	$(VENV)/bin/spot-hf quickstart
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 quality: $(VENV)/.quality
 	$(VENV)/bin/ruff check .

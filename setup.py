@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "pillow",
     "matplotlib",  # pictures and plots
     "scikit-learn",  # digits, the embedded data set
+    "psutil",  # peak memory in the benchmark
     "tqdm",
 ]
 EXTRAS = {

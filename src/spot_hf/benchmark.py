@@ -4,17 +4,21 @@ Shared machines are noisy: every round runs each model once, one after the other
 rounds and ratios of them. Peak memory is measured in a process of its own for each row.
 """
 
+import gc
 import json
 import multiprocessing
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from torch import nn
@@ -208,14 +212,12 @@ def _num_cells(config: SpotViTConfig) -> int:
 
 def _peak_memory(setup: Setup, name: str, num_tokens: int) -> float:
     """MiB that a forward pass needs beyond the model and its inputs, in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (setup, name, num_tokens))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_memory_here, setup, name, num_tokens).result()
 
 
 @torch.inference_mode()
 def _peak_memory_here(setup: Setup, name: str, num_tokens: int) -> float:
-    import resource
-
     torch.set_num_threads(setup.num_threads)
     model: Any = setup.spot_vit()
     config = model.config
@@ -225,15 +227,26 @@ def _peak_memory_here(setup: Setup, name: str, num_tokens: int) -> float:
     if name not in ("ordinary", "spot full grid"):
         inputs["coordinates"] = setup.coordinates(num_tokens)
     model(**{key: value[:1] for key, value in inputs.items()})  # libraries allocate once
+    gc.collect()
     if setup.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         model(**inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Peak resident size since the start would be that of loading: sample what is resident now, often.
+    process, samples, stop = psutil.Process(), [], threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            samples.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     model(**inputs)
-    scale = 2**20 if platform.system() == "Darwin" else 2**10  # bytes there, KiB elsewhere
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+    stop.set()
+    watcher.join()
+    return (max(samples, default=before) - before) / 2**20
 
 
 def _device_name(device: str) -> str:
