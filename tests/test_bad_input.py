@@ -204,7 +204,9 @@ COMMANDS = {
     "batch_size": ([*CLASSIFY, "--batch_size", "-1"], 2, ["batch_size", "got -1"]),
     "unknown placement": ([*CLASSIFY, "--placement", "centre", "--num_tokens", "4"], 2, ["placement", "'centre'"]),
     "placement that needs maps": ([*CLASSIFY, "--placement", "salient", "--num_tokens", "4"], 2, ["salient", "saliency map"]),
-    "coordinates and tokens": ([*CLASSIFY, "--coordinates", "pixels.json", "--num_tokens", "4"], 2, ["coordinates", "num_tokens"]),
+    "coordinates and tokens": (
+        [*CLASSIFY, "--coordinates", "pixels.json", "--num_tokens", "4"], 2, ["coordinates", "num_tokens"],
+    ),
     "coordinates in pixels": ([*CLASSIFY, "--coordinates", "pixels.json"], 2, ["coordinates", "[0, 1]", "112"]),
     "coordinates of another image": ([*CLASSIFY, "--coordinates", "other.json"], 2, ["coordinates", "image.png"]),
     "coordinates that are no JSON": ([*CLASSIFY, "--coordinates", "no.json"], 2, ["coordinates", "no.json"]),
@@ -223,7 +225,9 @@ COMMANDS = {
     "source is an image": ([*CONVERT, "image.png"], 1, ["image.png", ".safetensors"]),
     "revision of a directory": ([*CONVERT, "vit", "--revision", "main"], 1, ["revision", "main"]),
     "output_dir in use": (["convert", "--source_model", "vit", "--output_dir", "full"], 2, ["output_dir", "full"]),
-    "output_dir is a file": (["convert", "--source_model", "vit", "--output_dir", "notes.txt"], 2, ["output_dir", "notes.txt"]),
+    "output_dir is a file": (
+        ["convert", "--source_model", "vit", "--output_dir", "notes.txt"], 2, ["output_dir", "notes.txt"],
+    ),
     "push without an id": ([*CONVERT, "vit", "--push_to_hub"], 2, ["--hub_model_id"]),
     "id without a push": ([*CONVERT, "vit", "--hub_model_id", "a/b"], 2, ["--push_to_hub"]),
     "placement without tokens": ([*CONVERT, "vit", "--placement", "sobol"], 2, ["sobol", "num_tokens"]),
@@ -233,7 +237,9 @@ COMMANDS = {
     "quickstart: data without a model": (["quickstart", "--dataset_name", "other/data"], 2, ["model", "other/data"]),
     "quickstart: three models": (["quickstart", "--model", "a", "b", "c"], 2, ["model", "got 3"]),
     "quickstart: split": (["quickstart", "--dataset_split", "dev"], 2, ["dataset_split", "train, test", "'dev'"]),
-    "quickstart: column": (["quickstart", "--label_column_name", "class"], 2, ["label_column_name", "image, label", "'class'"]),
+    "quickstart: column": (
+        ["quickstart", "--label_column_name", "class"], 2, ["label_column_name", "image, label", "'class'"],
+    ),
 }  # fmt: skip
 
 

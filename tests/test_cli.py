@@ -37,7 +37,8 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
     assert "cc-by-4.0" in printed and "0 newly initialised" in printed and str(output) in printed
     assert {path.name for path in output.iterdir()} == {
         "README.md", "config.json", "conversion_report.json", "model.safetensors", "preprocessor_config.json",
-        "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py", "placement.py",
+        "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py",
+        "placement.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
