@@ -102,7 +102,7 @@ def test_position_embeddings_reproduce_the_table(rows, columns, sigma):
     config = tiny_config(hidden_size=6, num_attention_heads=1, position_grid_size=[rows, columns], position_kernel_sigma=sigma)
     module = SpotViTPositionEmbeddings(config)
     module.weight.data = solve_kernel_weights(table, sigma)
-    embeddings = module(grid(rows, columns, 1)[None])[0]
+    embeddings = module(grid(rows, columns, 1)[None], rows, columns)[0]
     # float32 weights; a wider kernel is worse conditioned (about 1e3 at 1.0, 10 at 0.6).
     torch.testing.assert_close(embeddings, table.flatten(0, 1), rtol=0, atol=1e-5 if sigma == 0.6 else 2e-3)
 
@@ -117,18 +117,18 @@ def test_position_embeddings_follow_the_formula():
         for i in range(3)
         for j in range(5)
     )
-    torch.testing.assert_close(module(torch.tensor([[[x, y]]]))[0, 0], expected, rtol=1e-5, atol=1e-6)  # float32
+    torch.testing.assert_close(module(torch.tensor([[[x, y]]]), 48, 48)[0, 0], expected, rtol=1e-5, atol=1e-6)  # float32
 
 
 def test_position_gradients_agree_with_finite_differences():
     module = SpotViTPositionEmbeddings(tiny_config(position_grid_size=[3, 5])).double()
     torch.nn.init.normal_(module.weight)
     coordinates = random_coordinates(1, 4, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(module, (coordinates,), eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda c: module(c, 48, 48), (coordinates,), eps=1e-6, atol=1e-6)
 
 
 def test_kernel_is_one_at_a_centre_and_falls_with_distance():
-    kernel = gaussian_kernel(torch.tensor([0.125, 0.375]), 4, 0.6)
+    kernel = gaussian_kernel(torch.tensor([0.125, 0.375]), 4, 0.6, size=48)
     assert kernel[0, 0] == 1 and kernel[1, 1] == 1
     assert kernel[0, 1] == pytest.approx(torch.exp(torch.tensor(-1 / (2 * 0.36))).item(), rel=1e-6)
     assert (kernel[0].diff() < 0).all()

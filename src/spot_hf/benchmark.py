@@ -180,7 +180,7 @@ def _sampling_and_positions(
 ) -> None:
     """What a SpotViT does that a ViT does not: cut the windows out, and compute position embeddings."""
     sample_windows(pixel_values, coordinates, model.config.patch_size)
-    model.spot_vit.embeddings.position_embeddings(coordinates)
+    model.spot_vit.embeddings.position_embeddings(coordinates, *pixel_values.shape[-2:])
 
 
 @torch.inference_mode()

@@ -6,6 +6,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
+WINDOW_BORDERS = ("repeat", "zero")
+KERNEL_CENTERS = ("cells", "mesh")
+KERNEL_UNITS = ("cells", "pixels")
+KERNEL_NORMALIZATIONS = (None, "image", "batch")
 POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
@@ -59,7 +63,17 @@ class SpotViTConfig(PreTrainedConfig):
         position_grid_size (`[rows, columns]`, *optional*): size of the position table; defaults to
             `image_size // patch_size`.
         position_kernel_sigma (`float`, defaults to 0.6): bandwidth of the Gaussian kernel that interpolates the
-            position table, in cells of the table.
+            position table.
+        position_kernel_unit (`str`, defaults to `"cells"`): unit of that bandwidth: cells of the table, or `"pixels"` of the
+            image, whatever its size.
+        position_kernel_centers (`str`, defaults to `"cells"`): where the table's entries lie: at the centres of equal cells,
+            or, `"mesh"`, evenly from the centre of the first pixel to one pixel past that of the last (the released SPoT
+            checkpoints).
+        position_kernel_normalization (`str`, *optional*): the kernel is divided by its largest value over all tokens of an
+            `"image"`, as the released SPoT checkpoints need; or of the `"batch"`, as their own code does: images then
+            depend on their batch mates. Only for comparisons with that code.
+        window_spacing (`float`, defaults to 1.0): pixels between a window's samples, where `window_scales` are 1.
+        window_border (`str`, defaults to `"repeat"`): what lies outside the image: its border pixel, or `"zero"`.
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
     """
@@ -87,6 +101,11 @@ class SpotViTConfig(PreTrainedConfig):
     norm_after_pooling: bool = False
     position_grid_size: list[int] | tuple[int, int] | None = None
     position_kernel_sigma: float = 0.6
+    position_kernel_unit: str = "cells"
+    position_kernel_centers: str = "cells"
+    position_kernel_normalization: str | None = None
+    window_spacing: float = 1.0
+    window_border: str = "repeat"
     source_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
@@ -121,8 +140,15 @@ class SpotViTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: raises `ValueError` for a combination that no model can have."""
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
+        for name, accepted in (
+            ("pooling", POOLINGS),
+            ("position_kernel_unit", KERNEL_UNITS),
+            ("position_kernel_centers", KERNEL_CENTERS),
+            ("position_kernel_normalization", KERNEL_NORMALIZATIONS),
+            ("window_border", WINDOW_BORDERS),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(str, accepted))}; got {getattr(self, name)!r}")
         if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
         if self.hidden_size % self.num_attention_heads:
@@ -136,8 +162,9 @@ class SpotViTConfig(PreTrainedConfig):
                 f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "
                 f"(by default `image_size // patch_size`: {self.image_size} and {self.patch_size})"
             )
-        if not self.position_kernel_sigma > 0:
-            raise ValueError(f"`position_kernel_sigma` must be above 0; got {self.position_kernel_sigma}")
+        for name in ("position_kernel_sigma", "window_spacing"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0; got {getattr(self, name)}")
 
 
 __all__ = ["SpotViTConfig"]

@@ -114,8 +114,28 @@ TIMM_VIT = {
     "head_dist": "distillation_classifier",
 }
 
+# The released SPoT checkpoints. Position embeddings are a fourth channel of their windows: `embedder.emb` holds both.
+SPOT = {
+    "tokenizer._n_sigma": "position_kernel_sigma",
+    "embedder.cls_token": "cls_token",
+    "embedder.emb": "embeddings.patch_projection",
+    "blocks.{i}.norm1": "layers.{i}.norm1",
+    "blocks.{i}.att.qkv": "layers.{i}.attention.qkv",
+    "blocks.{i}.att.proj": "layers.{i}.attention.o_proj",
+    "blocks.{i}.ls1.lambda_": "layers.{i}.layer_scale1.scale",
+    "blocks.{i}.norm2": "layers.{i}.norm2",
+    "blocks.{i}.mlp.L1": "layers.{i}.mlp.fc1",
+    "blocks.{i}.mlp.L2": "layers.{i}.mlp.fc2",
+    "blocks.{i}.ls2.lambda_": "layers.{i}.layer_scale2.scale",
+    "norm": "layernorm",
+    "fc_norm": "layernorm",
+    "head": "classifier",
+}
+
 # Parameters of their own; every other entry of a table is a module with a weight and a bias.
-BARE_PARAMETERS = ("cls_token", "distillation_token", "register_tokens", "position_table", ".scale")
+BARE_PARAMETERS = (
+    "cls_token", "distillation_token", "register_tokens", "position_table", "position_kernel_sigma", ".scale",
+)  # fmt: skip
 
 # Tensors that stay behind, by how their names begin, and why.
 SKIPPED = {
@@ -148,6 +168,7 @@ class Source:
     tensors: Tensors
     file_names: dict[str, str]  # what the tensors are called in the files, wrappers' prefixes included
     notes: list[str]
+    num_attention_heads: int | None = None  # as the caller states it: tensors do not say
 
     def shape(self, name: str, num_dimensions: int = 2) -> tuple[int, ...]:
         if name not in self.tensors:
@@ -413,6 +434,8 @@ class Family:
     table: dict[str, str]
     describe: Callable[[Source], dict[str, Any]]
     layer_name: str  # of the source, up to the layer's number
+    # Whether position embeddings are a channel of the windows, beside the image's, rather than a table.
+    position_channel: bool = False
     # Resampling of a position table that the source interpolates from its own size to its recipe's.
     interpolation: dict[str, Any] | None = None
     # Whether the table may have no position for the class token (timm's `no_embed_class`), or one for each register.
@@ -526,9 +549,7 @@ def _describe_timm(source: Source) -> dict[str, Any]:
         swiglu = gate_up == 2 * source.shape("blocks.0.mlp.fc2.weight")[1]
     two_heads = any(name.startswith("head_dist.") for name in tensors)
     distilled = "dist_token" in tensors or two_heads
-    num_heads = arguments.get("num_heads") or TIMM_HEADS.get(hidden_size, hidden_size // 64)
-    if "num_heads" not in arguments and hidden_size not in TIMM_HEADS and hidden_size % 64:
-        raise ConversionError(f"{source.name} does not say its number of heads: `model_args` of its config.json must")
+    num_heads = arguments.get("num_heads") or _stated_heads(source, hidden_size)
     activation = TIMM_ACTIVATIONS.get(arguments.get("act_layer") or ("silu" if swiglu else "gelu"))
     if activation is None or (swiglu and activation != "silu"):
         raise ConversionError(f"`act_layer` of the timm config is not supported: got {arguments['act_layer']!r}")
@@ -554,6 +575,55 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     }
 
 
+def _describe_spot(source: Source) -> dict[str, Any]:
+    """From the tensors' shapes, and from how the released code samples and embeds, which its checkpoints do not state."""
+    hidden_size, num_inputs = source.shape("embedder.emb.weight")
+    num_channels = 3
+    patch_size = round((num_inputs / (num_channels + 1)) ** 0.5)
+    if (num_channels + 1) * patch_size**2 != num_inputs or patch_size < 2:
+        raise ConversionError(
+            f"wrong shape of tensor `embedder.emb.weight` in {source.name}: expected 4 · patch_size² inputs, got {num_inputs}"
+        )
+    # Its kernel's width is `softplus(_n_sigma) · patch_size / (height + width)` of the image: of a square one, this in pixels.
+    n_sigma = nn.functional.softplus(
+        source.tensors["tokenizer._n_sigma"].double().reshape(source.shape("tokenizer._n_sigma", 1))
+    )
+    mean_pooled = "fc_norm.weight" in source.tensors
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _count_layers(source, "blocks"),
+        "num_attention_heads": _stated_heads(source, hidden_size),
+        "intermediate_size": source.shape("blocks.0.mlp.L1.weight")[0],
+        "layer_norm_eps": 1e-6,
+        "image_size": 224,
+        "patch_size": patch_size,
+        "num_channels": num_channels,
+        "qkv_bias": any(name.endswith(".att.qkv.bias") for name in source.tensors),
+        "use_layer_scale": any(name.endswith(".lambda_") for name in source.tensors),
+        "pooling": "mean" if mean_pooled else "cls",
+        "norm_after_pooling": mean_pooled,
+        "position_grid_size": [patch_size, patch_size],
+        "position_kernel_sigma": n_sigma[0].item() * patch_size / 2,
+        "position_kernel_unit": "pixels",
+        "position_kernel_centers": "mesh",
+        "position_kernel_normalization": "image",
+        # `patch_size` samples from one end to the other of a window of `patch_size` pixels.
+        "window_spacing": patch_size / (patch_size - 1),
+        "window_border": "zero",
+    }
+
+
+def _stated_heads(source: Source, hidden_size: int) -> int:
+    """The number of attention heads of a checkpoint whose config does not say it: as stated by the caller, or of width 64."""
+    if source.num_attention_heads is not None:
+        return source.num_attention_heads
+    if hidden_size not in TIMM_HEADS and hidden_size % 64:
+        raise ConversionError(
+            f"{source.name} does not say its number of heads, and {hidden_size} is no multiple of 64: give `num_attention_heads`"
+        )
+    return TIMM_HEADS.get(hidden_size, hidden_size // 64)
+
+
 FAMILIES = {
     "vit": Family(TRANSFORMERS_VIT, _describe_vit, "encoder.layer"),
     "deit": Family(TRANSFORMERS_VIT, _describe_deit, "encoder.layer"),
@@ -568,6 +638,7 @@ FAMILIES = {
         interpolation={"mode": "bicubic", "align_corners": False, "antialias": True},
     ),
     "timm": Family(TIMM_VIT, _describe_timm, "blocks", varied_positions=True),
+    "spot": Family(SPOT, _describe_spot, "blocks", position_channel=True),
 }
 
 
@@ -575,8 +646,10 @@ def detect_family(source: Source) -> str:
     """Name of the source's family in `FAMILIES`, or [`ConversionError`]."""
     config = source.config or {}
     model_type = config.get("model_type")
-    if model_type in FAMILIES and model_type != "timm":
+    if model_type in FAMILIES and model_type not in ("timm", "spot"):
         return model_type
+    if model_type is None and {"tokenizer._n_sigma", "embedder.emb.weight"} <= set(source.tensors):
+        return "spot"
     if model_type in (None, "timm_wrapper") and "blocks.0.attn.qkv.weight" in source.tensors:
         return "timm"
     found = (
@@ -646,12 +719,14 @@ def convert_checkpoint(
     num_tokens: int | None = None,
     placement: str | None = None,
     num_labels: int | None = None,
+    num_attention_heads: int | None = None,
     seed: int = 0,
     overwrite_output_dir: bool = False,
     repo_id: str | None = None,
 ) -> ConversionReport:
     """
-    Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid.
+    Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid, or one of
+    the released SPoT checkpoints into one that gives the same logits everywhere.
 
     Args:
         source_model (`str`): a Hub id, a local directory, or a file of weights.
@@ -662,6 +737,7 @@ def convert_checkpoint(
         num_tokens (`int`, *optional*), placement (`str`, *optional*): saved defaults of the image processor; the full grid
             where neither is given.
         num_labels (`int`, *optional*): gives a source without a classifier a freshly initialised one.
+        num_attention_heads (`int`, *optional*): of a file without a config, where they are not 64 wide.
         seed (`int`): of that initialisation.
         overwrite_output_dir (`bool`): replace what is in `output_dir`.
         repo_id (`str`, *optional*): the name under which the card's examples load the result; `output_dir` by default.
@@ -675,12 +751,16 @@ def convert_checkpoint(
     """
     if num_tokens is not None or placement is not None:
         check_placement(placement or "isotropic", num_tokens)
-    if num_labels is not None and (isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 1):
-        raise ValueError(f"`num_labels` must be a positive integer; got {num_labels!r}")
+    for name, count in {"num_labels": num_labels, "num_attention_heads": num_attention_heads}.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"`{name}` must be a positive integer; got {count!r}")
     if output_dir is not None:
         check_output_dir(output_dir, overwrite_output_dir)
 
     source = load_source(source_model, revision, token)
+    if num_attention_heads is not None and source.config is not None:
+        raise ValueError(f"`num_attention_heads` is for a file without a config; {source.name!r} has one")
+    source.num_attention_heads = num_attention_heads
     family_name = detect_family(source)
     family = FAMILIES[family_name]
     described = family.describe(source)
@@ -847,6 +927,49 @@ def _assemble(
         state[target] = tensor.contiguous()
         origins[target] = " + ".join(names[part] for part in parts_of)
 
+    width, patch_size, num_channels = config.hidden_size, config.patch_size, config.num_channels
+    if family.position_channel:
+        state.pop("position_kernel_sigma")
+        projection = take("embeddings.patch_projection.weight", (width, (num_channels + 1) * patch_size**2))
+        pixels, positions = projection.split([num_channels * patch_size**2, patch_size**2], dim=1)
+        put("embeddings.patch_projection.weight", pixels, "embeddings.patch_projection.weight")
+        weights = positions.T.unflatten(0, (patch_size, patch_size))
+        put("embeddings.position_embeddings.weight", weights, "embeddings.patch_projection.weight")
+        put("embeddings.prefix_tokens", take("cls_token", (1, 1, width)), "cls_token")
+    else:
+        _assemble_table(state, names, config, table_size, family, source, take, put)
+
+    for name in [name for name in state if ".mlp.fc" in name and config.use_swiglu_ffn]:  # timm's names of packed gates
+        new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
+        names[new] = origins[new] = names[name]
+        state[new] = state.pop(name)
+    for name in [name for name in state if ".qkv." in name or ".gate_up_proj." in name]:
+        layer, kind = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1]
+        targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
+        for target, chunk in zip(targets, state.pop(name).chunk(len(targets)), strict=False):
+            put(f"{layer}.{target}.{kind}", chunk, name)
+
+    if config.pooling == "cls_distillation":
+        # The mean of two linear heads is one linear head of both tokens.
+        heads = [(take(f"{name}.weight", (config.num_labels, width)), take(f"{name}.bias", (config.num_labels,)))
+                 for name in ("classifier", "distillation_classifier")]  # fmt: skip
+        put("classifier.weight", torch.cat([weight / 2 for weight, _ in heads], dim=1), "classifier.weight")
+        put("classifier.bias", torch.stack([bias / 2 for _, bias in heads]).sum(0), "classifier.bias")
+    return state, origins
+
+
+def _assemble_table(
+    state: Tensors,
+    names: dict[str, str],
+    config: SpotViTConfig,
+    table_size: tuple[int, int],
+    family: Family,
+    source: Source,
+    take: Callable[[str, tuple[int | None, ...]], torch.Tensor],
+    put: Callable[..., None],
+) -> None:
+    """Class and register tokens with their own positions, kernel weights that reproduce the table, and the patch
+    projection of a source that cuts patches by a convolution."""
     width, rows, columns = config.hidden_size, *table_size
     table = take("position_table", (1, None, width))[0]
     num_leading = len(table) - rows * columns
@@ -880,24 +1003,6 @@ def _assemble(
     patch_shape = (width, config.num_channels, config.patch_size, config.patch_size)
     patch = take("embeddings.patch_projection.weight", patch_shape)
     put("embeddings.patch_projection.weight", patch.flatten(1), "embeddings.patch_projection.weight")
-
-    for name in [name for name in state if ".mlp.fc" in name and config.use_swiglu_ffn]:  # timm's names of packed gates
-        new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
-        names[new] = origins[new] = names[name]
-        state[new] = state.pop(name)
-    for name in [name for name in state if ".qkv." in name or ".gate_up_proj." in name]:
-        layer, kind = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1]
-        targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
-        for target, chunk in zip(targets, state.pop(name).chunk(len(targets)), strict=False):
-            put(f"{layer}.{target}.{kind}", chunk, name)
-
-    if config.pooling == "cls_distillation":
-        # The mean of two linear heads is one linear head of both tokens.
-        heads = [(take(f"{name}.weight", (config.num_labels, width)), take(f"{name}.bias", (config.num_labels,)))
-                 for name in ("classifier", "distillation_classifier")]  # fmt: skip
-        put("classifier.weight", torch.cat([weight / 2 for weight, _ in heads], dim=1), "classifier.weight")
-        put("classifier.bias", torch.stack([bias / 2 for _, bias in heads]).sum(0), "classifier.bias")
-    return state, origins
 
 
 def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:

@@ -51,13 +51,14 @@ def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(on_pixel, nearest + (positions - positions.detach()), positions)
 
 
-def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, border: str) -> torch.Tensor:
     """
-    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token, repeating the border pixel.
+    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token.
 
     Args:
         image: `(batch_size, num_channels, height, width)`.
         x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
+        border: beyond the centres of the border pixels, `"repeat"` them, or samples are `"zero"`.
 
     Returns:
         `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
@@ -80,7 +81,11 @@ def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> t
     weight_bottom = weight_bottom[:, None, :, :, None]
     upper = torch.lerp(corner(rows[0], columns[0]), corner(rows[0], columns[1]), weight_right)
     lower = torch.lerp(corner(rows[1], columns[0]), corner(rows[1], columns[1]), weight_right)
-    return torch.lerp(upper, lower, weight_bottom).transpose(1, 2)
+    samples = torch.lerp(upper, lower, weight_bottom).transpose(1, 2)
+    if border == "zero":
+        inside_x, inside_y = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
+        samples = samples * (inside_y[..., :, None] & inside_x[..., None, :])[:, :, None]
+    return samples
 
 
 def sample_windows(
@@ -88,6 +93,8 @@ def sample_windows(
     coordinates: torch.Tensor,
     patch_size: int,
     window_scales: torch.Tensor | None = None,
+    spacing: float = 1.0,
+    border: str = "repeat",
 ) -> torch.Tensor:
     """
     Cuts each token's window out of its image. Differentiable in all three tensors.
@@ -95,11 +102,13 @@ def sample_windows(
     Args:
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): computed in float32 at least.
         coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`): window centres `(x, y)`, relative to
-            the image, 0 and 1 being its edges. Samples outside the image repeat its border pixel.
+            the image, 0 and 1 being its edges.
         patch_size (`int`): samples per side.
-        window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): distance between samples in
-            pixels, above 0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2
-            means, linearly between the two levels whose pixels are nearest to the scale.
+        window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): multiples of `spacing`, above
+            0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2 means, linearly
+            between the two levels whose pixels are nearest to the scale.
+        spacing (`float`): distance between samples in pixels.
+        border (`str`): samples outside the image `"repeat"` its border pixel, or are `"zero"`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, float32 (or float64).
@@ -109,9 +118,9 @@ def sample_windows(
     height, width = image.shape[-2:]
     center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
     center_y = coordinates[..., 1:2] * height - 0.5
-    offsets = torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2
+    offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
     if window_scales is None:
-        return _sample_bilinear(image, center_x + offsets, center_y + offsets)
+        return _sample_bilinear(image, center_x + offsets, center_y + offsets, border)
 
     offsets = offsets * window_scales.to(dtype)[..., None]
     num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
@@ -122,27 +131,40 @@ def sample_windows(
             image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
         # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
         x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))
-        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y)
+        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y, border)
     return windows
 
 
 # --------------------------------------------------------------------------------------------- position embeddings
 
 
-def gaussian_kernel(positions: torch.Tensor, num_centers: int, sigma: float) -> torch.Tensor:
+def gaussian_kernel(
+    positions: torch.Tensor, num_centers: int, sigma: float, size: int, unit: str = "cells", centers: str = "cells"
+) -> torch.Tensor:
     """
-    `exp(-d² / 2σ²)` of the distances `d`, in cells, of relative positions in [0, 1] to the centres of `num_centers` cells.
+    `exp(-d² / 2σ²)` of the distances `d` of relative positions to the centres of a table's entries along one axis.
 
     Args:
         positions: `(...)`, relative: 0 and 1 are the edges of the image.
-        num_centers: number of equal cells along the axis.
-        sigma: bandwidth, in cells.
+        num_centers: entries along the axis.
+        sigma: bandwidth, in `unit`.
+        size: of the image along the axis, in pixels. Matters to the units and centres that are counted in pixels.
+        unit: `"cells"`, equal parts of the image, or `"pixels"`.
+        centers: of the entries: those of `"cells"`, or a `"mesh"` from the centre of the first pixel to one pixel past the
+            last.
 
     Returns:
         `(..., num_centers)`.
     """
-    centers = torch.arange(num_centers, dtype=positions.dtype, device=positions.device) + 0.5
-    distances = positions[..., None] * num_centers - centers
+    index = torch.arange(num_centers, dtype=positions.dtype, device=positions.device)
+    if centers == "cells":
+        scaled_positions, scaled_centers, cell = positions[..., None] * num_centers, index + 0.5, 1 / num_centers
+    else:
+        cell = 1 / max(1, num_centers - 1)
+        scaled_positions, scaled_centers = (positions[..., None] - 0.5 / size) / cell, index
+    distances = scaled_positions - scaled_centers
+    if unit == "pixels":
+        distances = distances * (cell * size)
     return torch.exp(distances.square() / (-2 * sigma**2))
 
 
@@ -161,7 +183,7 @@ def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
     for axis in (0, 1):
         count = table.shape[axis]
         centers = (torch.arange(count, dtype=torch.float64, device=table.device) + 0.5) / count
-        kernel = gaussian_kernel(centers, count, sigma)
+        kernel = gaussian_kernel(centers, count, sigma, size=count)
         weights = torch.linalg.solve(kernel, weights.movedim(axis, 0).flatten(1)).unflatten(
             1, weights.movedim(axis, 0).shape[1:]
         )
@@ -170,23 +192,38 @@ def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 class SpotViTPositionEmbeddings(nn.Module):
-    """Position embedding at any point of the image: `e(s) = Σ_j exp(-|s - c_j|² / 2σ²) w_j` over the cells `c_j` of the
+    """Position embedding at any point of the image: `e(s) = Σ_j exp(-|s - c_j|² / 2σ²) w_j` over the entries `c_j` of the
     source model's table. Computed in float32, whatever the model's dtype."""
 
     def __init__(self, config: SpotViTConfig):
         super().__init__()
-        rows, columns = config.position_rows_columns
-        self.sigma = config.position_kernel_sigma
-        self.weight = nn.Parameter(torch.zeros(rows, columns, config.hidden_size))
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(*config.position_rows_columns, config.hidden_size))
 
-    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
-        rows, columns, hidden_size = self.weight.shape
+    def kernel(
+        self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`(batch_size, num_tokens, 2)` in an image of `height` × `width` pixels to `(batch_size, num_tokens, rows *
+        columns)`. Padding has no part in the normalization."""
+        config = self.config
+        rows, columns = config.position_rows_columns
+        kind = {"unit": config.position_kernel_unit, "centers": config.position_kernel_centers}
+        kernel_x = gaussian_kernel(coordinates[..., 0], columns, config.position_kernel_sigma, width, **kind)
+        kernel_y = gaussian_kernel(coordinates[..., 1], rows, config.position_kernel_sigma, height, **kind)
+        kernel = (kernel_y[..., :, None] * kernel_x[..., None, :]).flatten(-2)
+        if config.position_kernel_normalization is None:
+            return kernel
+        counted = kernel if coordinates_mask is None else kernel * coordinates_mask[..., None]
+        over = (-2, -1) if config.position_kernel_normalization == "image" else (-3, -2, -1)
+        return kernel / counted.amax(over, keepdim=True)
+
+    def forward(
+        self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         # Autocast would round the kernel, and with it the position, to bfloat16.
         with torch.autocast(coordinates.device.type, enabled=False):
-            kernel_x = gaussian_kernel(coordinates[..., 0], columns, self.sigma)  # (batch_size, num_tokens, columns)
-            kernel_y = gaussian_kernel(coordinates[..., 1], rows, self.sigma)  # (batch_size, num_tokens, rows)
-            kernel = (kernel_y[..., :, None] * kernel_x[..., None, :]).flatten(-2)
-            return kernel @ self.weight.reshape(rows * columns, hidden_size).to(kernel.dtype)
+            kernel = self.kernel(coordinates, height, width, coordinates_mask)
+            return kernel @ self.weight.flatten(0, 1).to(kernel.dtype)
 
 
 class SpotViTEmbeddings(nn.Module):
@@ -206,14 +243,19 @@ class SpotViTEmbeddings(nn.Module):
         pixel_values: torch.Tensor,
         coordinates: torch.Tensor | None = None,
         window_scales: torch.Tensor | None = None,
+        coordinates_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        config = self.config
+        height, width = pixel_values.shape[-2:]
         if coordinates is None:
-            height, width = pixel_values.shape[-2:]
-            coordinates = grid(height, width, self.config.patch_size).to(pixel_values.device)[None]
-        windows = sample_windows(pixel_values, coordinates, self.config.patch_size, window_scales)
+            coordinates = grid(height, width, config.patch_size).to(pixel_values.device)[None]
+        windows = sample_windows(
+            pixel_values, coordinates, config.patch_size, window_scales, config.window_spacing, config.window_border
+        )
         windows = windows.flatten(2)  # (batch_size, num_tokens, num_channels * patch_size²)
         embeddings = self.patch_projection(windows.to(self.patch_projection.weight.dtype))
-        embeddings = embeddings + self.position_embeddings(coordinates).to(embeddings.dtype)
+        positions = self.position_embeddings(coordinates, height, width, coordinates_mask)
+        embeddings = embeddings + positions.to(embeddings.dtype)
         prefix_tokens = self.prefix_tokens.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         return self.dropout(torch.cat([prefix_tokens, embeddings], dim=1))
 
@@ -422,7 +464,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
             `ValueError`: a tensor's shape or dtype is not as above.
         """
         self._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
-        hidden_states = self.embeddings(pixel_values, coordinates, window_scales)
+        hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask)
         attention_mask = None
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.bool().expand(hidden_states.shape[0], -1)
