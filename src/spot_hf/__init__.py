@@ -12,7 +12,14 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cards import write_model_card
 from .configuration_spot_vit import SpotViTConfig
-from .conversion import ConversionError, ConversionReport, convert_checkpoint
+from .conversion import (
+    ConversionError,
+    ConversionReport,
+    convert_checkpoint,
+    convert_official_coordinates,
+    coordinates_from_official,
+    coordinates_to_official,
+)
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from .pipeline_spot_vit import SpotImageClassificationPipeline
@@ -58,5 +65,8 @@ __all__ = [
     "SpotViTPreTrainedModel",
     "__version__",
     "convert_checkpoint",
+    "convert_official_coordinates",
+    "coordinates_from_official",
+    "coordinates_to_official",
     "place",
 ]

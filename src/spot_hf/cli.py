@@ -35,6 +35,9 @@ class ConvertArguments(CommonArguments):
     num_labels: int | None = field(
         default=None, metadata={"help": "Give a source without a classifier a new one with so many labels."}
     )
+    num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Of a file without a config, where its heads are not 64 wide."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of a new classifier."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir."})
     push_to_hub: bool = field(default=False, metadata={"help": "Also upload the result to --hub_model_id."})
@@ -100,7 +103,7 @@ class BenchmarkArguments(CommonArguments):
 
 
 def convert(arguments: ConvertArguments) -> int:
-    """Convert a ViT, DeiT, DINO, DINOv2 or MAE checkpoint to a SpotViT that AutoModel and pipeline load."""
+    """Convert a ViT, DeiT, DINO, DINOv2, MAE or SPoT checkpoint to a SpotViT that AutoModel and pipeline load."""
     from .conversion import convert_checkpoint
     from .publishing import push_folder
 
@@ -115,6 +118,7 @@ def convert(arguments: ConvertArguments) -> int:
         num_tokens=arguments.num_tokens,
         placement=arguments.placement,
         num_labels=arguments.num_labels,
+        num_attention_heads=arguments.num_attention_heads,
         seed=arguments.seed,
         overwrite_output_dir=arguments.overwrite_output_dir,
         repo_id=arguments.hub_model_id,

@@ -3,9 +3,10 @@ the checkpoint's files, so that no class of the source model is needed.
 
 A table maps the source's names to SpotViT's, with `{i}` for the layer. A few targets are not parameters of the model but
 parts of one, put together in `_assemble`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
-`gate_up_proj` and the two heads of distilled DeiT.
+`gate_up_proj`, the two heads of distilled DeiT, and the position channel of the released SPoT checkpoints.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,9 +14,11 @@ import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
@@ -27,6 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -320,14 +324,7 @@ def _read_tensors(file: Path) -> Tensors:
             raise ConversionError(f"cannot read {file.name} as safetensors: {error}") from None
     if file.suffix not in (".bin", ".pth", ".pt"):
         raise ConversionError(f"`source_model` must be .safetensors, .bin, .pth or .pt; got {file.name}")
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"cannot read {file.name} with weights_only=True, and a pickle that needs more could run any code: load it "
-            f"where you trust it, and save its tensors as safetensors ({reason})"
-        ) from None
+    loaded = _load_safely(file)
     for key in ("model", "state_dict", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -335,6 +332,18 @@ def _read_tensors(file: Path) -> Tensors:
     if not tensors:
         raise ConversionError(f"{file.name} holds no tensors by name")
     return tensors
+
+
+def _load_safely(file: Path) -> Any:
+    """What `torch.save` wrote, as far as it is tensors and plain containers: nothing that could run code."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"cannot read {file.name} with weights_only=True, and a pickle that needs more could run any code: load it "
+            f"where you trust it, and save its tensors as safetensors ({reason})"
+        ) from None
 
 
 def _strip_prefixes(file_names: list[str]) -> dict[str, str]:
@@ -619,7 +628,8 @@ def _stated_heads(source: Source, hidden_size: int) -> int:
         return source.num_attention_heads
     if hidden_size not in TIMM_HEADS and hidden_size % 64:
         raise ConversionError(
-            f"{source.name} does not say its number of heads, and {hidden_size} is no multiple of 64: give `num_attention_heads`"
+            f"{source.name} does not say its number of heads, and {hidden_size} is no multiple of 64: give "
+            "`num_attention_heads`"
         )
     return TIMM_HEADS.get(hidden_size, hidden_size // 64)
 
@@ -1060,6 +1070,113 @@ def _source_name(target: str, source: Source) -> str:
     return next(iter([*siblings, *candidates, target]))
 
 
+# ---------------------------------------------------------------------------------- coordinates of the released code
+
+
+def coordinates_from_official(mu: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Positions of the released SPoT code as coordinates of this package, in the model frame.
+
+    Args:
+        mu (`torch.Tensor` of shape `(..., 2)`): `(y, x)`, a pixel's index divided by the image's size: 0 is the *centre* of
+            the first pixel.
+        image_size (`tuple[int, int]`): `(width, height)` in pixels of the image that the model sees.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 2)`: `(x, y)`, 0 and 1 being the image's edges. Computed in float64, returned in `mu`'s
+        dtype.
+    """
+    half_pixel = 0.5 / torch.tensor(image_size, dtype=torch.float64, device=mu.device)
+    return (mu.flip(-1).double() + half_pixel).to(mu.dtype)
+
+
+def coordinates_to_official(coordinates: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """The inverse of [`coordinates_from_official`]: `(x, y)` relative to `pixel_values`, to the released code's `(y, x)`."""
+    half_pixel = 0.5 / torch.tensor(image_size, dtype=torch.float64, device=coordinates.device)
+    return (coordinates.double() - half_pixel).to(coordinates.dtype).flip(-1)
+
+
+def convert_official_coordinates(
+    file: str | Path, images: datasets.Dataset, image_processor: Any, split: str = "validation"
+) -> datasets.Dataset:
+    """
+    A file of positions that the released SPoT code saved, as rows of a coordinate data set. What the file does not say
+    (losses and predictions) is null.
+
+    Args:
+        file (`str`): a tensor `(num_images, steps + 1, num_tokens, 2)` written by `torch.save`: the positions `(y, x)` after
+            each step of the oracle, of all images of a split in their order.
+        images (`datasets.Dataset`): that split, with the columns `image` and `label`.
+        image_processor ([`SpotViTImageProcessor`]): resize and crop of the images in that run.
+        split (`str`): the split's name, for the ids of images without a file name.
+
+    Returns:
+        `datasets.Dataset`: `image_id`, `image_index`, `image_sha256`, `image_size`, `label`, `coordinates`,
+        `initial_coordinates`, `losses`, `initial_prediction`, `prediction`, `trajectory`; positions in the image frame.
+
+    Raises:
+        [`ConversionError`]: a pickle that needs more than `weights_only=True`, or a tensor of another shape.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise ConversionError(f"`file` {str(file)!r} does not exist")
+    positions = _load_safely(file)
+    if not isinstance(positions, torch.Tensor) or positions.ndim != 4 or positions.shape[-1] != 2 or 0 in positions.shape:
+        found = tuple(positions.shape) if isinstance(positions, torch.Tensor) else type(positions).__name__
+        raise ConversionError(f"{file.name} must hold a tensor (num_images, steps + 1, num_tokens, 2); got {found}")
+    if len(positions) != len(images):
+        raise ConversionError(f"{file.name} holds positions of {len(positions)} images; `images` has {len(images)}")
+    num_tokens = positions.shape[2]
+    per_token = datasets.List(datasets.Value("float32"), length=2)
+    features = datasets.Features({
+        "image_id": datasets.Value("string"),
+        "image_index": datasets.Value("int64"),
+        "image_sha256": datasets.Value("string"),
+        "image_size": datasets.List(datasets.Value("int32"), length=2),
+        "label": images.features["label"],
+        "coordinates": datasets.List(per_token, length=num_tokens),
+        "initial_coordinates": datasets.List(per_token, length=num_tokens),
+        "losses": datasets.List(datasets.Value("float32")),
+        "initial_prediction": datasets.Value("int64"),
+        "prediction": datasets.Value("int64"),
+        "trajectory": datasets.List(
+            datasets.List(datasets.List(datasets.Value("float16"), length=2), length=num_tokens), length=positions.shape[1]
+        ),
+    })  # fmt: skip
+    encoded = images.cast_column("image", datasets.Image(decode=False))
+
+    def rows(start: int, stop: int) -> list[dict[str, Any]]:
+        found = []
+        for index, row in enumerate(encoded.select(range(start, stop)), start):
+            content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            with Image.open(BytesIO(content)) as image:
+                image_size = image.size
+            # The processor says how large the image is that the model sees.
+            mapped = coordinates_from_official(positions[index].float(), image_processor.model_size(image_size))
+            trajectory = image_processor.to_image_frame(mapped, image_size)
+            found.append({
+                "image_id": Path(row["image"]["path"]).name if row["image"]["path"] else f"{split}/{index}",
+                "image_index": index,
+                "image_sha256": hashlib.sha256(content).hexdigest(),
+                "image_size": list(image_size),
+                "label": row["label"],
+                "coordinates": trajectory[-1].tolist(),
+                "initial_coordinates": trajectory[0].tolist(),
+                "losses": None,
+                "initial_prediction": None,
+                "prediction": None,
+                "trajectory": trajectory.half().tolist(),
+            })  # fmt: skip
+        return found
+
+    # In parts: rows of Python lists are many times larger than the columns that they become.
+    parts = [
+        datasets.Dataset.from_list(rows(start, min(start + 1000, len(images))), features=features)
+        for start in range(0, len(images), 1000)
+    ]
+    return datasets.concatenate_datasets(parts)
+
+
 # -------------------------------------------------------------------------------------------------- output directory
 
 
@@ -1089,4 +1206,14 @@ def replaced_directory(output_dir: str | Path, overwrite: bool):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-__all__ = ["FAMILIES", "ConversionError", "ConversionReport", "convert_checkpoint", "detect_family", "load_source"]
+__all__ = [
+    "FAMILIES",
+    "ConversionError",
+    "ConversionReport",
+    "convert_checkpoint",
+    "convert_official_coordinates",
+    "coordinates_from_official",
+    "coordinates_to_official",
+    "detect_family",
+    "load_source",
+]

@@ -281,7 +281,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                     image_id = image_ids[i] if image_ids is not None else _content_id(image)
                     generator = generator_for(seed if seed is not None else self.seed, image_id)
                 if PLACEMENTS[placement].saliency:
-                    local_saliency = frame.crop_map(saliency[i], (pixel_values.shape[-2], pixel_values.shape[-1]))
+                    local_saliency = frame.crop_map(saliency[i])
                     if not local_saliency.any():
                         raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
                 placed = place(placement, num_tokens, pixel_values, patch_size, generator, local_saliency)
@@ -309,6 +309,10 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         """The inverse of [`to_model_frame`]: `(x, y)` relative to `pixel_values` in, relative to the original image out."""
         return self._frame(image_size, **self._recipe()).to_image(coordinates)
 
+    def model_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """`(width, height)` in pixels of `pixel_values` for an original image of `(width, height)` pixels."""
+        return self._frame(image_size, **self._recipe()).model_size
+
     def _recipe(self) -> dict[str, Any]:
         names = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
         return {name: getattr(self, name, None) for name in names}
@@ -326,6 +330,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             top = self._crop_offset(resized_height, model_height)
             left = self._crop_offset(resized_width, model_width)
         return _Frame(
+            model_size=(model_width, model_height),
             scale=np.array([resized_width / model_width, resized_height / model_height]),
             offset=np.array([-left / model_width, -top / model_height]),
         )
@@ -344,8 +349,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
 class _Frame:
     """`model = image * scale + offset`, per axis `(x, y)`, in relative units; computed in float64."""
 
-    def __init__(self, scale: np.ndarray, offset: np.ndarray):
-        self.scale, self.offset = scale, offset
+    def __init__(self, model_size: tuple[int, int], scale: np.ndarray, offset: np.ndarray):
+        self.model_size, self.scale, self.offset = model_size, scale, offset
 
     def to_model(self, coordinates):
         return self._apply(coordinates, lambda c, scale, offset: c * scale + offset)
@@ -362,9 +367,9 @@ class _Frame:
         dtype = coordinates.dtype if coordinates.dtype.kind == "f" else np.float32
         return function(coordinates.astype(np.float64), self.scale, self.offset).astype(dtype)
 
-    def crop_map(self, saliency: np.ndarray, model_size: tuple[int, int]) -> torch.Tensor:
+    def crop_map(self, saliency: np.ndarray) -> torch.Tensor:
         """A map over the original image, as a map `(height, width)` over the model's: the value under each pixel."""
-        height, width = model_size
+        width, height = self.model_size
         x = self.to_image(np.stack([(np.arange(width) + 0.5) / width, np.zeros(width)], axis=-1))[:, 0]
         y = self.to_image(np.stack([np.zeros(height), (np.arange(height) + 0.5) / height], axis=-1))[:, 1]
         rows = np.floor(y * saliency.shape[0]).clip(0, saliency.shape[0] - 1).astype(int)
