@@ -61,7 +61,7 @@ from transformers import (
 )
 
 from spot_hf import ConversionError, convert_checkpoint
-from spot_hf.conversion import replaced_directory
+from spot_hf.output_dirs import replaced_directory
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

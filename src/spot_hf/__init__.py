@@ -11,15 +11,10 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .cards import write_model_card
+from .checkpoints import ConversionError
 from .configuration_spot_vit import SpotViTConfig
-from .conversion import (
-    ConversionError,
-    ConversionReport,
-    convert_checkpoint,
-    convert_official_coordinates,
-    coordinates_from_official,
-    coordinates_to_official,
-)
+from .conversion import ConversionReport, convert_checkpoint
+from .coordinates import convert_official_coordinates, coordinates_from_official, coordinates_to_official
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from .pipeline_spot_vit import SpotImageClassificationPipeline

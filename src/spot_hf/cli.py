@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if "--debug" in rest:
             raise
-        from .conversion import ConversionError
+        from .checkpoints import ConversionError
 
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         print(f"spot-hf {name}: error: {lines[0]}", file=sys.stderr)

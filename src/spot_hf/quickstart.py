@@ -22,9 +22,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from .conversion import convert_checkpoint, load_source, replaced_directory
+from .checkpoints import load_source
+from .conversion import convert_checkpoint
 from .data import DIGITS, DIGITS_SIZE, load_images
 from .modeling_spot_vit import SpotViTForImageClassification
+from .output_dirs import replaced_directory
 from .pictures import save_accuracy_plot, save_windows_picture
 from .placement import PLACEMENTS, generator_for, place
 
