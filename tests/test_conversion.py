@@ -523,7 +523,7 @@ def test_a_config_that_is_not_the_tensors_is_refused(config, source, tmp_path):
     message = refused(edited(source("vit"), tmp_path / "edited", **config), tmp_path)
     assert "\n" not in message
     if "model_type" in config:
-        assert "is of no known family (vit, deit, vit_mae, dinov2, dinov2_with_registers, timm)" in message
+        assert "is of no known family (vit, deit, vit_mae, dinov2, dinov2_with_registers, timm, spot)" in message
 
 
 BROKEN = {
