@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
+from .publishing import is_connection_error
+
 
 Tensors = dict[str, torch.Tensor]
 
@@ -167,7 +169,7 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Pa
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(f"`source_model` {repo_id!r} is no local path, and the Hub did not answer: {reason}") from None
     except Exception as error:  # the HTTP client's own connection errors
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+        if not is_connection_error(error):
             raise
         raise ConversionError(f"`source_model` {repo_id!r} is no local path, and the Hub did not answer: {error}") from None
     license_name = info.card_data.get("license") if info.card_data else None

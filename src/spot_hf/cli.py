@@ -105,12 +105,14 @@ class BenchmarkArguments(CommonArguments):
 def convert(arguments: ConvertArguments) -> int:
     """Convert a ViT, DeiT, DINO, DINOv2, MAE or SPoT checkpoint to a SpotViT that AutoModel and pipeline load."""
     from .conversion import convert_checkpoint
-    from .publishing import push_folder
+    from .publishing import check_repo_id, push_folder
 
     if arguments.push_to_hub and not arguments.hub_model_id:
         raise UsageError("--push_to_hub needs --hub_model_id, such as user/name; got none")
     if arguments.hub_model_id and not arguments.push_to_hub:
         raise UsageError(f"--hub_model_id goes with --push_to_hub; got {arguments.hub_model_id!r} alone")
+    if arguments.hub_model_id:
+        check_repo_id("hub_model_id", arguments.hub_model_id)
     report = convert_checkpoint(
         arguments.source_model,
         arguments.output_dir,

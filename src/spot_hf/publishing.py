@@ -4,6 +4,20 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+def is_connection_error(error: Exception) -> bool:
+    """Whether it is the HTTP client's own: which client that is, and so which class, changes with huggingface_hub."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+
+
+def check_repo_id(argument: str, repo_id: str) -> None:
+    """`ValueError` that names the argument where `repo_id` can be no repository's."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ValueError(f"`{argument}` must be a repository such as user/name; got {repo_id!r}") from None
 
 
 def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, message: str, repo_type: str = "model") -> str:
@@ -27,8 +41,6 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
     try:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         commit = api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message)
-    except HFValidationError as error:
-        raise ValueError(f"--hub_model_id must be a repository such as user/name; {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = (
@@ -39,6 +51,8 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
         raise OSError(
             f"the Hub refused to take {repo_id!r} ({status}): {reason.splitlines()[0]}; {folder} is complete"
         ) from None
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_connection_error(error):
+            raise
         raise OSError(f"could not push to {repo_id!r}: {error}; {folder} is complete") from None
     return str(commit.commit_url)
