@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import shared
 from conversion_checks import PROMISED
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import convert_checkpoint
 

@@ -25,7 +25,8 @@ from PIL import Image
 from random_weights import assert_every_parameter_matters
 from safetensors.torch import load_file
 from torchvision_shim import run_beside_torchvision
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import convert_checkpoint
 from spot_hf.conversion import TIMM_HEADS

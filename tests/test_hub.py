@@ -164,7 +164,8 @@ def load(pinned, expected, photos, save_to):
     import torch
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     def aligned(model):
         """Weights lie in memory as in their file; matrix products round by their operands' alignment. Copies are aligned."""
@@ -310,7 +311,8 @@ def load_directory(directory, expected, photos):
     import torch
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+    from transformers import AutoModelForImageClassification, pipeline
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     model = AutoModelForImageClassification.from_pretrained(directory, trust_remote_code=True)
     image_processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=True)
@@ -341,7 +343,8 @@ def convert(pinned, source_pinned, expected, photos, work):
     from huggingface_hub import HfApi
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from spot_hf import ConversionError, convert_checkpoint
 

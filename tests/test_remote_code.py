@@ -57,7 +57,8 @@ def load(directory, expected, photos, save_to):
     import torch
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     def aligned(model):
         """Weights lie in memory as in their file; matrix products round by their operands' alignment. Copies are aligned."""
