@@ -33,7 +33,6 @@ from random_weights import assert_every_parameter_matters, randomise
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     BitImageProcessor,
@@ -59,6 +58,7 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
 from spot_hf.output_dirs import replaced_directory
