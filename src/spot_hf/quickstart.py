@@ -296,18 +296,15 @@ def _window_rows(result: dict[str, Any], dataset: datasets.Dataset, directory: P
 
     processor = SpotViTImageProcessorPil.from_pretrained(directory / "spot-a", do_rescale=False, do_normalize=False)
     quarter, patch_size = max(1, result["num_cells"] // 4), result["patch_size"]
-    for row in dataset.select(range(min(3, len(dataset)))):
-        pixel_values = torch.as_tensor(np.asarray(processor(row["image"], return_tensors="np")["pixel_values"][0]))
-        image = Image.fromarray(pixel_values.clamp(0, 255).byte().permute(1, 2, 0).numpy())
-        yield [
-            (
-                image,
-                _place_all(placement, quarter, pixel_values[None].float(), patch_size, seed)[0].numpy(),
-                patch_size,
-                f"{placement}, {quarter}",
-            )
-            for placement in ("isotropic", "center", "sobol", "grid_subset", "salient", "edge")
-        ]
+    images = [row["image"] for row in dataset.select(range(min(3, len(dataset))))]
+    pixel_values = torch.as_tensor(np.stack(processor(images, return_tensors="np")["pixel_values"])).float()
+    placed = {
+        placement: _place_all(placement, quarter, pixel_values, patch_size, seed)
+        for placement in ("isotropic", "center", "sobol", "grid_subset", "salient", "edge")
+    }
+    for i, pixels in enumerate(pixel_values):
+        image = Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+        yield [(image, sets[i].numpy(), patch_size, f"{placement}, {quarter}") for placement, sets in placed.items()]
 
 
 def _markdown(results: dict[str, Any]) -> str:
