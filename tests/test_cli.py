@@ -4,6 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from dataclasses import fields
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -80,6 +84,45 @@ def test_classify_goes_on_past_a_broken_image(converted, photos, tmp_path, capsy
     assert results[0]["num_tokens"] == 16  # nothing asked, nothing saved: the full grid
 
 
+def test_classify_takes_urls(converted, photos, capsys):
+    directory, _, name = photos[0].rpartition("/")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=directory))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert main(["classify", "--model", str(converted), f"{url}/{name}", photos[0], f"{url}/absent.png", "--json"]) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+    output = capsys.readouterr()
+    results = json.loads(output.out)
+    assert (
+        results[0]["predictions"] == results[1]["predictions"]
+        and "absent.png" in results[2]["image"]
+        and "error" in results[2]
+    )
+    assert "/absent.png: " in output.err
+
+
+def test_a_reader_that_has_gone_is_no_error(converted, photos):
+    command = [
+        sys.executable,
+        "-m",
+        "spot_hf",
+        "classify",
+        "--model",
+        str(converted),
+        *photos * 200,
+        "--num_tokens",
+        "1",
+        "--json",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert "rror" not in process.stderr.read() and process.wait(60) == 1
+
+
 def test_classify_with_a_file_of_coordinates(converted, photos, tmp_path, capsys):
     sets = {"0.png": [[0.5, 0.5]], photos[1]: [[0.25, 0.5], [0.75, 0.5]]}
     (tmp_path / "coordinates.json").write_text(json.dumps(sets))
@@ -128,15 +171,18 @@ def test_quickstart_on_given_models(tiny_vit, tmp_path, capsys):
     (tmp_path / "mine" / "precious.txt").write_text("mine")
     assert main(["quickstart", "--model", str(tiny_vit), "--output_dir", str(tmp_path / "mine")]) == 2
     assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
+    (tmp_path / "mine" / "results.json").write_text('{"accuracy": 1}')  # not a quickstart's
+    assert main(["quickstart", "--model", str(tiny_vit), "--output_dir", str(tmp_path / "mine")]) == 2
+    assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "4", "--output_dir", str(output)]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_describes_every_option(command, capsys):
     assert main([command, "--help"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert f"spot-hf {command}" in text
-    for option in re.findall(r"^  (--\w+)", text, flags=re.MULTILINE):
-        assert re.search(re.escape(option) + r"[^\n]*\n? +[A-Za-z]", text), f"{option} has no help"
+    for option in fields(COMMANDS[command][0]):
+        assert f"--{option.name}" in text and option.metadata["help"].split(":")[0][:30] in text, option.name
 
 
 def test_the_module_is_the_command():

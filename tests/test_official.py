@@ -93,6 +93,42 @@ def test_golden_tokens(golden, golden_model):
     torch.testing.assert_close(channel.float(), golden["random.tokens"][:, :, 3], rtol=0, atol=1e-5)
 
 
+def test_doubled_weights_of_the_released_sampler_are_single_here():
+    """At its own isotropic grid of 196 tokens, the first and last row and column of every window lie on pixels' centres. Where
+    float32 puts such a position just below, `floor(x)` is one pixel less and `floor(x + 1)`, rounded up, one more: the weights
+    `floor(x + 1) - x` and `x - floor(x)` then add up to 2. These samples, and only these, differ from the released code's."""
+    size, patch = 224, 16
+    mu = (torch.arange(8, size, 16) / size)[:, None] + torch.linspace(-1, 1, patch) * (patch / (2 * size))
+    x = mu * size
+    naive = (torch.floor(x + 1) - x) + (x - torch.floor(x))
+    doubled = naive > 1.5
+    assert doubled.any() and not doubled[:, 1:-1].any()  # ends of windows alone
+    near = (x - x.round()).abs() < 1e-4
+    assert (near | ~doubled).all()
+
+    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    rows, columns = torch.meshgrid(torch.arange(8, size, 16) / size, torch.arange(8, size, 16) / size, indexing="ij")
+    centres = torch.stack([rows, columns], dim=-1).reshape(1, -1, 2)
+    windows = {
+        dtype: sample_windows(
+            image.to(dtype), coordinates_from_official(centres.to(dtype), (size, size)), patch, spacing=16 / 15, border="zero"
+        )
+        for dtype in (torch.float32, torch.float64)
+    }
+    # A doubled weight would be off by a pixel's value; rounding of a position by 1e-5 pixels moves a sample by as much. At the
+    # image's border a sample is inside or out by rounding: there, the two precisions may disagree.
+    inner = windows[torch.float64].unflatten(1, (14, 14))[:, 1:-1, 1:-1]
+    difference = (windows[torch.float32].unflatten(1, (14, 14))[:, 1:-1, 1:-1] - inner).abs().max()
+    assert difference < 1e-4
+
+
+@torch.no_grad()
+def test_tokens_far_outside_give_numbers(checkpoint):
+    """The kernel is 0 for all of them, and so is its maximum."""
+    model = convert_checkpoint(str(checkpoint[2]), num_attention_heads=HEADS).model
+    assert torch.isfinite(model(torch.rand(1, 3, 64, 64), torch.tensor([[[-9.0, 0.5], [9.0, 9.0]]])).logits).all()
+
+
 def test_golden_gradient(golden, golden_model):
     mu = golden["random.mu"].double().requires_grad_()
     outputs = logits(batch_coupled(golden_model), golden["pixel_values"], mu)
@@ -304,6 +340,29 @@ def test_files_of_positions_become_rows(tmp_path):
         torch.testing.assert_close(back, mu[i, -1], rtol=0, atol=1e-6)  # float32, there and back
         assert np.allclose(row["initial_coordinates"], row["trajectory"][0], atol=1e-3)  # float16 near 1
         assert np.array(row["trajectory"]).shape == (6, 9, 2) and row["losses"] is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_positions_follow_an_images_orientation(tmp_path, orientation):
+    """The released code reads files as they are stored, `datasets` and the processor upright: the same content is meant."""
+    pixels = np.zeros((40, 64, 3), dtype=np.uint8)
+    pixels[4:12, 40:48] = 255  # the mark
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "0.png", exif=exif)
+    images = Dataset.from_list(
+        [{"image": str(tmp_path / "0.png"), "label": 0}],
+        features=Features({"image": ImageFeature(), "label": ClassLabel(num_classes=1)}),
+    )
+    processor = SpotViTImageProcessorPil(do_resize=False, do_normalize=False, patch_size=8)
+    mu = torch.tensor([[[[7.5 / 40, 43.5 / 64], [1.0, 1.0]]]]).expand(1, 2, 2, 2)  # on the mark, and at the very end
+    torch.save(mu.clone(), tmp_path / "oracle.pt")
+    row = convert_official_coordinates(tmp_path / "oracle.pt", images, processor)[0]
+    image = images[0]["image"]
+    assert row["image_size"] == list(image.size)
+    features = processor(image, coordinates=row["coordinates"], return_tensors="pt")  # also: 1 + half a pixel was moved inside
+    windows = sample_windows(features["pixel_values"], features["coordinates"], 8)
+    assert windows[0, 0].min() > 0.99 and windows[0, 1].max() < 0.01
 
 
 def test_files_of_positions_that_are_none(tmp_path):

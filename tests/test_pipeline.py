@@ -85,6 +85,50 @@ def test_positions_are_returned_in_the_images_frame():
     np.testing.assert_allclose(processor.to_model_frame(np.array(used), SIZES[0]), isotropic(9), atol=1e-6)
 
 
+def test_returned_positions_can_be_handed_back():
+    processor = tiny_processor(size={"shortest_edge": 56}, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=processor)
+    corners = [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    for image in [picture(0, size) for size in ((60, 45), (101, 67), (299, 299), (33, 70))]:
+        answer = classifier(image, coordinates=corners, return_coordinates=True)
+        again = classifier(image, coordinates=answer["coordinates"], return_coordinates=True)
+        torch.testing.assert_close(scores(again["predictions"]), scores(answer["predictions"]), **TOLERANCE)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)])
+def test_arrays_and_tensors_as_in_the_stock_pipeline(classifier, convert):
+    image = IMAGES[0]
+    for placed in ({}, {"coordinates": ONE}, {"num_tokens": 4}):
+        answer = classifier(convert(image), return_coordinates=True, **placed)
+        torch.testing.assert_close(scores(answer["predictions"]), expected(classifier, image, **placed), **TOLERANCE)
+    np.testing.assert_allclose(
+        classifier(convert(image), coordinates=ONE, return_coordinates=True)["coordinates"], ONE, atol=1e-6
+    )
+
+
+def test_a_call_says_more_than_the_pipeline_was_made_with():
+    parts = {"model": tiny_model(), "image_processor": tiny_processor()}
+    made = SpotImageClassificationPipeline(**parts, num_tokens=9)
+    assert len(made(IMAGES[0], return_coordinates=True)["coordinates"]) == 9
+    assert made(IMAGES[0], coordinates=ONE, return_coordinates=True)["coordinates"] == [pytest.approx(point) for point in ONE]
+    made = SpotImageClassificationPipeline(**parts, coordinates=ONE)
+    assert len(made(IMAGES[0], return_coordinates=True)["coordinates"]) == 2
+    assert len(made(IMAGES[0], num_tokens=4, return_coordinates=True)["coordinates"]) == 4
+
+
+def test_sets_per_image_need_a_list(classifier):
+    with pytest.raises(ValueError, match="need a list of images"):
+        classifier((image for image in IMAGES[:2]), coordinates=[ONE, TWO])
+
+
+def test_each_image_is_processed_once(classifier, monkeypatch):
+    calls = []
+    resize = type(classifier.image_processor).resize
+    monkeypatch.setattr(type(classifier.image_processor), "resize", lambda self, **kw: calls.append(1) or resize(self, **kw))
+    classifier(IMAGES[0])
+    assert len(calls) == 1
+
+
 def test_random_placements_by_seed(classifier):
     def used(inputs, **kwargs):
         answers = classifier(inputs, num_tokens=5, placement="uniform", return_coordinates=True, **kwargs)

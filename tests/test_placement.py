@@ -76,9 +76,8 @@ def test_center_is_contracted_symmetrically():
     even, contracted = isotropic(49) - 0.5, center(49) - 0.5
     assert (contracted.abs() <= even.abs()).all() and contracted.abs().sum() < even.abs().sum()
     torch.testing.assert_close(contracted.flip(0), -contracted, rtol=0, atol=1e-6)  # float32
-    x = torch.tensor(0.3)  # the formula, at one point: 5 × 5 has a token 0.4 from the centre, 3 × 3 one at 1/3
-    x = isotropic(9)[0, 0] - 0.5
-    assert center(9)[0, 0] == pytest.approx((0.5 + x * (1 - torch.exp(-((x / 0.2) ** 2)))).item(), abs=1e-6)
+    # Of 4 × 4, offsets 0.375 and 0.125: 0.375 · (1 - exp(-3.515625)) = 0.363852, 0.125 · (1 - exp(-0.390625)) = 0.040421.
+    assert center(16)[:, 0].unique().tolist() == pytest.approx([0.136148, 0.459579, 0.540421, 0.863852], abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "distribution"), [("uniform", ("uniform", ())), ("sobol", ("uniform", ()))])
@@ -116,10 +115,11 @@ def test_grid_subset_draws_different_cells():
 
 
 def test_uniform_perturb_stays_in_its_cell():
-    for num_tokens in (7, 25):
-        moved = uniform_perturb(num_tokens, generator_for(0, 0))
-        distance = (moved - isotropic(num_tokens)).abs()
-        assert (distance <= 0.5 / num_tokens**0.5 * 1.5).all() and (distance > 0).all()
+    distance = (uniform_perturb(25, generator_for(0, 0)) - isotropic(25)).abs()
+    assert (distance <= 0.1).all() and (distance > 0).all() and distance.max() > 0.09  # cells of 5 × 5 are 0.2 wide
+    distance = (uniform_perturb(5, generator_for(0, 0)) - isotropic(5)).abs()  # rows of two and three, each as high as it has
+    cells = torch.tensor([[0.5, 0.4]] * 2 + [[1 / 3, 0.6]] * 3)
+    assert (distance <= cells / 2).all() and (distance > 0).all()
 
 
 def test_salient_follows_the_map():

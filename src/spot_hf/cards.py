@@ -14,11 +14,32 @@ if TYPE_CHECKING:
 
 
 NOT_MEASURED = (
-    "By construction and by the tests of `spot_hf` (real weights, and random ones of every family), the full-grid logits "
-    "equal the source model's to 1e-4 in float32. Accuracy was not measured on this checkpoint. Weights that were only "
-    "converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: expect accuracy to fall "
-    "steeply below about half of the full grid's tokens."
+    "Nothing was measured on these weights when this card was written. They may have been trained since they were converted: "
+    "then they no longer compute what their source does."
 )
+# Of a conversion alone, whose weights are the source's.
+CONVERTED = (
+    "On the full grid, a converted model's {what} equal its source's to 1e-4 in float32: the tests of `spot_hf` hold every "
+    "family to that, on real weights and random ones. Accuracy was not measured on this checkpoint. {caveat}"
+)
+NEVER_SEEN_FEW = (
+    "Weights that were only converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: "
+    "expect accuracy to fall steeply below about half of the full grid's tokens."
+)
+NEW_CLASSIFIER = "**The classifier is new and untrained**: the source has none. Train it before use."
+
+
+def measured_by_conversion(family: str, has_classifier: bool, new_classifier: bool) -> str:
+    """What a freshly converted model's card says was measured, and what not."""
+    if family == "spot":
+        return (
+            "At any positions, its logits equal the released code's for each image alone to 1e-4 in float32, by the tests of "
+            "`spot_hf`. Accuracy was not measured on this checkpoint."
+        )
+    what = "logits" if has_classifier and not new_classifier else "features"
+    return CONVERTED.format(what=what, caveat=NEW_CLASSIFIER if new_classifier else NEVER_SEEN_FEW)
+
+
 # `transformers.utils.hub.create_and_tag_model_card` puts this in.
 EMPTY_DESCRIPTION = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "

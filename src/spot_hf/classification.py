@@ -21,6 +21,9 @@ from .placement import PLACEMENTS, check_placement
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
 
 
+URL = ("http://", "https://")
+
+
 @dataclass
 class Result:
     """Of one image: its classes and the positions that were used, or why it could not be read."""
@@ -84,6 +87,8 @@ def _classify(model, revision, names, positions, batch_size, parameters) -> Iter
             result = Result(name)
             try:
                 own = {"coordinates": positions[name]} if name in positions else {}
+                if not name.startswith(URL) and not Path(name).is_file():
+                    raise FileNotFoundError("no such file")
                 inputs.append({"image": load_image(name, timeout=30), **own})
             except Exception as error:  # whatever a decoder or a server makes of a broken image
                 reason = str(error).strip().splitlines()
@@ -117,7 +122,7 @@ def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
 def _expand(images: Sequence[str]) -> Iterator[str]:
     """Directories become the images in them, by name."""
     for name in images:
-        if not name.startswith(("http://", "https://")) and Path(name).is_dir():
+        if not name.startswith(URL) and Path(name).is_dir():
             files = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise ValueError(f"`images`: the directory {name!r} holds no image files")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .version import __version__
@@ -233,13 +235,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nspot-hf {name}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except BrokenPipeError:  # whoever read our output has gone
+        raise
+    except (ValueError, OSError, ImportError, SafetensorError, StrictDataclassError) as error:
         if "--debug" in rest:
             raise
         from .checkpoints import ConversionError
 
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        print(f"spot-hf {name}: error: {lines[0]}", file=sys.stderr)
+        # A strict config's error says on its last line what is wrong, others on their first.
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [type(error).__name__]
+        print(f"spot-hf {name}: error: {lines[-1 if isinstance(error, StrictDataclassError) else 0]}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError) else 1
 
 

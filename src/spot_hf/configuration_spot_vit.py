@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 WINDOW_BORDERS = ("repeat", "zero")
@@ -120,6 +121,8 @@ class SpotViTConfig(PreTrainedConfig):
     def image_height_width(self) -> tuple[int, int]:
         """`(height, width)` of `image_size`, in pixels."""
         size = self.image_size
+        if not isinstance(size, int) and len(size) != 2:
+            raise ValueError(f"`image_size` must be a number of pixels or [height, width]; got {size}")
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
@@ -155,8 +158,11 @@ class SpotViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` ({self.num_attention_heads})"
             )
-        if self.patch_size < 1:
-            raise ValueError(f"`patch_size` must be at least 1; got {self.patch_size}")
+        for name, least in (("patch_size", 1), ("num_channels", 1), ("num_register_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}")
         if self.position_grid_size is None or len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:
             raise ValueError(
                 f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.utils import is_timm_available
 
-from .cards import write_model_card
+from .cards import measured_by_conversion, write_model_card
 from .checkpoints import (
     ConversionError,
     Source,
@@ -33,7 +33,7 @@ from .configuration_spot_vit import SpotViTConfig
 from .image_processing_spot_vit import SpotViTImageProcessor
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, solve_kernel_weights
 from .output_dirs import check_output_dir, replaced_directory
-from .placement import check_placement
+from .placement import PLACEMENTS, check_placement
 
 
 # ----------------------------------------------------------------------------------------------------- rename tables
@@ -299,9 +299,11 @@ def _describe_spot(source: Source) -> dict[str, Any]:
             f"wrong shape of tensor `embedder.emb.weight` in {source.name}: expected 4 · patch_size² inputs, got {num_inputs}"
         )
     # Its kernel's width is `softplus(_n_sigma) · patch_size / (height + width)` of the image: of a square one, this in pixels.
-    n_sigma = nn.functional.softplus(
-        source.tensors["tokenizer._n_sigma"].double().reshape(source.shape("tokenizer._n_sigma", 1))
-    )
+    n_sigma = nn.functional.softplus(source.tensors["tokenizer._n_sigma"].double().flatten())
+    if len(n_sigma) != 1:
+        raise ConversionError(
+            f"wrong shape of tensor `tokenizer._n_sigma` in {source.name}: expected one number, got {len(n_sigma)}"
+        )
     mean_pooled = "fc_norm.weight" in source.tensors
     return {
         "hidden_size": hidden_size,
@@ -396,6 +398,7 @@ class ConversionReport:
     source_model: str
     revision: str | None
     family: str
+    model_type: str | None  # transformers' name of the source's own class, where it has one
     license: str | None
     architecture: str
     num_parameters: int
@@ -466,11 +469,13 @@ def convert_checkpoint(
     """
     if num_tokens is not None or placement is not None:
         check_placement(placement or "isotropic", num_tokens)
+        if placement is not None and PLACEMENTS[placement].saliency:
+            raise ValueError(f"`placement` {placement!r} cannot be a saved default: it needs a saliency map with every image")
     for name, count in {"num_labels": num_labels, "num_attention_heads": num_attention_heads}.items():
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"`{name}` must be a positive integer; got {count!r}")
     if output_dir is not None:
-        check_output_dir(output_dir, overwrite_output_dir)
+        check_output_dir(output_dir, overwrite_output_dir, inputs=[source_model])
 
     source = load_source(source_model, revision, token)
     if num_attention_heads is not None and source.config is not None:
@@ -498,6 +503,10 @@ def convert_checkpoint(
     if family.interpolation is not None and model_size is not None:
         described["image_size"] = model_size[0] if model_size[0] == model_size[1] else list(model_size)
     config = _build_config(described, source, family_name)
+    if num_tokens is not None or placement is not None:
+        height, width = model_size or config.image_height_width
+        num_cells = (height // config.patch_size) * (width // config.patch_size)
+        check_placement(placement or "isotropic", num_tokens, num_cells)
     state, origins = _assemble(parts, names, config, table_size, family, source)
 
     with_classifier = has_head or num_labels is not None
@@ -519,6 +528,7 @@ def convert_checkpoint(
         source_model=source.name,
         revision=source.revision,
         family=family_name,
+        model_type=(source.config or {}).get("model_type"),
         license=source.license,
         architecture=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -530,8 +540,15 @@ def convert_checkpoint(
         image_processor=image_processor,
     )
     if output_dir is not None:
-        with replaced_directory(output_dir, overwrite_output_dir) as temporary:
-            write_model_card(model, temporary, repo_id=repo_id or str(output_dir), num_tokens=num_tokens, placement=placement)
+        with replaced_directory(output_dir, overwrite_output_dir, inputs=[source_model]) as temporary:
+            write_model_card(
+                model,
+                temporary,
+                repo_id=repo_id or str(output_dir),
+                num_tokens=num_tokens,
+                placement=placement,
+                measured=measured_by_conversion(family_name, with_classifier, new_classifier=bool(missing)),
+            )
             model.save_pretrained(temporary)
             image_processor.save_pretrained(temporary)
             (temporary / "conversion_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

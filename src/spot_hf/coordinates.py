@@ -67,6 +67,24 @@ def coordinates_to_official(coordinates: torch.Tensor, image_size: tuple[int, in
     return (coordinates.double() - half_pixel).to(coordinates.dtype).flip(-1)
 
 
+ORIENTATION = 0x0112  # EXIF
+
+
+def upright(coordinates: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Relative `(x, y)` in an image as it is stored, to those in the image turned as its EXIF orientation (1 to 8) says."""
+    x, y = coordinates.unbind(-1)
+    turned = {
+        2: (1 - x, y),
+        3: (1 - x, 1 - y),
+        4: (x, 1 - y),
+        5: (y, x),
+        6: (1 - y, x),
+        7: (1 - y, 1 - x),
+        8: (y, 1 - x),
+    }.get(orientation, (x, y))
+    return torch.stack(turned, dim=-1)
+
+
 def convert_official_coordinates(
     file: str | Path, images: datasets.Dataset, image_processor: Any, split: str = "validation"
 ) -> datasets.Dataset:
@@ -83,7 +101,8 @@ def convert_official_coordinates(
 
     Returns:
         `datasets.Dataset`: `image_id`, `image_index`, `image_sha256`, `image_size`, `label`, `coordinates`,
-        `initial_coordinates`, `losses`, `initial_prediction`, `prediction`, `trajectory`; positions in the image frame.
+        `initial_coordinates`, `losses`, `initial_prediction`, `prediction`, `trajectory`; positions in the image frame, those
+        that left the image moved to its edge.
 
     Raises:
         [`ConversionError`]: a pickle that needs more than `weights_only=True`, or a tensor of another shape.
@@ -106,10 +125,13 @@ def convert_official_coordinates(
         for index, row in enumerate(encoded.select(range(start, stop)), start):
             content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
             with Image.open(BytesIO(content)) as image:
-                image_size = image.size
+                stored_size, orientation = image.size, image.getexif().get(ORIENTATION, 1)
             # The processor says how large the image is that the model sees.
-            mapped = coordinates_from_official(positions[index].float(), image_processor.model_size(image_size))
-            trajectory = image_processor.to_image_frame(mapped, image_size)
+            mapped = coordinates_from_official(positions[index].float(), image_processor.model_size(stored_size))
+            trajectory = image_processor.to_image_frame(mapped, stored_size).clamp(0, 1)
+            # The released code reads an image as it is stored; `datasets` and the pipelines turn it upright.
+            trajectory = upright(trajectory, orientation)
+            image_size = stored_size[::-1] if orientation >= 5 else stored_size
             found.append({
                 "image_id": Path(row["image"]["path"]).name if row["image"]["path"] else f"{split}/{index}",
                 "image_index": index,

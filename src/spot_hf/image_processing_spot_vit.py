@@ -32,6 +32,8 @@ from .placement import PLACEMENTS, check_placement, generator_for, place
 
 # Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
 FLOAT32_INPUTS = ("coordinates", "window_scales")
+# Positions at the edge that were mapped between frames and back may lie outside by float32's rounding.
+EDGE_TOLERANCE = 1e-6
 
 
 class SpotViTBatchFeature(BatchFeature):
@@ -136,12 +138,12 @@ def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
         if not np.isfinite(array).all():
             bad = int(np.argwhere(~np.isfinite(array))[0, 0])
             raise ValueError(f"{where} must be finite numbers in [0, 1]; token {bad} is {array[bad].tolist()}")
-        if array.min() < 0 or array.max() > 1:
-            bad = int(np.argwhere((array < 0) | (array > 1))[0, 0])
+        if array.min() < -EDGE_TOLERANCE or array.max() > 1 + EDGE_TOLERANCE:
+            bad = int(np.argwhere((array < -EDGE_TOLERANCE) | (array > 1 + EDGE_TOLERANCE))[0, 0])
             raise ValueError(
                 f"{where} must lie in [0, 1], relative to the image's size, as (x, y); token {bad} is {array[bad].tolist()}"
             )
-        sets.append(array.astype(np.float32))
+        sets.append(array.clip(0, 1).astype(np.float32))
     return sets, one_set
 
 
@@ -269,25 +271,36 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                     )
 
         frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
+        maps: list[torch.Tensor | None] = [None] * num_images
+        if placement is not None:
+            for i, frame in enumerate(frames):
+                width, height = frame.model_size
+                check_placement(placement, num_tokens, (height // patch_size) * (width // patch_size))
+                if PLACEMENTS[placement].saliency:
+                    cropped = frame.crop_map(saliency[i])
+                    if not cropped.any():
+                        raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
+                    maps[i] = cropped
+
         data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
         if sets is not None:
             sets = [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
         elif placement is not None:
             sets = []
-            for i, (image, frame) in enumerate(zip(images, frames, strict=True)):
-                pixel_values = torch.as_tensor(data["pixel_values"][i])
-                generator = local_saliency = None
+            for i, image in enumerate(images):
+                generator = None
                 if PLACEMENTS[placement].random:
                     image_id = image_ids[i] if image_ids is not None else _content_id(image)
                     generator = generator_for(seed if seed is not None else self.seed, image_id)
-                if PLACEMENTS[placement].saliency:
-                    local_saliency = frame.crop_map(saliency[i])
-                    if not local_saliency.any():
-                        raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
-                placed = place(placement, num_tokens, pixel_values, patch_size, generator, local_saliency)
-                sets.append(placed.numpy())
+                # On the CPU, as the generator is: a draw is the same on every device.
+                pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
+                sets.append(place(placement, num_tokens, pixel_values, patch_size, generator, maps[i]).numpy())
         if sets is not None:
-            data.update(_stack(sets))
+            placed: dict[str, Any] = _stack(sets)
+            device = getattr(data["pixel_values"][0], "device", None)
+            if isinstance(device, torch.device):
+                placed = {name: torch.from_numpy(array).to(device) for name, array in placed.items()}
+            data.update(placed)
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
 
     # ------------------------------------------------------------------------------------------------------- frames
@@ -393,7 +406,7 @@ def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 
 def _content_id(image: np.ndarray | torch.Tensor) -> str:
     """An image's id where none is given: a digest of its decoded pixels, the same in both backends."""
-    array = np.ascontiguousarray(np.asarray(image))
+    array = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
     return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
 
 

@@ -5,7 +5,8 @@ Conventions, for every function here:
 - `coordinates`: float32, `(batch_size, num_tokens, 2)`, order `(x, y)`, relative to `pixel_values`: 0 is the left or top
   edge of the image, 1 its right or bottom edge. Pixel `i` of a row of `width` pixels has its centre at
   `(i + 0.5) / width`.
-- A token is a window of `patch_size` × `patch_size` samples, one pixel apart, centred on its coordinate.
+- A token is a window of `patch_size` × `patch_size` samples, one pixel (`config.window_spacing`) apart, centred on its
+  coordinate.
 - A grid cell's centre is one such coordinate: with all of them, a converted model is its source model.
 """
 
@@ -215,7 +216,8 @@ class SpotViTPositionEmbeddings(nn.Module):
             return kernel
         counted = kernel if coordinates_mask is None else kernel * coordinates_mask[..., None]
         over = (-2, -1) if config.position_kernel_normalization == "image" else (-3, -2, -1)
-        return kernel / counted.amax(over, keepdim=True)
+        # Where all tokens are far outside the image, the largest value is 0.
+        return kernel / counted.amax(over, keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny)
 
     def forward(
         self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
@@ -451,9 +453,10 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 of each token's window, relative to `pixel_values`; 0 and 1 are the image's edges. A batch of 1 serves
                 all images. By default the centres of all grid cells, as in the source model.
             coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, bool or integer, *optional*): 1 for
-                tokens, 0 for padding, which no token attends to and no mean includes.
-            window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): pixels between a
-                window's samples, above 0; 1 by default. At 2, a token sees twice the width and height.
+                tokens, 0 for padding, which no token attends to and no mean includes. At least one token per image.
+            window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): multiples of
+                the distance between a window's samples (`config.window_spacing`, one pixel), above 0; 1 by default. At 2, a
+                token sees twice the width and height.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`
@@ -464,10 +467,12 @@ class SpotViTModel(SpotViTPreTrainedModel):
             `ValueError`: a tensor's shape or dtype is not as above.
         """
         self._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
+        if coordinates_mask is not None:
+            coordinates_mask = coordinates_mask.bool()
         hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask)
         attention_mask = None
         if coordinates_mask is not None:
-            coordinates_mask = coordinates_mask.bool().expand(hidden_states.shape[0], -1)
+            coordinates_mask = coordinates_mask.expand(hidden_states.shape[0], -1)
             prefix_mask = coordinates_mask.new_ones(hidden_states.shape[0], self.config.num_prefix_tokens)
             attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -510,6 +515,10 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"
             )
         batch_size = pixel_values.shape[0]
+        given = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
+        for name, value in given.items():
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise ValueError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
         if coordinates is None:
             for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
                 if value is not None:

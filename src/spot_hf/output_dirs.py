@@ -2,31 +2,55 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_output_dir(output_dir: str | Path, overwrite: bool) -> None:
-    """`ValueError` where writing `output_dir` would fail or destroy something."""
-    path = Path(output_dir)
+def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
+    """
+    The path that will be written, with links resolved.
+
+    Args:
+        output_dir (`str`): as the user gave it.
+        overwrite (`bool`): whether what is there may be replaced.
+        inputs (`list[str]`): what the work reads, which must not be replaced by it. Hub ids are no paths, and pass.
+
+    Raises:
+        `ValueError`: writing there would fail, or destroy something.
+    """
+    path = Path(output_dir).expanduser().resolve()
     if path.exists() and not path.is_dir():
-        raise ValueError(f"`output_dir` must be a directory; {str(path)!r} is a file")
+        raise ValueError(f"`output_dir` must be a directory; {str(output_dir)!r} is a file")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ValueError(f"`output_dir` {str(path)!r} is not empty; add --overwrite_output_dir to replace it")
+        raise ValueError(f"`output_dir` {str(output_dir)!r} is not empty; give `overwrite_output_dir` to replace it")
+    here = Path.cwd()
+    if path == here or path in here.parents:
+        raise ValueError(
+            f"`output_dir` must not be or hold the working directory, which would be replaced; got {str(output_dir)!r}"
+        )
+    for source in inputs:
+        source_path = Path(source).expanduser().resolve()
+        if source_path.exists() and (path == source_path or path in source_path.parents):
+            raise ValueError(f"`output_dir` must not be or hold what is read, {str(source)!r}; got {str(output_dir)!r}")
+    return path
 
 
 @contextmanager
-def replaced_directory(output_dir: str | Path, overwrite: bool):
+def replaced_directory(output_dir: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()):
     """Yields a temporary directory that takes `output_dir`'s place when all went well, and vanishes when not."""
-    path = Path(output_dir)
-    check_output_dir(path, overwrite)
+    path = check_output_dir(output_dir, overwrite, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    replaced = temporary.with_name(temporary.name + ".replaced")
     try:
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(replaced)
         temporary.rename(path)
     finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

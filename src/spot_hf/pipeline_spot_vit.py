@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import ImageClassificationPipeline
-from transformers.image_utils import load_image
+from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 
 
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency")
@@ -44,8 +45,17 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"`top_k` must be a positive integer; got {top_k!r}")
+        placed = {name: value for name, value in (("num_tokens", num_tokens), ("placement", placement)) if value is not None}
+        if coordinates is not None and placed:
+            name, value = next(iter(placed.items()))
+            raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
         given = (num_tokens, placement, coordinates, seed, saliency)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
+        # What a call says takes the place of what the pipeline was made with.
+        if coordinates is not None:
+            preprocess.update(num_tokens=None, placement=None)
+        elif placed:
+            preprocess["coordinates"] = None
         if return_coordinates is not None:
             postprocess["return_coordinates"] = return_coordinates
         return preprocess, forward, postprocess
@@ -55,8 +65,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         Classifies images.
 
         Args:
-            inputs: an image (`PIL.Image`, path or URL), a dict `{"image": ..., "coordinates": ...}` (also `"saliency"` and
-                `"image_id"`), or a list, generator or data set of either.
+            inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
+                "coordinates": ...}` (also `"saliency"` and `"image_id"`), or a list, generator or data set of either.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
@@ -75,10 +85,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         Raises:
             `ValueError`: as the image processor, before the model runs.
         """
-        if "images" in kwargs:
-            inputs = kwargs.pop("images")
         if isinstance(inputs, list):
             inputs = self._give_each_its_own(inputs, kwargs)
+        elif _ndim(kwargs.get("coordinates")) == 3 and len(kwargs["coordinates"]) > 1:
+            count = len(kwargs["coordinates"])
+            raise ValueError(f"`coordinates` with one set per image need a list of images; got {count} sets and no list")
         return super().__call__(inputs, **kwargs)
 
     def _give_each_its_own(self, inputs: list, kwargs: dict[str, Any]) -> list:
@@ -101,23 +112,22 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return inputs
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
-        image_ids = None
         if isinstance(inputs, dict):
-            unknown = sorted(set(inputs) - set(INPUT_KEYS))
-            if "image" not in inputs or unknown:
-                raise ValueError(
-                    f"an input dict must have the keys {', '.join(INPUT_KEYS)}; got {', '.join(map(str, inputs))}"
-                )
+            if "image" not in inputs or not set(inputs) <= set(INPUT_KEYS):
+                got = ", ".join(map(str, inputs))
+                raise ValueError(f"an input dict must have the key image, and may have {', '.join(INPUT_KEYS[1:])}; got {got}")
             own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}
             if "coordinates" in own:  # one image's positions take the place of the call's placement
-                parameters = {k: v for k, v in parameters.items() if k not in ("num_tokens", "placement")}
-            parameters = {**parameters, **own}
-            image_ids = [inputs["image_id"]] if inputs.get("image_id") is not None else None
-            inputs = inputs["image"]
-        image = load_image(inputs, timeout=timeout)
-        features = self.image_processor(images=image, image_ids=image_ids, return_tensors="pt", **parameters)
-        if "coordinates" not in features:  # a batch may mix placed and full-grid images
-            features = self.image_processor(images=image, placement="grid", return_tensors="pt")
+                own.update(num_tokens=None, placement=None)
+            if inputs.get("image_id") is not None:
+                own["image_ids"] = [inputs["image_id"]]
+            parameters, inputs = {**parameters, **own}, inputs["image"]
+        image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
+        asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
+        saved = [self.image_processor.num_tokens, self.image_processor.placement]
+        if all(value is None for value in asked + saved):
+            parameters["placement"] = "grid"  # a batch may mix placed and full-grid images
+        features = self.image_processor(images=image, return_tensors="pt", **parameters)
         num_tokens = features["coordinates"].shape[1]
         return {
             # Only pixels are cast: positions stay float32.
@@ -125,7 +135,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "coordinates": features["coordinates"],
             # Ragged batches are padded with zeros: false is padding.
             "coordinates_mask": torch.ones(1, num_tokens, dtype=torch.bool),
-            "image_size": torch.tensor([image.size]),
+            "image_size": torch.tensor([_image_size(image)]),
         }
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,6 +163,16 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
             self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _image_size(image: Any) -> tuple[int, int]:
+    """`(width, height)` of an image in any form that the pipeline takes."""
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        return image.size
+    if image.ndim == 2:
+        return image.shape[1], image.shape[0]
+    height, width = get_image_size(image, infer_channel_dimension_format(image, num_channels=(1, 3, 4)))
+    return width, height
 
 
 def _ndim(value: Any) -> int:

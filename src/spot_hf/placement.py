@@ -8,6 +8,7 @@ relative to the image that the model sees (0 and 1 are its edges). Random ones t
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -190,7 +191,7 @@ def check_placement(placement: str, num_tokens: int | None, num_cells: int | Non
         if placement != "grid":
             raise ValueError(f"`placement={placement!r}` needs `num_tokens`, a positive integer; got none")
         return
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 1 <= num_tokens <= MAX_TOKENS:
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, Integral) or not 1 <= num_tokens <= MAX_TOKENS:
         raise ValueError(f"`num_tokens` must be an integer from 1 to {MAX_TOKENS}; got {num_tokens!r}")
     if num_cells is not None:
         if placement == "grid" and num_tokens != num_cells:

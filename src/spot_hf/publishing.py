@@ -22,7 +22,7 @@ def check_repo_id(argument: str, repo_id: str) -> None:
 
 def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, message: str, repo_type: str = "model") -> str:
     """
-    Uploads a folder in one commit, creating the repository where there is none.
+    Uploads a folder in one commit, creating the repository where there is none. A README that is there stays.
 
     Args:
         folder (`str`): what to upload; it stays where it is.
@@ -40,7 +40,11 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
     api = HfApi()
     try:
         api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        commit = api.upload_folder(folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message)
+        # A card that is there already may hold a person's own text.
+        keep = ["README.md"] if api.file_exists(repo_id, "README.md", repo_type=repo_type) else None
+        commit = api.upload_folder(
+            folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message, ignore_patterns=keep
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         reason = (

@@ -22,7 +22,6 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from .checkpoints import load_source
 from .conversion import convert_checkpoint
 from .data import DIGITS, DIGITS_SIZE, load_images
 from .modeling_spot_vit import SpotViTForImageClassification
@@ -81,8 +80,8 @@ def run_quickstart(
         label_column_name=label_column_name,
         max_samples=max_samples,
     )
-    again = (Path(output_dir) / "results.json").is_file()
-    with replaced_directory(output_dir, overwrite_output_dir or again) as directory:
+    overwrite = overwrite_output_dir or _is_quickstart(Path(output_dir))
+    with replaced_directory(output_dir, overwrite, inputs=model) as directory:
         if model:
             sources = dict(zip("ab", model, strict=False))
         else:
@@ -106,6 +105,15 @@ def run_quickstart(
     print((Path(output_dir) / "README.md").read_text(encoding="utf-8"))
     print(f"written to {output_dir}: README.md, results.json, accuracy.png, windows.png and the models")
     return results
+
+
+def _is_quickstart(directory: Path) -> bool:
+    """Whether an earlier run of this command wrote the directory: it may be replaced unasked."""
+    try:
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and {"models", "remote_code", "num_images"} <= set(results)
 
 
 def train_digits_vit(train: datasets.Dataset, directory: Path, seed: int) -> str:
@@ -162,8 +170,8 @@ def _one_model(
     grid_logits = _logits(model, pixel_values, None, batch_size)
     full_grid = _percent(grid_logits, labels)
     result: dict[str, Any] = {"source": source, "full_grid": full_grid}
-    original = _load_original(source)
-    if original is not None:
+    if report.model_type is not None:  # in its own class, to compare with; timm's and bare files have none in transformers
+        original = AutoModelForImageClassification.from_pretrained(source).eval()
         reference = _logits(original, pixel_values, None, batch_size)
         result["max_logit_difference"] = (grid_logits - reference).abs().max().item()
         result["source_accuracy"] = _percent(reference, labels)
@@ -189,13 +197,6 @@ def _one_model(
                 progress.update()
     result.update(num_cells=num_cells, patch_size=model.config.patch_size, accuracies=accuracies)
     return result
-
-
-def _load_original(source: str) -> nn.Module | None:
-    """The source in its own class, to compare with; `None` for formats that transformers does not load."""
-    if (load_source(source).config or {}).get("model_type") is None:
-        return None
-    return AutoModelForImageClassification.from_pretrained(source).eval()
 
 
 def _token_counts(num_cells: int) -> list[int]:
