@@ -2,7 +2,7 @@
 the checkpoint's files, so that no class of the source model is needed.
 
 A table maps the source's names to SpotViT's, with `{i}` for the layer. A few targets are not parameters of the model but
-parts of one, put together in `_assemble`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
+parts of one, put together by `_Assembly`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
 `gate_up_proj`, the two heads of distilled DeiT, and the position channel of the released SPoT checkpoints.
 """
 
@@ -507,13 +507,14 @@ def convert_checkpoint(
         height, width = model_size or config.image_height_width
         num_cells = (height // config.patch_size) * (width // config.patch_size)
         check_placement(placement or "isotropic", num_tokens, num_cells)
-    state, origins = _assemble(parts, names, config, table_size, family, source)
+    assembly = _Assembly(parts, names, config, family, source)
+    assembly.run(table_size)
 
     with_classifier = has_head or num_labels is not None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SpotViTForImageClassification(config) if with_classifier else SpotViTModel(config)
-    missing = _load(model, state, origins, source, fresh_head=with_classifier and not has_head)
+    missing = _load(model, assembly.state, assembly.origins, source, fresh_head=with_classifier and not has_head)
     model.eval()
 
     if source.recipe is None:
@@ -632,109 +633,120 @@ def _build_config(described: dict[str, Any], source: Source, family_name: str) -
     return config
 
 
-def _assemble(
-    parts: Tensors,
-    names: dict[str, str],
-    config: SpotViTConfig,
-    table_size: tuple[int, int],
-    family: Family,
-    source: Source,
-) -> tuple[Tensors, dict[str, str]]:
-    """Puts the targets that are no parameters together. Returns the encoder's and classifier's state, and for each key the
-    source's name, for messages."""
-    state, origins = dict(parts), dict(names)
+class _Assembly:
+    """Turns a source's tensors, under the targets of its table, into the state of a SpotViT, part by part.
 
-    def take(target: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-        if target not in state:
-            raise ConversionError(f"missing tensor `{_source_name(target, source)}` in {source.name}")
-        tensor = state.pop(target)
+    `state` holds what is done and what is left; `origins` says for each key what it was made of, for messages.
+    """
+
+    def __init__(self, parts: Tensors, names: dict[str, str], config: SpotViTConfig, family: Family, source: Source):
+        self.state, self.origins = dict(parts), dict(names)
+        self.config, self.family, self.source = config, family, source
+
+    def take(self, target: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+        """Removes a part from the state, and checks its shape; `None` is any size."""
+        if target not in self.state:
+            raise ConversionError(f"missing tensor `{_source_name(target, self.source)}` in {self.source.name}")
+        tensor = self.state.pop(target)
         if len(shape) != tensor.ndim or any(b is not None and a != b for a, b in zip(tensor.shape, shape, strict=True)):
             expected = tuple("any" if size is None else size for size in shape)
             raise ConversionError(
-                f"wrong shape of tensor `{names[target]}` in {source.name}: expected {expected}, got {tuple(tensor.shape)}"
+                f"wrong shape of tensor `{self.origins[target]}` in {self.source.name}: expected {expected}, "
+                f"got {tuple(tensor.shape)}"
             )
         return tensor
 
-    def put(target: str, tensor: torch.Tensor, *parts_of: str) -> None:
-        state[target] = tensor.contiguous()
-        origins[target] = " + ".join(names[part] for part in parts_of)
+    def put(self, target: str, tensor: torch.Tensor, *parts: str) -> None:
+        """Adds a parameter of the model that was made of `parts`."""
+        self.origins[target] = " + ".join(dict.fromkeys(self.origins[part] for part in parts))
+        self.state[target] = tensor.contiguous()
 
-    width, patch_size, num_channels = config.hidden_size, config.patch_size, config.num_channels
-    if family.position_channel:
-        state.pop("position_kernel_sigma")
-        projection = take("embeddings.patch_projection.weight", (width, (num_channels + 1) * patch_size**2))
-        pixels, positions = projection.split([num_channels * patch_size**2, patch_size**2], dim=1)
-        put("embeddings.patch_projection.weight", pixels, "embeddings.patch_projection.weight")
-        weights = positions.T.unflatten(0, (patch_size, patch_size))
-        put("embeddings.position_embeddings.weight", weights, "embeddings.patch_projection.weight")
-        put("embeddings.prefix_tokens", take("cls_token", (1, 1, width)), "cls_token")
-    else:
-        _assemble_table(state, names, config, table_size, family, source, take, put)
+    def run(self, table_size: tuple[int, int]) -> None:
+        """`table_size`: `(rows, columns)` of the position table as it lies in the source."""
+        if self.family.position_channel:
+            self.split_position_channel()
+        else:
+            self.add_table_and_prefix(table_size)
+            self.flatten_patch_projection()
+        if self.config.use_swiglu_ffn:
+            self.rename_packed_gates()
+        self.split_fused_projections()
+        if self.config.pooling == "cls_distillation":
+            self.join_heads()
 
-    for name in [name for name in state if ".mlp.fc" in name and config.use_swiglu_ffn]:  # timm's names of packed gates
-        new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
-        names[new] = origins[new] = names[name]
-        state[new] = state.pop(name)
-    for name in [name for name in state if ".qkv." in name or ".gate_up_proj." in name]:
-        layer, kind = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1]
-        targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
-        for target, chunk in zip(targets, state.pop(name).chunk(len(targets)), strict=False):
-            put(f"{layer}.{target}.{kind}", chunk, name)
+    def split_position_channel(self) -> None:
+        """SPoT's one projection of pixels and position kernel, into a projection of each. Class tokens have no position."""
+        width, patch_size, channels = self.config.hidden_size, self.config.patch_size, self.config.num_channels
+        self.state.pop("position_kernel_sigma")  # in the config
+        name = "embeddings.patch_projection.weight"
+        projection = self.take(name, (width, (channels + 1) * patch_size**2))
+        pixels, positions = projection.split([channels * patch_size**2, patch_size**2], dim=1)
+        self.put("embeddings.position_embeddings.weight", positions.T.unflatten(0, (patch_size, patch_size)), name)
+        self.put(name, pixels, name)
+        self.put("embeddings.prefix_tokens", self.take("cls_token", (1, 1, width)), "cls_token")
 
-    if config.pooling == "cls_distillation":
-        # The mean of two linear heads is one linear head of both tokens.
-        heads = [(take(f"{name}.weight", (config.num_labels, width)), take(f"{name}.bias", (config.num_labels,)))
-                 for name in ("classifier", "distillation_classifier")]  # fmt: skip
-        put("classifier.weight", torch.cat([weight / 2 for weight, _ in heads], dim=1), "classifier.weight")
-        put("classifier.bias", torch.stack([bias / 2 for _, bias in heads]).sum(0), "classifier.bias")
-    return state, origins
-
-
-def _assemble_table(
-    state: Tensors,
-    names: dict[str, str],
-    config: SpotViTConfig,
-    table_size: tuple[int, int],
-    family: Family,
-    source: Source,
-    take: Callable[[str, tuple[int | None, ...]], torch.Tensor],
-    put: Callable[..., None],
-) -> None:
-    """Class and register tokens with their own positions, kernel weights that reproduce the table, and the patch
-    projection of a source that cuts patches by a convolution."""
-    width, rows, columns = config.hidden_size, *table_size
-    table = take("position_table", (1, None, width))[0]
-    num_leading = len(table) - rows * columns
-    prefix_tokens = {"cls_token": 1}
-    if config.num_register_tokens:
+    def add_table_and_prefix(self, table_size: tuple[int, int]) -> None:
+        """Class and register tokens with their own positions, and kernel weights that reproduce the position table."""
+        width, rows, columns = self.config.hidden_size, *table_size
+        table = self.take("position_table", (1, None, width))[0]
+        num_leading = len(table) - rows * columns
+        prefix_tokens = {"cls_token": 1}
+        if self.config.num_register_tokens:
+            prefix_tokens[self.extra_token()] = self.config.num_register_tokens
+        prefix = torch.cat([self.take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
         # A distillation token has a position in the table, registers have none.
-        distilled = "distillation_token" in state or config.pooling == "cls_distillation"
-        distilled = distilled or "register_tokens" not in family.table.values()
-        prefix_tokens["distillation_token" if distilled else "register_tokens"] = config.num_register_tokens
-    prefix = torch.cat([take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
-    positions = {2 if "distillation_token" in prefix_tokens else 1}
-    if family.varied_positions:
-        positions = {0, len(prefix)} if "reg_token" in source.tensors else {0, *positions}
-    if num_leading not in positions:
-        raise ConversionError(
-            f"wrong shape of tensor `{names['position_table']}` in {source.name}: expected {rows} × {columns} positions and "
-            f"{' or '.join(map(str, sorted(positions)))} before them, got {len(table)}"
-        )
-    prefix[:num_leading] += table[:num_leading]
-    put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
-    cells = table[num_leading:].unflatten(0, (rows, columns))
-    if config.position_rows_columns != (rows, columns) and family.interpolation is not None:
-        channels_first = cells.permute(2, 0, 1)[None]
-        resized = nn.functional.interpolate(channels_first, size=config.position_rows_columns, **family.interpolation)
-        cells = resized[0].permute(1, 2, 0)
-    put(
-        "embeddings.position_embeddings.weight",
-        solve_kernel_weights(cells, config.position_kernel_sigma),
-        "position_table",
-    )
-    patch_shape = (width, config.num_channels, config.patch_size, config.patch_size)
-    patch = take("embeddings.patch_projection.weight", patch_shape)
-    put("embeddings.patch_projection.weight", patch.flatten(1), "embeddings.patch_projection.weight")
+        positions = {2 if "distillation_token" in prefix_tokens else 1}
+        if self.family.varied_positions:
+            positions = {0, len(prefix)} if "reg_token" in self.source.tensors else {0, *positions}
+        if num_leading not in positions:
+            raise ConversionError(
+                f"wrong shape of tensor `{self.origins['position_table']}` in {self.source.name}: expected {rows} × {columns} "
+                f"positions and {' or '.join(map(str, sorted(positions)))} before them, got {len(table)}"
+            )
+        prefix[:num_leading] += table[:num_leading]
+        self.put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
+        cells = table[num_leading:].unflatten(0, (rows, columns))
+        if self.config.position_rows_columns != (rows, columns) and self.family.interpolation is not None:
+            size = self.config.position_rows_columns
+            resized = nn.functional.interpolate(cells.permute(2, 0, 1)[None], size=size, **self.family.interpolation)
+            cells = resized[0].permute(1, 2, 0)
+        weights = solve_kernel_weights(cells, self.config.position_kernel_sigma)
+        self.put("embeddings.position_embeddings.weight", weights, "position_table")
+
+    def extra_token(self) -> str:
+        """Which kind of token stands between class token and patches."""
+        distilled = "distillation_token" in self.state or self.config.pooling == "cls_distillation"
+        has_registers = "register_tokens" in self.family.table.values()
+        return "distillation_token" if distilled or not has_registers else "register_tokens"
+
+    def flatten_patch_projection(self) -> None:
+        """A convolution with the stride of its kernel is a linear map of patches."""
+        config, name = self.config, "embeddings.patch_projection.weight"
+        shape = (config.hidden_size, config.num_channels, config.patch_size, config.patch_size)
+        self.put(name, self.take(name, shape).flatten(1), name)
+
+    def rename_packed_gates(self) -> None:
+        """timm calls the packed gates of SwiGLU `fc1`, as it does the first layer of a perceptron."""
+        for name in [name for name in self.state if ".mlp.fc" in name]:
+            new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
+            self.origins[new] = self.origins[name]
+            self.state[new] = self.state.pop(name)
+
+    def split_fused_projections(self) -> None:
+        for name in [name for name in self.state if ".qkv." in name or ".gate_up_proj." in name]:
+            layer, _, kind = name.rsplit(".", 2)
+            targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
+            for target, chunk in zip(targets, self.state.pop(name).chunk(len(targets)), strict=False):
+                self.put(f"{layer}.{target}.{kind}", chunk, name)
+
+    def join_heads(self) -> None:
+        """The mean of two linear heads is one linear head of both tokens."""
+        width, num_labels = self.config.hidden_size, self.config.num_labels
+        names = ("classifier", "distillation_classifier")
+        weights = [self.take(f"{name}.weight", (num_labels, width)) / 2 for name in names]
+        biases = [self.take(f"{name}.bias", (num_labels,)) / 2 for name in names]
+        self.put("classifier.weight", torch.cat(weights, dim=1), *(f"{name}.weight" for name in names))
+        self.put("classifier.bias", biases[0] + biases[1], *(f"{name}.bias" for name in names))
 
 
 def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
