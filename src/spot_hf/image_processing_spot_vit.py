@@ -350,8 +350,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
 
     @staticmethod
     def _crop_offset(size: int, crop: int) -> int:
-        """Where the backend's centre crop begins, in pixels; below 0 where it pads."""
-        raise NotImplementedError
+        """Where the centre crop begins in an axis of `size` pixels; below 0 where it pads. The PIL backend's rule."""
+        return (size - crop) // 2
 
     def to_dict(self) -> dict[str, Any]:
         result = super().to_dict()
@@ -424,10 +424,6 @@ def _stack(sets: list[np.ndarray]) -> dict[str, np.ndarray]:
 class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):
     """SpotViT's image processor on PIL and NumPy: needs no torchvision."""
 
-    @staticmethod
-    def _crop_offset(size: int, crop: int) -> int:
-        return (size - crop) // 2
-
 
 if is_torchvision_available():
 
@@ -436,7 +432,7 @@ if is_torchvision_available():
 
         @staticmethod
         def _crop_offset(size: int, crop: int) -> int:
-            return int((size - crop) / 2)
+            return int((size - crop) / 2)  # rounds towards 0 where it pads
 
 else:
     SpotViTImageProcessor = SpotViTImageProcessorPil  # type: ignore[misc]
