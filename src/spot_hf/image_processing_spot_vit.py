@@ -247,45 +247,22 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         **kwargs,
     ) -> SpotViTBatchFeature:
         images = self._prepare_image_like_inputs(images, **kwargs)  # each (num_channels, height, width)
-        num_images = len(images)
-        sets = None
+        frames = []
+        if coordinates is not None or placement is not None:
+            frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
+        if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
+            raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {_shorten(image_ids)}")
+        sets = maps = None
         if coordinates is not None:
-            sets, one_set = coordinates
-            if not one_set and len(sets) != num_images:
-                raise ValueError(
-                    f"`coordinates` must be one set (num_tokens, 2) for all images or one set per image, "
-                    f"{num_images}; got {len(sets)} sets"
-                )
-            sets = sets * num_images if one_set else sets
-        if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != num_images):
-            raise ValueError(f"`image_ids` must hold one id per image, {num_images}; got {_shorten(image_ids)}")
-        if placement is not None and PLACEMENTS[placement].saliency:
-            if saliency is None:
-                raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
-            saliency = check_saliency(saliency, num_images)
-            for i, (one, image) in enumerate(zip(saliency, images, strict=True)):
-                if one.shape[0] > image.shape[-2] or one.shape[1] > image.shape[-1]:
-                    raise ValueError(
-                        f"`saliency` of image {i} must be no larger than the image, (rows, columns) "
-                        f"{tuple(image.shape[-2:])}; got {one.shape}"
-                    )
-
-        frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
-        maps: list[torch.Tensor | None] = [None] * num_images
-        if placement is not None:
-            for i, frame in enumerate(frames):
+            sets = self._map_sets(coordinates, frames)
+        elif placement is not None:
+            for frame in frames:
                 width, height = frame.model_size
                 check_placement(placement, num_tokens, (height // patch_size) * (width // patch_size))
-                if PLACEMENTS[placement].saliency:
-                    cropped = frame.crop_map(saliency[i])
-                    if not cropped.any():
-                        raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
-                    maps[i] = cropped
+            maps = self._crop_saliency(saliency, images, frames, placement)
 
         data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
-        if sets is not None:
-            sets = [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
-        elif placement is not None:
+        if maps is not None:
             sets = []
             for i, image in enumerate(images):
                 generator = None
@@ -296,12 +273,41 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
                 sets.append(place(placement, num_tokens, pixel_values, patch_size, generator, maps[i]).numpy())
         if sets is not None:
-            placed: dict[str, Any] = _stack(sets)
-            device = getattr(data["pixel_values"][0], "device", None)
-            if isinstance(device, torch.device):
-                placed = {name: torch.from_numpy(array).to(device) for name, array in placed.items()}
-            data.update(placed)
+            data.update(_stack(sets, like=data["pixel_values"][0]))
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _map_sets(coordinates: tuple[list[np.ndarray], bool], frames: list["_Frame"]) -> list[np.ndarray]:
+        """What a person gave, as [`check_coordinates`] read it: one set per image, in the model frame."""
+        sets, one_set = coordinates
+        if one_set:
+            sets = sets * len(frames)
+        elif len(sets) != len(frames):
+            raise ValueError(
+                f"`coordinates` must be one set (num_tokens, 2) for all images or one set per image, {len(frames)}; "
+                f"got {len(sets)} sets"
+            )
+        return [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
+
+    @staticmethod
+    def _crop_saliency(saliency: Any, images: list, frames: list["_Frame"], placement: str) -> list[torch.Tensor | None]:
+        """The saliency map of each image over what the model sees of it; none where the placement needs none."""
+        if not PLACEMENTS[placement].saliency:
+            return [None] * len(images)
+        if saliency is None:
+            raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
+        cropped: list[torch.Tensor | None] = []
+        for i, (one, image, frame) in enumerate(zip(check_saliency(saliency, len(images)), images, frames, strict=True)):
+            if one.shape[0] > image.shape[-2] or one.shape[1] > image.shape[-1]:
+                raise ValueError(
+                    f"`saliency` of image {i} must be no larger than the image, (rows, columns) "
+                    f"{tuple(image.shape[-2:])}; got {one.shape}"
+                )
+            seen = frame.crop_map(one)
+            if not seen.any():
+                raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
+            cropped.append(seen)
+        return cropped
 
     # ------------------------------------------------------------------------------------------------------- frames
 
@@ -410,15 +416,16 @@ def _content_id(image: np.ndarray | torch.Tensor) -> str:
     return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
 
 
-def _stack(sets: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """One array, padded with a mask where token counts differ."""
-    counts = [len(one) for one in sets]
-    if len(set(counts)) == 1:
-        return {"coordinates": np.stack(sets).astype(np.float32)}
-    coordinates = np.full((len(sets), max(counts), 2), 0.5, dtype=np.float32)
-    mask = np.arange(max(counts))[None] < np.array(counts)[:, None]
+def _stack(sets: list[np.ndarray], like: Any) -> dict[str, Any]:
+    """One array, padded with a mask where token counts differ; on the device of `like`, where that is a tensor."""
+    counts = np.array([len(one) for one in sets])
+    coordinates = np.full((len(sets), counts.max(), 2), 0.5, dtype=np.float32)
+    mask = np.arange(counts.max())[None] < counts[:, None]
     coordinates[mask] = np.concatenate(sets)
-    return {"coordinates": coordinates, "coordinates_mask": mask}
+    arrays = {"coordinates": coordinates} if mask.all() else {"coordinates": coordinates, "coordinates_mask": mask}
+    if isinstance(like, torch.Tensor):
+        return {name: torch.from_numpy(array).to(like.device) for name, array in arrays.items()}
+    return arrays
 
 
 class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):
