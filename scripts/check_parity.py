@@ -17,19 +17,15 @@ from transformers import AutoModelForImageClassification, HfArgumentParser
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
+from spot_hf.cli import DatasetArguments
 from spot_hf.data import load_images
 
 
-@dataclass
-class ParityArguments:
+@dataclass(kw_only=True)
+class ParityArguments(DatasetArguments):
     source_model: str = field(metadata={"help": "A classifier of transformers: a Hub id or a directory."})
     dataset_name: str = field(metadata={"help": "A Hub id, or a directory that load_dataset reads."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the source's Hub id."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of the data set."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split (default: test or validation)."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
-    max_samples: int | None = field(default=None, metadata={"help": "The first so many images only."})
     batch_size: int = field(default=50, metadata={"help": "Images per forward pass."})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
 

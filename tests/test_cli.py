@@ -84,6 +84,13 @@ def test_classify_goes_on_past_a_broken_image(converted, photos, tmp_path, capsy
     assert results[0]["num_tokens"] == 16  # nothing asked, nothing saved: the full grid
 
 
+def test_classify_placement_with_the_saved_number_of_tokens(tiny_vit, photos, tmp_path, capsys):
+    assert main(["convert", "--source_model", str(tiny_vit), "--output_dir", str(tmp_path / "spot"), "--num_tokens", "5"]) == 0
+    capsys.readouterr()
+    assert main(["classify", "--model", str(tmp_path / "spot"), photos[0], "--placement", "center", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["num_tokens"] == 5
+
+
 def test_classify_takes_urls(converted, photos, capsys):
     directory, _, name = photos[0].rpartition("/")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=directory))
@@ -173,7 +180,7 @@ def test_quickstart_on_given_models(tiny_vit, tmp_path, capsys):
     assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
     (tmp_path / "mine" / "results.json").write_text('{"accuracy": 1}')  # not a quickstart's
     assert main(["quickstart", "--model", str(tiny_vit), "--output_dir", str(tmp_path / "mine")]) == 2
-    assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "4", "--output_dir", str(output)]) == 0
+    assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "3", "--output_dir", str(output)]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -66,7 +66,8 @@ def classify_images(
         `ValueError`: an argument is wrong. `OSError`: no such model.
     """
     if placement is not None or num_tokens is not None:
-        check_placement(placement or "isotropic", num_tokens if placement != "grid" or num_tokens else None)
+        # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
+        check_placement(placement or "isotropic", 1 if num_tokens is None else num_tokens)
     if placement is not None and PLACEMENTS[placement].saliency:
         raise ValueError(f"`placement` {placement!r} needs a saliency map per image: use the Python pipeline")
     if coordinates_file is not None and (placement is not None or num_tokens is not None):

@@ -26,6 +26,20 @@ class CommonArguments:
 
 
 @dataclass(kw_only=True)
+class DatasetArguments:
+    """Labelled images, as `spot_hf.data.load_images` takes them; scripts use these names too."""
+
+    dataset_name: str = field(
+        default="digits", metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    dataset_split: str | None = field(default=None, metadata={"help": "Split to classify (default: test or validation)."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
+    max_samples: int | None = field(default=None, metadata={"help": "Classify the first so many images only."})
+
+
+@dataclass(kw_only=True)
 class ConvertArguments(CommonArguments):
     source_model: str = field(
         metadata={"help": "The checkpoint: a Hub id, a directory, or a file (.safetensors, .bin, .pth)."}
@@ -64,20 +78,12 @@ class ClassifyArguments(CommonArguments):
 
 
 @dataclass(kw_only=True)
-class QuickstartArguments(CommonArguments):
+class QuickstartArguments(DatasetArguments, CommonArguments):
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Where results and models are written."})
     model: list[str] = field(
         default_factory=list,
         metadata={"help": "One or two checkpoints to convert instead of training small ones (anything `convert` takes)."},
     )
-    dataset_name: str = field(
-        default="digits", metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
-    dataset_split: str | None = field(default=None, metadata={"help": "Split to classify (default: test or validation)."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
-    max_samples: int | None = field(default=None, metadata={"help": "Classify the first so many images only."})
     batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
     seed: int = field(default=0, metadata={"help": "Seed of training and of random placements."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir."})

@@ -96,7 +96,9 @@ def run_quickstart(
         for name, source in sources.items():
             results["models"][name] = _one_model(name, source, dataset, directory, batch_size, seed)
         first = directory / "spot-a"
-        results["remote_code"] = check_remote_code(first, [row["image"] for row in dataset.select(range(4))])
+        results["remote_code"] = check_remote_code(
+            first, [row["image"] for row in dataset.select(range(min(4, len(dataset))))]
+        )
         print(f"loaded by remote code in a process without spot_hf: {results['remote_code']['labels']}")
         for row in results["models"].values():
             row["source"] = Path(row["source"]).name
