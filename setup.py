@@ -23,6 +23,8 @@ INSTALL_REQUIRES = [
     "pillow",
     "matplotlib",  # pictures and plots
     "scikit-learn",  # digits, the embedded data set
+    "scipy",  # confidence intervals
+    "tenacity",  # uploads that are tried again
     "psutil",  # peak memory in the benchmark
     "tqdm",
 ]

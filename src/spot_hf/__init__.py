@@ -14,9 +14,11 @@ from .cards import write_model_card
 from .checkpoints import ConversionError
 from .configuration_spot_vit import SpotViTConfig
 from .conversion import ConversionReport, convert_checkpoint
-from .coordinates import convert_official_coordinates, coordinates_from_official, coordinates_to_official
+from .coordinates import join_coordinates, load_coordinates
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .official_coordinates import convert_official_coordinates, coordinates_from_official, coordinates_to_official
+from .oracle import OracleResult, SpotOracle
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import PLACEMENTS, place
 from .version import __version__
@@ -59,9 +61,13 @@ __all__ = [
     "SpotViTModel",
     "SpotViTPreTrainedModel",
     "__version__",
+    "OracleResult",
+    "SpotOracle",
     "convert_checkpoint",
     "convert_official_coordinates",
     "coordinates_from_official",
     "coordinates_to_official",
+    "join_coordinates",
+    "load_coordinates",
     "place",
 ]

@@ -1,11 +1,18 @@
-"""Cards for the Hub, from what a model's config records and the templates in `hub_cards/`."""
+"""Cards for the Hub, from the templates in `hub_cards/`: of models, by what a config records, and of coordinate data sets, by
+the records of the runs that found them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from jinja2 import Template
 
+from .oracle import OBJECTIVES
 from .placement import PLACEMENTS
 
 
@@ -146,3 +153,132 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "few": few,
         "placements": ", ".join(f"`{name}`" for name in PLACEMENTS),
     }
+
+
+# ------------------------------------------------------------------------------------------------ coordinate data sets
+
+SECTION = (
+    "<!-- spot_hf: {name}: generated; what you write outside of such lines stays -->\n{text}\n<!-- spot_hf: end of {name} -->"
+)
+SECTION_FOUND = r"<!-- spot_hf: {name}: generated;.*?<!-- spot_hf: end of {name} -->"
+GENERAL = "use"
+TAGS = ["spot", "token-coordinates", "vision", "sparse-tokens"]
+
+
+def coordinates_card(
+    existing: str | None,
+    records: Mapping[tuple[str, str], dict[str, Any]],
+    *,
+    license: str | None = None,
+    repo_id: str = "DIR_OR_REPO",
+) -> str:
+    """
+    The README of a coordinate data set: brings one up to date, or makes one.
+
+    Args:
+        existing (`str`, *optional*): the README that is there. What a person wrote into it stays, and so do other configs.
+        records (`dict`): `(config, split)` → the record of its run, as `CONFIG/SPLIT.json` holds it.
+        license (`str`, *optional*): of the coordinates; that of the existing README stays.
+        repo_id (`str`): what the examples load.
+
+    Returns:
+        `str`: Markdown, with the `configs` and `dataset_info` that `load_dataset` reads and verifies.
+
+    Raises:
+        `ValueError`: a config's splits have different columns, which `load_dataset` could not read.
+    """
+    existing = existing or ""
+    data: Any = DatasetCard(existing).data if existing.startswith("---") else DatasetCardData()
+    text = re.sub(r"\A---\n.*?\n---\n", "", existing, flags=re.DOTALL).strip()
+    configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
+    for (config, split), record in records.items():
+        _add_split(configs, infos, config, split, record)
+        text = _with_section(
+            text, f"{config} {split}", _render("coordinates_config.md", _config_fields(config, split, record))
+        )
+    data.pop("configs", None)
+    data.pop("dataset_info", None)
+    MetadataConfigs(configs).to_dataset_card_data(data)
+    DatasetInfosDict(infos).to_dataset_card_data(data)
+    sizes = [split.num_examples for info in infos.values() for split in (info.splits or {}).values()]
+    _describe_data(data, sizes, license, [record["parameters"]["dataset_name"] for record in records.values()])
+
+    (config, split), record = min(records.items())
+    general = {
+        "repo_id": repo_id,
+        "config": config,
+        "split": split,
+        "source": record["parameters"]["dataset_name"],
+        "source_config": record["parameters"]["dataset_config_name"],
+        "license": data.get("license"),
+    }
+    text = _with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
+    return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
+
+
+def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, split: str, record: dict[str, Any]) -> None:
+    """Enters a split into `configs` and `dataset_info`, and keeps the config's other splits."""
+    files = {one["split"]: one["path"] for one in configs.get(config, {}).get("data_files", [])}
+    files[split] = f"{config}/{split}-*.parquet"
+    configs[config] = {"data_files": [{"split": name, "path": path} for name, path in files.items()]}
+    features = datasets.Features._from_yaml_list(record["features"])
+    info = infos.get(config, datasets.DatasetInfo(features=features))
+    others = {name: one for name, one in (info.splits or {}).items() if name != split}
+    if others and info.features != features:
+        raise ValueError(
+            f"the config {config!r} has a split {next(iter(others))!r} with other columns than {split!r}: give the new run "
+            "another `run_name`, or run it as the other was run"
+        )
+    results = record["results"]
+    here = datasets.SplitInfo(name=split, num_bytes=results["num_bytes"], num_examples=results["num_images"])
+    info = datasets.DatasetInfo(features=features, splits=datasets.splits.SplitDict({**others, split: here}))
+    info.dataset_size = sum(one.num_bytes for one in info.splits.values())
+    info.download_size = results["download_size"] if not others else None
+    infos[config] = info
+
+
+def _describe_data(data: DatasetCardData, sizes: list[int], license: str | None, sources: list[str]) -> None:
+    """Metadata by which the Hub finds a data set; what a person has set stays."""
+    if not data.get("license") and license:
+        data["license"] = license
+    data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *TAGS]))
+    data["task_categories"] = data.get("task_categories") or ["image-classification"]
+    hub_sources = [name for name in sources if name.count("/") == 1]  # only a Hub id is a link that the Hub can follow
+    if hub_sources:
+        data["source_datasets"] = list(dict.fromkeys([*(data.get("source_datasets") or []), *hub_sources]))
+    total = sum(sizes)
+    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]
+    data["size_categories"] = [names[min(len(names) - 1, sum(total >= 10**k for k in range(3, 8)))]]
+
+
+def _config_fields(config: str, split: str, record: dict[str, Any]) -> dict[str, Any]:
+    parameters, results = record["parameters"], record["results"]
+    return {
+        **parameters,
+        "config": config,
+        "split": split,
+        "objective_description": OBJECTIVES[parameters["objective"]].description,
+        "num_images": results["num_images"],
+        "num_failed": len(results["failed"]),
+        "mean_steps": results["num_steps"] / max(1, results["num_images"]),
+        "before": results["accuracy_before"],
+        "after": results["accuracy_after"],
+        "losses": results["loss_per_step"],
+        "picture": f"{config}/{split}.png",
+        "device": record["device"],
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "command": record["command"],
+    }
+
+
+def _render(template: str, fields: dict[str, Any]) -> str:
+    return Template(_template(template).read_text(encoding="utf-8")).render(**fields).strip()
+
+
+def _with_section(text: str, name: str, section: str, first: bool = False) -> str:
+    """Replaces a generated section of a Markdown text, or adds it: at the top, or at the end."""
+    section = SECTION.format(name=name, text=section)
+    pattern = re.compile(SECTION_FOUND.format(name=re.escape(name)), re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: section, text, count=1)
+    return "\n\n".join(part for part in ([section, text] if first else [text, section]) if part)

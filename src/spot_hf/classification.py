@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig
 from transformers.image_utils import load_image
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .image_processing_spot_vit import check_coordinates
-from .modeling_spot_vit import SpotViTForImageClassification
+from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import PLACEMENTS, check_placement
 
@@ -104,19 +102,10 @@ def _classify(model, revision, names, positions, batch_size, parameters) -> Iter
 
 
 def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
-    if not Path(model).is_dir() and (Path(model).exists() or model.count("/") != 1):
-        raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    if config.model_type != "spot_vit":
-        raise ValueError(
-            f"`model` {model!r} is a {config.model_type!r}, not a SpotViT: convert it with `spot-hf convert` first"
-        )
-    if not any("Classification" in name for name in config.architectures or []):
-        raise ValueError(f"`model` {model!r} has no classifier: convert it with --num_labels and train it first")
+    check_classifier(model, load_spot_vit_config(model, revision))
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
     return SpotImageClassificationPipeline(
-        model=SpotViTForImageClassification.from_pretrained(model, revision=revision),
-        image_processor=AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False),
+        model=load_spot_vit(model, revision), image_processor=load_image_processor(model, revision)
     )
 
 

@@ -3,7 +3,9 @@
 Exit status: 0, 1 (failed), 2 (bad usage). A user's mistake is one line on stderr; `--debug` shows the traceback.
 """
 
+import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,9 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .version import __version__
+
+
+_ARGV: list[str] = []  # of the command that runs, for records of it
 
 
 class UsageError(ValueError):
@@ -107,6 +112,90 @@ class BenchmarkArguments(CommonArguments):
     output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
 
 
+@dataclass(kw_only=True)
+class OracleArguments(DatasetArguments, CommonArguments):
+    model: str = field(metadata={"help": "A SpotViT: a directory or a Hub id."})
+    output_dir: str = field(metadata={"help": "Where the coordinate data set is written. The same command goes on with it."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model's Hub id."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the data set while it is used, and store nothing. Every process reads all of it."},
+    )
+    num_tokens: list[int] = field(
+        default_factory=lambda: [49], metadata={"help": "Tokens per image; several numbers make several configs."}
+    )
+    placement: str = field(default="isotropic", metadata={"help": "The prior from which the search begins."})
+    seed: int = field(default=0, metadata={"help": "Seed of random placements, which are drawn per image."})
+    objective: str = field(
+        default="label",
+        metadata={
+            "help": "label: cross-entropy with the true label (a ceiling, not a method); distill: KL to the model's own "
+            "full-grid prediction; feature: cosine to its full-grid feature."
+        },
+    )
+    steps: int = field(default=5, metadata={"help": "Updates of the positions."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "In units of the image's width and height."})
+    optimizer: str = field(default="adamw", metadata={"help": "A name in torch.optim (adamw, sgd, ...), or sign."})
+    optimizer_arguments: str | None = field(
+        default=None, metadata={"help": "Its further arguments, as JSON: '{\"momentum\": 0.9}'."}
+    )
+    optimize_window_scales: bool = field(default=False, metadata={"help": "Also optimize how large each window is."})
+    window_scale_learning_rate: float = field(default=0.05, metadata={"help": "Of the logarithms of the windows' scales."})
+    early_stop: float | None = field(
+        default=None,
+        metadata={"help": "Images whose loss is at or below this take no more steps (label: 0.69 = more than half sure)."},
+    )
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    compile: bool = field(default=False, metadata={"help": "Run the model through torch.compile."})
+    run_name: str | None = field(
+        default=None, metadata={"help": "Configs are called RUN_NAME_nTOKENS (default: the model's name)."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
+    shard_size: int = field(default=1000, metadata={"help": "Images per shard: what a killed run may lose at most."})
+    save_trajectories: bool = field(default=False, metadata={"help": "Also write every step's positions."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that decode ahead, per process of the run."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir, and begin anew."})
+    license: str = field(default="cc-by-4.0", metadata={"help": "Licence of the coordinates, for the card."})
+    push_to_hub: bool = field(default=False, metadata={"help": "Also publish the result in --hub_dataset_id."})
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Data set to push to, such as user/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Create that data set as a private one."})
+
+
+@dataclass(kw_only=True)
+class PushArguments(CommonArguments):
+    output_dir: str = field(metadata={"help": "What `spot-hf oracle` wrote."})
+    hub_dataset_id: str = field(metadata={"help": "Data set to push to, such as user/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Create it as a private one."})
+    license: str = field(default="cc-by-4.0", metadata={"help": "Licence of the coordinates, for a card that states none."})
+
+
+@dataclass(kw_only=True)
+class ShowArguments(CommonArguments):
+    coordinates: str = field(metadata={"help": "A coordinate data set: a directory or a Hub id."})
+    image_id: list[str] = field(metadata={"help": "Images, by the column image_id."})
+    output_dir: str = field(metadata={"help": "Where the pictures are written."})
+    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images (default: as recorded)."})
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(DatasetArguments, CommonArguments):
+    model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
+    coordinates: str = field(metadata={"help": "A coordinate data set: a directory or a Hub id."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model's Hub id."})
+    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
+    batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    output_dir: str | None = field(default=None, metadata={"help": "Also write transfer.json and transfer.md there."})
+
+
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
@@ -115,10 +204,7 @@ def convert(arguments: ConvertArguments) -> int:
     from .conversion import convert_checkpoint
     from .publishing import check_repo_id, push_folder
 
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        raise UsageError("--push_to_hub needs --hub_model_id, such as user/name; got none")
-    if arguments.hub_model_id and not arguments.push_to_hub:
-        raise UsageError(f"--hub_model_id goes with --push_to_hub; got {arguments.hub_model_id!r} alone")
+    _check_push(arguments.push_to_hub, "hub_model_id", arguments.hub_model_id)
     if arguments.hub_model_id:
         check_repo_id("hub_model_id", arguments.hub_model_id)
     report = convert_checkpoint(
@@ -164,6 +250,87 @@ def classify(arguments: ClassifyArguments, images: Sequence[str]) -> int:
     return 1 if print_results(results, as_json=arguments.json) else 0
 
 
+def oracle(arguments: OracleArguments) -> int:
+    """Find the positions that serve a frozen model best, for every image of a data set, and share them."""
+    from .oracle_run import OracleRunArguments, run_oracle
+    from .publishing import check_repo_id, push_coordinates
+
+    values = {name: value for name, value in vars(arguments).items() if name in OracleRunArguments.__dataclass_fields__}
+    values["optimizer_arguments"] = _json_object("optimizer_arguments", arguments.optimizer_arguments)
+    # A data set without labels: not every objective needs them.
+    values["label_column_name"] = None if arguments.label_column_name.lower() == "none" else arguments.label_column_name
+    run = OracleRunArguments(**values)
+    run.check()
+    _check_push(arguments.push_to_hub, "hub_dataset_id", arguments.hub_dataset_id)
+    if arguments.hub_dataset_id:
+        check_repo_id("hub_dataset_id", arguments.hub_dataset_id)
+    run_oracle(
+        run,
+        arguments.output_dir,
+        overwrite_output_dir=arguments.overwrite_output_dir,
+        license=arguments.license,
+        command=shlex.join(["spot-hf", "oracle", *_ARGV]),
+    )
+    if arguments.push_to_hub and arguments.hub_dataset_id and _is_first_process():
+        url = push_coordinates(
+            arguments.output_dir, arguments.hub_dataset_id, private=arguments.hub_private, license=arguments.license
+        )
+        print(f"published at {url}")
+    return 0
+
+
+def push(arguments: PushArguments) -> int:
+    """Publish a finished run of `spot-hf oracle` as a data set on the Hub."""
+    from .publishing import push_coordinates
+
+    url = push_coordinates(
+        arguments.output_dir, arguments.hub_dataset_id, private=arguments.hub_private, license=arguments.license
+    )
+    print(f"published at {url}")
+    return 0
+
+
+def show(arguments: ShowArguments) -> int:
+    """Draw the ways of an image's tokens, and the windows that the model saw, from a coordinate data set."""
+    from .showing import show_coordinates
+
+    show_coordinates(
+        arguments.coordinates,
+        arguments.image_id,
+        arguments.output_dir,
+        config=arguments.config,
+        split=arguments.split,
+        dataset_name=arguments.dataset_name,
+        dataset_config_name=arguments.dataset_config_name,
+        image_column_name=arguments.image_column_name,
+    )
+    return 0
+
+
+def evaluate(arguments: EvaluateArguments) -> int:
+    """Measure what another model's coordinates are worth to a model: accuracy at initial, shared and snapped positions."""
+    from .evaluation import evaluate_transfer
+
+    _at_least_one(arguments, "batch_size", "max_samples")
+    evaluate_transfer(
+        arguments.model,
+        arguments.coordinates,
+        arguments.dataset_name,
+        output_dir=arguments.output_dir,
+        revision=arguments.revision,
+        config=arguments.config,
+        coordinates_split=arguments.split,
+        dataset_config_name=arguments.dataset_config_name,
+        dataset_split=arguments.dataset_split,
+        image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        max_samples=arguments.max_samples,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+    )
+    return 0
+
+
 def quickstart(arguments: QuickstartArguments) -> int:
     """The whole story in minutes, offline: train two small ViTs on digits, convert, classify with few tokens, reload."""
     from .quickstart import run_quickstart
@@ -185,6 +352,10 @@ def benchmark(arguments: BenchmarkArguments) -> int:
 COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "convert": (ConvertArguments, convert),
     "classify": (ClassifyArguments, classify),
+    "oracle": (OracleArguments, oracle),
+    "push": (PushArguments, push),
+    "show": (ShowArguments, show),
+    "evaluate": (EvaluateArguments, evaluate),
     "benchmark": (BenchmarkArguments, benchmark),
     "quickstart": (QuickstartArguments, quickstart),
 }
@@ -195,6 +366,30 @@ def _at_least_one(arguments: Any, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1; got {value}")
+
+
+def _check_push(push_to_hub: bool, name: str, repo_id: str | None) -> None:
+    if push_to_hub and not repo_id:
+        raise UsageError(f"--push_to_hub needs --{name}, such as user/name; got none")
+    if repo_id and not push_to_hub:
+        raise UsageError(f"--{name} goes with --push_to_hub; got {repo_id!r} alone")
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"--{name} must be a JSON object, such as '{{\"momentum\": 0.9}}'; got {text!r}")
+    return value
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 # --------------------------------------------------------------------------------------------------------- entry point
@@ -231,6 +426,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spot_hf {__version__}")
         return 0
     name, rest = argv[0], argv[1:]
+    _ARGV[:] = rest
     if name not in COMMANDS:
         print(f"spot-hf: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -250,7 +446,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # A strict config's error says on its last line what is wrong, others on their first.
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [type(error).__name__]
-        print(f"spot-hf {name}: error: {lines[-1 if isinstance(error, StrictDataclassError) else 0]}", file=sys.stderr)
+        # Every process of a run finds the same mistake.
+        if _is_first_process():
+            print(f"spot-hf {name}: error: {lines[-1 if isinstance(error, StrictDataclassError) else 0]}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError) else 1
 
 

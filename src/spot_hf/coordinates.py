@@ -1,21 +1,38 @@
 """Coordinate data sets: token positions per image, that people share and use with models of their own.
 
-So far the schema, and the positions of the released SPoT code, read into it.
+A directory, locally and on the Hub:
+
+    README.md                              the card, with the `configs` and `dataset_info` that `load_dataset` needs
+    CONFIG/SPLIT-IIIII-of-NNNNN.parquet    one config per model and number of tokens, such as vit-tiny-patch16-224_n25
+    CONFIG/SPLIT.json                      the record of the run that found them: parameters, versions, results
+    CONFIG/SPLIT.png                       how the search went, and where tokens were and are
+
+Images are not part of it: rows point at them, by name and by the hash of their bytes. Positions are `(x, y)` relative to the
+original image, so that models with other crops can use them.
 """
 
-import hashlib
-from io import BytesIO
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-from PIL import Image
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from .checkpoints import ConversionError, load_safely
+from .data import EncodedImage, encoded_image
+from .output_dirs import write_atomically
 
 
-def coordinate_features(label: Any, num_tokens: int, trajectory_length: int | None = None) -> datasets.Features:
+# ------------------------------------------------------------------------------------------------------------ schema
+
+
+def coordinate_features(
+    label: Any, num_tokens: int, trajectory_length: int | None = None, window_scales: bool = False
+) -> datasets.Features:
     """
     The columns of a coordinate data set; positions are `(x, y)` in the image frame.
 
@@ -24,6 +41,7 @@ def coordinate_features(label: Any, num_tokens: int, trajectory_length: int | No
         num_tokens (`int`): tokens per image.
         trajectory_length (`int`, *optional*): positions per token in `trajectory`, steps + 1; without it there is no such
             column.
+        window_scales (`bool`): whether there is a column of each token's window scale, in the model that found it.
     """
     point = datasets.List(datasets.Value("float32"), length=2)
     columns = {
@@ -38,118 +56,431 @@ def coordinate_features(label: Any, num_tokens: int, trajectory_length: int | No
         "initial_prediction": datasets.Value("int64"),
         "prediction": datasets.Value("int64"),
     }
+    if window_scales:
+        columns["window_scales"] = datasets.List(datasets.Value("float32"), length=num_tokens)
     if trajectory_length is not None:
         coarse_point = datasets.List(datasets.Value("float16"), length=2)
         columns["trajectory"] = datasets.List(datasets.List(coarse_point, length=num_tokens), length=trajectory_length)
     return datasets.Features(columns)
 
 
-def coordinates_from_official(mu: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+def check_config_name(argument: str, name: str) -> None:
+    """`ValueError` where `name` can be no config of a data set."""
+    if not name or name == "data" or set(name) & set('<>:/\\|?*"') or name.startswith("."):
+        raise ValueError(f"`{argument}` must be a name without any of <>:/\\|?*\", and not 'data'; got {name!r}")
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+FACTS = b"spot_hf"  # key of the footer's metadata
+TEMPORARY = ".*.tmp"
+
+
+@dataclass
+class Shard:
+    """A shard in the making: rows as columns, and what the rows do not say."""
+
+    features: datasets.Features
+    tables: list[pa.Table] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)  # images that could not be read
+    num_steps: int = 0  # that were taken, over all images
+    num_labelled: int = 0
+    correct_per_step: np.ndarray | int = 0  # of the labelled images
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Appends a batch: for each column a list or an array, whose first dimension is the batch."""
+        schema = self.features.arrow_schema
+        self.tables.append(
+            pa.Table.from_arrays([_to_arrow(columns[name], schema.field(name).type) for name in schema.names], schema=schema)
+        )
+
+    def write(self, path: Path) -> None:
+        """All at once, under a temporary name until it is complete."""
+        schema = self.features.arrow_schema
+        facts = {
+            "failed": self.failed,
+            "num_steps": self.num_steps,
+            "num_labelled": self.num_labelled,
+            "correct_per_step": np.atleast_1d(self.correct_per_step).tolist(),
+        }
+        table = pa.concat_tables(self.tables) if self.tables else schema.empty_table()
+        table = table.replace_schema_metadata({**(schema.metadata or {}), FACTS: json.dumps(facts).encode()})
+        with write_atomically(path) as file:
+            pq.write_table(table, file)
+
+
+def _to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
+    """Arrays without a Python object per number."""
+    if not isinstance(values, np.ndarray) or values.ndim == 1:
+        return pa.array(values, type=kind)
+    flat = _to_arrow(values.reshape(-1, *values.shape[2:]), kind.value_type)
+    if isinstance(kind, pa.FixedSizeListType):
+        return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def shard_facts(path: Path) -> dict[str, Any]:
+    """What a shard's footer says: `num_images`, `num_bytes` (in memory), and the facts of [`Shard`]."""
+    metadata = pq.read_metadata(path)
+    facts = json.loads(metadata.metadata[FACTS])
+    num_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    return {"num_images": metadata.num_rows, "num_bytes": num_bytes, **facts}
+
+
+# ------------------------------------------------------------------------------------------------------------ ledger
+
+LEDGER = "run.json"
+SHARD_NAME = re.compile(r"(?P<split>.+?)-(?P<index>\d{5})(-of-(?P<total>\d{5}))?\.parquet")
+
+
+class RunDirectory:
     """
-    Positions of the released SPoT code as coordinates of this package, in the model frame.
+    A directory that a run fills with shards. The directory is the ledger: a shard whose file is there is done. `run.json`
+    holds the parameters that all of them share, and, when all is done, the results.
 
     Args:
-        mu (`torch.Tensor` of shape `(..., 2)`): `(y, x)`, a pixel's index divided by the image's size: 0 is the *centre* of
-            the first pixel.
-        image_size (`tuple[int, int]`): `(width, height)` in pixels of the image that the model sees.
-
-    Returns:
-        `torch.Tensor` of shape `(..., 2)`: `(x, y)`, 0 and 1 being the image's edges. Computed in float64, returned in `mu`'s
-        dtype.
+        directory (`str`): where.
     """
-    half_pixel = 0.5 / torch.tensor(image_size, dtype=torch.float64, device=mu.device)
-    return (mu.flip(-1).double() + half_pixel).to(mu.dtype)
 
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
 
-def coordinates_to_official(coordinates: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """The inverse of [`coordinates_from_official`]: `(x, y)` relative to `pixel_values`, to the released code's `(y, x)`."""
-    half_pixel = 0.5 / torch.tensor(image_size, dtype=torch.float64, device=coordinates.device)
-    return (coordinates.double() - half_pixel).to(coordinates.dtype).flip(-1)
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """What `run.json` holds; `ValueError` where it is no such ledger."""
+        try:
+            ledger = json.loads((self.directory / LEDGER).read_text(encoding="utf-8"))
+            if not isinstance(ledger["parameters"], dict):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"`output_dir` {str(self.directory)!r} holds no run of `spot-hf oracle`: no {LEDGER}") from None
+        return ledger
 
+    def open(self, parameters: dict[str, Any], facts: dict[str, Any]) -> None:
+        """
+        Begins a run, or goes on with one.
 
-ORIENTATION = 0x0112  # EXIF
+        Args:
+            parameters (`dict`): on which the rows depend.
+            facts (`dict`): of this run, for the record: versions, command.
 
+        Raises:
+            `ValueError`: the directory holds something else, or a run with other parameters.
+        """
+        self.check(parameters)
+        if not (self.directory / LEDGER).exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.write_ledger({"parameters": parameters, **facts})
 
-def upright(coordinates: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Relative `(x, y)` in an image as it is stored, to those in the image turned as its EXIF orientation (1 to 8) says."""
-    x, y = coordinates.unbind(-1)
-    turned = {
-        2: (1 - x, y),
-        3: (1 - x, 1 - y),
-        4: (x, 1 - y),
-        5: (y, x),
-        6: (1 - y, x),
-        7: (1 - y, 1 - x),
-        8: (y, 1 - x),
-    }.get(orientation, (x, y))
-    return torch.stack(turned, dim=-1)
+    def check(self, parameters: dict[str, Any]) -> None:
+        """The same checks, without writing."""
+        if not self.directory.exists():
+            return
+        if not self.directory.is_dir():
+            raise ValueError(f"`output_dir` must be a directory; {str(self.directory)!r} is a file")
+        if not (self.directory / LEDGER).exists():
+            # A run that was killed in its first instant has left a temporary file.
+            if any(not path.match(TEMPORARY) for path in self.directory.iterdir()):
+                raise ValueError(
+                    f"`output_dir` {str(self.directory)!r} is not empty and holds no run to go on with; give another one, or "
+                    "`overwrite_output_dir` to replace it"
+                )
+            return
+        there = self.ledger["parameters"]
+        # What the Hub could not be asked for is not known to differ.
+        unknown = {name for name in ("dataset_revision",) if there.get(name) is None or parameters.get(name) is None}
+        differing = [
+            f"{name} {there.get(name)!r} there, {parameters.get(name)!r} here"
+            for name in sorted({*there, *parameters} - unknown)
+            if there.get(name) != parameters.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"`output_dir` {str(self.directory)!r} holds a run with other parameters: {'; '.join(differing)}. Give the "
+                "same ones to go on with it, another directory, or `overwrite_output_dir` to replace it"
+            )
 
+    def write_ledger(self, ledger: dict[str, Any]) -> None:
+        with write_atomically(self.directory / LEDGER) as file:
+            file.write((json.dumps(ledger, indent=2) + "\n").encode())
 
-def convert_official_coordinates(
-    file: str | Path, images: datasets.Dataset, image_processor: Any, split: str = "validation"
-) -> datasets.Dataset:
-    """
-    A file of positions that the released SPoT code saved, as rows of a coordinate data set. What the file does not say
-    (losses and predictions) is null.
+    def shards(self, config: str, split: str) -> dict[int, Path]:
+        """The shards that are done, by their number."""
+        found = {}
+        for path in sorted((self.directory / config).glob("*.parquet")):
+            match = SHARD_NAME.fullmatch(path.name)
+            if match and match["split"] == split:
+                found[int(match["index"])] = path
+        return dict(sorted(found.items()))
 
-    Args:
-        file (`str`): a tensor `(num_images, steps + 1, num_tokens, 2)` written by `torch.save`: the positions `(y, x)` after
-            each step of the oracle, of all images of a split in their order.
-        images (`datasets.Dataset`): that split, with the columns `image` and `label`.
-        image_processor ([`SpotViTImageProcessor`]): resize and crop of the images in that run.
-        split (`str`): the split's name, for the ids of images without a file name.
+    def shard_path(self, config: str, split: str, index: int, total: int | None) -> Path:
+        """Where a shard goes. Until the end of a source of unknown length, names do not say of how many it is."""
+        suffix = "" if total is None else f"-of-{total:05d}"
+        return self.directory / config / f"{split}-{index:05d}{suffix}.parquet"
 
-    Returns:
-        `datasets.Dataset`: `image_id`, `image_index`, `image_sha256`, `image_size`, `label`, `coordinates`,
-        `initial_coordinates`, `losses`, `initial_prediction`, `prediction`, `trajectory`; positions in the image frame, those
-        that left the image moved to its edge.
+    def name_totals(self, config: str, split: str, total: int) -> None:
+        """Gives shards of what was a source of unknown length their final names. May be interrupted, and repeated."""
+        for index, path in self.shards(config, split).items():
+            path.rename(self.shard_path(config, split, index, total))
 
-    Raises:
-        [`ConversionError`]: a pickle that needs more than `weights_only=True`, or a tensor of another shape.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise ConversionError(f"`file` {str(file)!r} does not exist")
-    positions = load_safely(file)
-    if not isinstance(positions, torch.Tensor) or positions.ndim != 4 or positions.shape[-1] != 2 or 0 in positions.shape:
-        found = tuple(positions.shape) if isinstance(positions, torch.Tensor) else type(positions).__name__
-        raise ConversionError(f"{file.name} must hold a tensor (num_images, steps + 1, num_tokens, 2); got {found}")
-    if len(positions) != len(images):
-        raise ConversionError(f"{file.name} holds positions of {len(positions)} images; `images` has {len(images)}")
-    num_steps, num_tokens = positions.shape[1:3]
-    features = coordinate_features(images.features["label"], num_tokens, trajectory_length=num_steps)
-    encoded = images.cast_column("image", datasets.Image(decode=False))
-
-    def rows(start: int, stop: int) -> list[dict[str, Any]]:
-        found = []
-        for index, row in enumerate(encoded.select(range(start, stop)), start):
-            content = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-            with Image.open(BytesIO(content)) as image:
-                stored_size, orientation = image.size, image.getexif().get(ORIENTATION, 1)
-            # The processor says how large the image is that the model sees.
-            mapped = coordinates_from_official(positions[index].float(), image_processor.model_size(stored_size))
-            trajectory = image_processor.to_image_frame(mapped, stored_size).clamp(0, 1)
-            # The released code reads an image as it is stored; `datasets` and the pipelines turn it upright.
-            trajectory = upright(trajectory, orientation)
-            image_size = stored_size[::-1] if orientation >= 5 else stored_size
-            found.append({
-                "image_id": Path(row["image"]["path"]).name if row["image"]["path"] else f"{split}/{index}",
-                "image_index": index,
-                "image_sha256": hashlib.sha256(content).hexdigest(),
-                "image_size": list(image_size),
-                "label": row["label"],
-                "coordinates": trajectory[-1].tolist(),
-                "initial_coordinates": trajectory[0].tolist(),
-                "losses": None,
-                "initial_prediction": None,
-                "prediction": None,
-                "trajectory": trajectory.half().tolist(),
-            })  # fmt: skip
+    def records(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Of all finished configs: `(config, split)` → record."""
+        found = {}
+        for path in sorted(self.directory.glob("*/*.json")):
+            found[path.parent.name, path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    # In parts: rows of Python lists are many times larger than the columns that they become.
-    parts = [
-        datasets.Dataset.from_list(rows(start, min(start + 1000, len(images))), features=features)
-        for start in range(0, len(images), 1000)
-    ]
-    return datasets.concatenate_datasets(parts)
+    def clean(self) -> None:
+        """Removes what killed processes left half-written."""
+        for path in [*self.directory.glob(TEMPORARY), *self.directory.glob("*/" + TEMPORARY)]:
+            path.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+DENSITY_CELLS = 56  # per axis
+
+
+@dataclass
+class Summary:
+    """
+    Of all shards of a config's split, read one at a time.
+
+    Attributes:
+        num_images, num_labelled, num_steps (`int`): rows; those with a label and a prediction; steps taken, over all images.
+        num_bytes, download_size (`int`): of the shards, in memory and on disk.
+        failed (`list`): images that could not be read: `image_index`, `image_id`, `error`.
+        accuracy_per_step (`list[float]`): percent, of iterates 0 to `steps`. The last iterate need not be the best one.
+        accuracy_before, accuracy_after (`float`): percent, at the initial and at the best positions. `None` without labels.
+        loss_per_step (`list[float]`): means of the objective.
+        start_density, end_density (`np.ndarray`): tokens per cell of the image, `(rows, columns)`, summing to 1.
+    """
+
+    num_images: int
+    num_labelled: int
+    num_steps: int
+    num_bytes: int
+    download_size: int
+    failed: list[dict[str, Any]]
+    accuracy_per_step: list[float]
+    accuracy_before: float | None
+    accuracy_after: float | None
+    loss_per_step: list[float]
+    start_density: np.ndarray
+    end_density: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = ("start_density", "end_density")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+
+def summarize(shards: Iterable[Path]) -> Summary:
+    """Reads a config's shards, one at a time."""
+    totals = dict.fromkeys(("num_images", "num_labelled", "num_steps", "num_bytes", "download_size"), 0)
+    failed: list[dict[str, Any]] = []
+    correct: np.ndarray | int = 0
+    losses: np.ndarray | int = 0
+    before = after = 0
+    densities = {name: np.zeros((DENSITY_CELLS, DENSITY_CELLS)) for name in ("initial_coordinates", "coordinates")}
+    for path in shards:
+        facts = shard_facts(path)
+        facts["download_size"] = path.stat().st_size
+        for name in totals:
+            totals[name] += facts[name]
+        failed += facts["failed"]
+        correct = correct + np.array(facts["correct_per_step"])
+        table = pq.read_table(path, columns=["label", "initial_prediction", "prediction", "losses", *densities])
+        if not len(table):
+            continue
+        losses = losses + np.stack(table["losses"].to_numpy()).astype(np.float64).sum(0)
+        label, initial, final = (table[name].to_numpy() for name in ("label", "initial_prediction", "prediction"))
+        before, after = before + int((initial == label).sum()), after + int((final == label).sum())
+        for name, density in densities.items():
+            points = _points(table[name])
+            density += np.histogram2d(points[:, 1], points[:, 0], bins=DENSITY_CELLS, range=[[0, 1], [0, 1]])[0]
+    labelled = totals["num_labelled"]
+    return Summary(
+        **totals,
+        failed=failed,
+        accuracy_per_step=[round(100 * float(x) / labelled, 3) for x in np.atleast_1d(correct)] if labelled else [],
+        accuracy_before=round(100 * before / labelled, 3) if labelled else None,
+        accuracy_after=round(100 * after / labelled, 3) if labelled else None,
+        loss_per_step=[float(x) / totals["num_images"] for x in np.atleast_1d(losses)] if totals["num_images"] else [],
+        start_density=densities["initial_coordinates"] / max(1.0, densities["initial_coordinates"].sum()),
+        end_density=densities["coordinates"] / max(1.0, densities["coordinates"].sum()),
+    )
+
+
+def _points(column: pa.ChunkedArray) -> np.ndarray:
+    """`(num_points, 2)` of a column of lists of points."""
+    return column.combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+MAX_SLICES = 1000  # that a joined data set is made of
+
+
+def load_coordinates(
+    path: str | Path, config: str | None = None, split: str | None = None, *, revision: str | None = None
+) -> datasets.Dataset:
+    """
+    Loads a coordinate data set.
+
+    Args:
+        path (`str`): a directory that `spot-hf oracle` wrote, or a Hub id.
+        config (`str`, *optional*): such as `"vit-tiny-patch16-224_n25"`; needed where there are several.
+        split (`str`, *optional*): needed where there are several.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+
+    Returns:
+        `datasets.Dataset`: one row per image, with `coordinates` `(num_tokens, 2)`, `(x, y)` in the image frame, and the other
+        columns of [`coordinate_features`].
+
+    Raises:
+        `ValueError`: no such config or split, or several and none named. `OSError`: no such data set.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if not (local / "README.md").exists():
+            hint = ": its run is not finished, go on with the same command" if (local / LEDGER).exists() else ""
+            raise OSError(f"{str(path)!r} holds no coordinate data set{hint}")
+    elif local.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise OSError(f"{str(path)!r} is neither a directory with a coordinate data set nor a Hub id such as user/name")
+    source = str(local) if local.is_dir() else str(path)
+    revision = None if local.is_dir() else revision
+    try:
+        config = _one_of("config", config, datasets.get_dataset_config_names(source, revision=revision), path)
+        splits = datasets.load_dataset(source, config, revision=revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise OSError(f"{str(path)!r}: {str(error).splitlines()[0]}") from None
+    dataset = splits[_one_of("split", split, list(splits), path)]
+    if "coordinates" not in dataset.column_names:
+        raise ValueError(f"{str(path)!r} is no coordinate data set: it has the columns {', '.join(dataset.column_names)}")
+    return dataset
+
+
+def _one_of(argument: str, value: str | None, accepted: list[str], path: str | Path) -> str:
+    if value is None and len(accepted) == 1:
+        return accepted[0]
+    if value not in accepted:
+        raise ValueError(f"`{argument}` must be one of {', '.join(accepted)} in {str(path)!r}; got {value!r}")
+    return value
+
+
+def load_record(path: str | Path, config: str, split: str, *, revision: str | None = None) -> dict[str, Any]:
+    """The record of the run that found a config's coordinates: what `CONFIG/SPLIT.json` holds."""
+    file = Path(path).expanduser() / config / f"{split}.json"
+    if not Path(path).expanduser().is_dir():
+        from huggingface_hub import hf_hub_download
+
+        file = Path(hf_hub_download(str(path), f"{config}/{split}.json", repo_type="dataset", revision=revision))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def join_coordinates(
+    images: datasets.Dataset | datasets.IterableDataset,
+    coordinates: datasets.Dataset,
+    *,
+    image_column_name: str = "image",
+    split: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Puts coordinates beside their images, by `image_id`, and compares the hash of every image's bytes.
+
+    Args:
+        images (`datasets.Dataset` or `datasets.IterableDataset`): the source, or a part of it, with images as they were
+            loaded: after `map` or `cast` to another form their bytes are others.
+        coordinates (`datasets.Dataset`): rows of [`load_coordinates`].
+        image_column_name (`str`): the column of the images.
+        split (`str`, *optional*): the source's split, for images without file names, whose ids are `SPLIT/INDEX`; by default
+            what `images` says. Join such images before you shuffle, select or filter them.
+
+    Returns:
+        The rows of `images` that have coordinates, in their order, with the columns of `coordinates` that `images` does not
+        have. A stream stays a stream.
+
+    Raises:
+        `ValueError`: images whose bytes are not those that the coordinates were found for, with their number and examples;
+        or no image has coordinates. Of a stream, while it is read.
+    """
+    split = split or str(images.split or "")
+    if image_column_name not in (images.features or {image_column_name: None}):
+        raise ValueError(f"`image_column_name` must be one of {', '.join(images.features)}; got {image_column_name!r}")
+    rows_of: dict[str, list[int]] = {}
+    for row, image_id in enumerate(coordinates["image_id"]):
+        rows_of.setdefault(image_id, []).append(row)
+    hashes = list(coordinates["image_sha256"])
+    new = [name for name in coordinates.column_names if name not in (images.features or {})]
+
+    def find(image: EncodedImage) -> tuple[int | None, bool]:
+        """The row of its coordinates, and whether there are coordinates for that name but other bytes."""
+        candidates = rows_of.get(image.image_id, [])
+        digest = image.sha256 if candidates else ""
+        matching = [row for row in candidates if hashes[row] == digest]
+        return (matching[0], False) if matching else (None, bool(candidates))
+
+    undecoded = images.cast_column(image_column_name, datasets.Image(decode=False))
+    if isinstance(images, datasets.IterableDataset):
+        return _join_stream(undecoded, coordinates, find, new, image_column_name, split)
+    kept, found, differing = [], [], []
+    for index, row in enumerate(undecoded.select_columns([image_column_name])):
+        image = encoded_image({"image": row[image_column_name]}, index, split)
+        match, differs = find(image)
+        if differs:
+            differing.append(image.image_id)
+        elif match is not None:
+            kept.append(index)
+            found.append(match)
+    _refuse(differing, len(kept), len(images))
+    columns = coordinates.select_columns(new)
+    table = datasets.table.InMemoryTable(columns.with_format("arrow")[found])
+    beside = datasets.Dataset(table, info=datasets.DatasetInfo(features=columns.features))
+    return datasets.concatenate_datasets([_select_without_copy(images, np.array(kept)), beside], axis=1)
+
+
+def _select_without_copy(images: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
+    """Rows of it, as slices that follow each other: from a list of numbers, joining columns would copy all images."""
+    slices = np.split(kept, np.flatnonzero(np.diff(kept) != 1) + 1)
+    if len(slices) > MAX_SLICES:
+        return images.select(kept)
+    return datasets.concatenate_datasets([images.select(range(part[0], part[-1] + 1)) for part in slices])
+
+
+def _join_stream(undecoded, coordinates, find, new, image_column_name, split) -> datasets.IterableDataset:
+    image = {image_column_name: datasets.Image()}
+    features = datasets.Features({**undecoded.features, **image, **{name: coordinates.features[name] for name in new}})
+    beside = coordinates.select_columns(new)
+
+    def join(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
+        kept, found, differing = [], [], []
+        for i, index in enumerate(indices):
+            image = encoded_image({"image": rows[image_column_name][i]}, index, split)
+            match, differs = find(image)
+            if differs:
+                differing.append(image.image_id)
+            elif match is not None:
+                kept.append(i)
+                found.append(match)
+        if differing:
+            _refuse(differing, len(kept), len(indices))
+        return {**{name: [values[i] for i in kept] for name, values in rows.items()}, **beside[found]}
+
+    # Not `map(features=...)`: its images would stay undecoded.
+    return undecoded.map(join, batched=True, batch_size=100, with_indices=True).cast(features)
+
+
+def _refuse(differing: list[str], num_joined: int, num_images: int) -> None:
+    if differing:
+        more = ", ..." if len(differing) > 3 else ""
+        raise ValueError(
+            f"`coordinates` were found for other images: the bytes of {len(differing)} of {num_images} differ, such as "
+            f"{', '.join(differing[:3])}{more}. The source may be another one or resized, or, where names are numbers, "
+            "shuffled"
+        )
+    if num_joined == 0:
+        raise ValueError(f"`coordinates` hold none of the {num_images} images: are they of this data set and split?")
+
+
+__all__ = ["coordinate_features", "join_coordinates", "load_coordinates"]

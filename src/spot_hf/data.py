@@ -1,10 +1,15 @@
 """Labelled images by the name of their data set: the Hub's, a directory's, or scikit-learn's digits, which need no network."""
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
 
 
@@ -17,10 +22,12 @@ def load_images(
     *,
     config_name: str | None = None,
     split: str | None = None,
+    revision: str | None = None,
     image_column_name: str = "image",
-    label_column_name: str = "label",
+    label_column_name: str | None = "label",
     max_samples: int | None = None,
-) -> datasets.Dataset:
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
     """
     Loads a split of an image-classification data set.
 
@@ -28,36 +35,146 @@ def load_images(
         dataset_name (`str`): `"digits"`, a Hub id, or a directory in any form that `load_dataset` reads.
         config_name (`str`, *optional*): the data set's config.
         split (`str`, *optional*): by default `test`, or `validation` where there is no test split.
-        image_column_name, label_column_name (`str`): the columns' names in the source.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+        image_column_name, label_column_name (`str`): the columns' names in the source. Without a label column the data set has
+            images only.
         max_samples (`int`, *optional*): the first so many rows only.
+        streaming (`bool`): read the source as it is iterated, and store nothing. Digits are in memory anyway.
 
     Returns:
-        `datasets.Dataset` with the columns `image` (decoded to `PIL.Image`) and `label`.
+        `datasets.Dataset`, or, streaming, `datasets.IterableDataset`, with the columns `image` (decoded to `PIL.Image`) and
+        `label`. Its `split` names the split.
 
     Raises:
-        `ValueError`: no such split or column. `OSError`: no such data set.
+        `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
     """
-    if dataset_name == DIGITS:
-        splits = load_digits()
-    else:
-        try:
-            local = Path(dataset_name).expanduser()
-            splits = datasets.load_dataset(str(local) if local.exists() else dataset_name, config_name)
-        except datasets.exceptions.DatasetNotFoundError as error:
-            raise OSError(f"`dataset_name` {dataset_name!r}: {str(error).splitlines()[0]}") from None
+    splits = load_digits() if dataset_name == DIGITS else _load_splits(dataset_name, config_name, revision, streaming)
     if split is None:
         split = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     if split not in splits:
         raise ValueError(f"`dataset_split` must be one of {', '.join(splits)}; got {split!r}")
     dataset = splits[split]
-    for argument, name in (("image_column_name", image_column_name), ("label_column_name", label_column_name)):
-        if name not in dataset.column_names:
-            raise ValueError(f"`{argument}` must be one of {', '.join(dataset.column_names)}; got {name!r}")
-    dataset = dataset.select_columns([image_column_name, label_column_name])
-    dataset = dataset.rename_columns({
-        old: new for old, new in ((image_column_name, "image"), (label_column_name, "label")) if old != new
-    })  # fmt: skip
-    return dataset.select(range(min(max_samples, len(dataset)))) if max_samples else dataset
+    if dataset.features is None:
+        dataset = dataset._resolve_features()  # of a stream whose source does not state them: reads its first rows
+    names = {"image": image_column_name} | ({"label": label_column_name} if label_column_name is not None else {})
+    for new, old in names.items():
+        if old not in dataset.features:
+            raise ValueError(f"`{new}_column_name` must be one of {', '.join(dataset.features)}; got {old!r}")
+    if not isinstance(dataset.features[image_column_name], datasets.Image):
+        kind = type(dataset.features[image_column_name]).__name__
+        raise ValueError(f"`image_column_name` must name a column of images; {image_column_name!r} is of type {kind}")
+    # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
+    dataset = dataset.select_columns(list(names.values())).cast_column(image_column_name, datasets.Image(decode=False))
+    dataset = dataset.rename_columns({old: new for new, old in names.items() if old != new})
+    dataset = dataset.cast_column("image", datasets.Image())
+    if max_samples is None:
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.take(max_samples)
+    return dataset.select(range(min(max_samples, len(dataset))))
+
+
+def _load_splits(dataset_name: str, config_name: str | None, revision: str | None, streaming: bool) -> Any:
+    local = Path(dataset_name).expanduser()
+    try:
+        return datasets.load_dataset(
+            str(local) if local.exists() else dataset_name,
+            config_name,
+            revision=None if local.exists() else revision,
+            streaming=streaming,
+        )
+    except Exception as error:
+        if _is_gated(error):
+            page = f"{constants.ENDPOINT}/datasets/{dataset_name}"
+            raise OSError(
+                f"`dataset_name` {dataset_name!r} is a gated data set, and your token, if any, has no access to it: ask for "
+                f"access at {page}, then log in with `hf auth login`"
+            ) from error
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            raise OSError(f"`dataset_name` {dataset_name!r}: {str(error).splitlines()[0]}") from None
+        if isinstance(error, ValueError) and "BuilderConfig" in str(error):
+            raise ValueError(f"`dataset_config_name`: {str(error).splitlines()[0]}") from None
+        raise
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """The client says so by its error's class, and `datasets` by a message: for what it found first, card or data."""
+    while error is not None:
+        not_found = isinstance(error, datasets.exceptions.DatasetNotFoundError)
+        if isinstance(error, GatedRepoError) or (not_found and "gated" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def resolve_revision(dataset_name: str, revision: str | None = None) -> str | None:
+    """The commit of a Hub data set, for the record; what was asked for where the Hub cannot be asked."""
+    if dataset_name == DIGITS or Path(dataset_name).expanduser().exists():
+        return None
+    try:
+        return HfApi().dataset_info(dataset_name, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return revision
+
+
+# --------------------------------------------------------------------------------------------------- encoded images
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as its source stores it, and where."""
+
+    index: int  # in the source's split
+    image_id: str
+    content: bytes
+    label: int | None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def decode(self) -> Image.Image:
+        """As `datasets` decodes it: upright as its EXIF orientation says. Raises what a broken file makes PIL raise."""
+        image = datasets.Image().decode_example({"bytes": self.content, "path": None})
+        image.load()
+        return image
+
+
+def encoded(images: datasets.Dataset | datasets.IterableDataset) -> Any:
+    """The same data set, with images as the bytes that are stored."""
+    return images.cast_column("image", datasets.Image(decode=False))
+
+
+def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
+    """
+    A row of a data set of [`encoded`] images.
+
+    Args:
+        row (`dict`): with `image` and, where there are labels, `label`.
+        index (`int`): of the row in its split.
+        split (`str`): for the id of an image without a file name: `SPLIT/INDEX`.
+    """
+    stored = row["image"] or {}
+    path, content = stored.get("path"), stored.get("bytes")
+    if content is None:
+        content = Path(path).read_bytes() if path else b""
+    return EncodedImage(index, image_id_of(path, index, split), content, row.get("label"))
+
+
+def image_id_of(path: str | None, index: int, split: str) -> str:
+    """The file name where the source has one, else `SPLIT/INDEX`."""
+    return Path(path).name if path else f"{split}/{index}"
+
+
+def iterate_encoded(images: Any, split: str, start: int = 0) -> Iterator[EncodedImage]:
+    """All rows of a data set of images from row `start` on."""
+    rows = encoded(images)
+    rows = rows.skip(start) if start else rows
+    for index, row in enumerate(rows, start):
+        yield encoded_image(row, index, split)
+
+
+# ------------------------------------------------------------------------------------------------------------ digits
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -78,6 +195,6 @@ def load_digits() -> datasets.DatasetDict:
         }
 
     return datasets.DatasetDict({
-        name: datasets.Dataset.from_dict(rows(np.sort(chosen)), features=features)
+        name: datasets.Dataset.from_dict(rows(np.sort(chosen)), features=features, split=datasets.Split(name))
         for name, chosen in (("train", train), ("test", test))
     })  # fmt: skip

@@ -1,10 +1,12 @@
 """Output directories: nothing is destroyed unasked, and nothing half-written is left behind."""
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
@@ -54,3 +56,26 @@ def replaced_directory(output_dir: str | Path, overwrite: bool, inputs: Iterable
             replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """Yields a file that takes `path`'s place when it is complete and on the disk. A killed process leaves `.NAME.PID.tmp`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The name is on the disk when its directory is. Windows cannot open one.
+    if hasattr(os, "O_DIRECTORY"):
+        directory = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -11,6 +11,18 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency")
 # Of a dict input: what one image can have of its own.
 INPUT_KEYS = ("image", "coordinates", "saliency", "image_id")
+# A row of a coordinate data set that was joined with its images has these too. Nothing here needs them.
+ROW_KEYS = (
+    "label",
+    "image_index",
+    "image_sha256",
+    "image_size",
+    "initial_coordinates",
+    "losses",
+    "initial_prediction",
+    "prediction",
+    "trajectory",
+)
 
 
 class SpotImageClassificationPipeline(ImageClassificationPipeline):
@@ -66,7 +78,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
-                "coordinates": ...}` (also `"saliency"` and `"image_id"`), or a list, generator or data set of either.
+                "coordinates": ...}` (also `"saliency"` and `"image_id"`), such as a row of a coordinate data set joined with its
+                images, or a list, generator or data set of either.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
@@ -113,7 +126,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
         if isinstance(inputs, dict):
-            if "image" not in inputs or not set(inputs) <= set(INPUT_KEYS):
+            if "image" not in inputs or not set(inputs) <= {*INPUT_KEYS, *ROW_KEYS}:
                 got = ", ".join(map(str, inputs))
                 raise ValueError(f"an input dict must have the key image, and may have {', '.join(INPUT_KEYS[1:])}; got {got}")
             own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}

@@ -1,0 +1,218 @@
+"""What coordinates are worth to a model: accuracy at the positions that another model's oracle found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from .coordinates import join_coordinates, load_coordinates
+from .data import load_images
+from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .output_dirs import write_atomically
+from .placement import grid
+
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+# Of one image: what each set of positions is.
+POSITIONS = {
+    "initial": "where the search began",
+    "shared": "best positions that the other model's oracle found",
+    "snapped": "the same, each moved to the centre of the nearest grid cell",
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """In percent, with its 95 % interval (Wilson)."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: np.ndarray) -> "Accuracy":
+        interval = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
+        return cls(100 * float(right.mean()), 100 * interval.low, 100 * interval.high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    Of two accuracies on the same images, in points, with its 95 % interval: a percentile bootstrap over images.
+
+    `gained` images are right only with the second, `lost` only with the first.
+    """
+
+    value: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+
+    @classmethod
+    def of(cls, first: np.ndarray, second: np.ndarray, seed: int = 0) -> "Difference":
+        count, gained, lost = len(first), int((~first & second).sum()), int((first & ~second).sum())
+        # To draw images with replacement is to draw these three counts from a multinomial distribution.
+        shares = [gained / count, lost / count, (count - gained - lost) / count]
+        draws = np.random.default_rng(seed).multinomial(count, shares, size=RESAMPLES)
+        low, high = np.quantile((draws[:, 0] - draws[:, 1]) / count, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return cls(100 * (gained - lost) / count, 100 * float(low), 100 * float(high), gained, lost)
+
+
+def evaluate_transfer(
+    model: str,
+    coordinates: str,
+    dataset_name: str,
+    *,
+    output_dir: str | Path | None = None,
+    revision: str | None = None,
+    config: str | None = None,
+    coordinates_split: str | None = None,
+    dataset_config_name: str | None = None,
+    dataset_split: str | None = None,
+    image_column_name: str = "image",
+    label_column_name: str = "label",
+    max_samples: int | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+    say: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """
+    Accuracy of a model at the positions of a coordinate data set, which another model's oracle may have found: at the initial
+    positions, at the shared ones, and at the shared ones snapped to this model's grid, on the same images.
+
+    Args:
+        model (`str`): directory or Hub id of a SpotViT classifier; revision (`str`, *optional*): of a Hub id.
+        coordinates (`str`): directory or Hub id of a coordinate data set.
+        dataset_name, dataset_config_name, dataset_split, image_column_name, label_column_name: the images that the coordinates
+            point at, as in [`load_images`].
+        output_dir (`str`, *optional*): where `transfer.json` and `transfer.md` are written.
+        config, coordinates_split (`str`, *optional*): of the coordinate data set, where it has several.
+        max_samples (`int`, *optional*): the first so many images that have coordinates.
+        batch_size (`int`): images per forward pass.
+        device (`str`): of the model.
+        say: is called with the table.
+
+    Returns:
+        `dict`: what `transfer.json` holds: accuracies in percent, differences to the initial positions in points, with
+        intervals.
+
+    Raises:
+        `ValueError`: an argument is wrong, or the coordinates were found for other images. `OSError`: no such model or data.
+    """
+    check_classifier(model, load_spot_vit_config(model, revision))
+    rows = load_coordinates(coordinates, config, coordinates_split)
+    images = load_images(
+        dataset_name,
+        config_name=dataset_config_name,
+        split=dataset_split or str(rows.split),
+        image_column_name=image_column_name,
+        label_column_name=label_column_name,
+    )
+    joined = join_coordinates(images, rows)
+    if max_samples is not None:
+        joined = joined.select(range(min(max_samples, len(joined))))
+    right = _right_at_positions(model, revision, joined, batch_size, device)
+    result = {
+        "model": Path(model).name if Path(model).exists() else model,
+        "coordinates": Path(coordinates).name if Path(coordinates).exists() else coordinates,
+        "config": config or rows.info.config_name,
+        "dataset": Path(dataset_name).name if Path(dataset_name).exists() else dataset_name,
+        "split": str(rows.split),
+        "num_images": len(joined),
+        "num_tokens": len(joined[0]["coordinates"]),
+        "accuracy": {name: vars(Accuracy.of(values)) for name, values in right.items()},
+        "difference_to_initial": {
+            name: vars(Difference.of(right["initial"], values)) for name, values in right.items() if name != "initial"
+        },
+    }
+    say(transfer_table(result))
+    if output_dir is not None:
+        texts = {"transfer.json": json.dumps(result, indent=2), "transfer.md": transfer_table(result)}
+        for name, text in texts.items():
+            with write_atomically(Path(output_dir) / name) as file:
+                file.write(f"{text}\n".encode())
+        say(f"written to {output_dir}: transfer.json and transfer.md")
+    return result
+
+
+@torch.inference_mode()
+def _right_at_positions(model: str, revision: str | None, joined: Any, batch_size: int, device: str) -> dict[str, np.ndarray]:
+    """Which images are classified correctly at each of `POSITIONS`: `(num_images,)`, bool."""
+    spot, processor = load_spot_vit(model, revision).to(device), load_image_processor(model, revision)
+    right: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
+    counts = dict.fromkeys(POSITIONS, 0)
+    with tqdm(total=len(joined), desc="transfer", unit="image") as progress:
+        for start in range(0, len(joined), batch_size):
+            rows = joined[start : start + batch_size]
+            # Positions in the model frame, three sets per image, from one decoding of it.
+            inputs = processor(rows["image"], coordinates=rows["coordinates"], return_tensors="pt")
+            sizes = [image.size for image in rows["image"]]
+            initial = torch.stack([
+                processor.to_model_frame(torch.tensor(one), size)
+                for one, size in zip(rows["initial_coordinates"], sizes, strict=True)
+            ])  # fmt: skip
+            sets = {
+                "initial": initial,
+                "shared": inputs["coordinates"],
+                "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
+            }
+            labels = torch.tensor(rows["label"])
+            scales = {}
+            if "window_scales" in rows:
+                scales["window_scales"] = torch.tensor(rows["window_scales"]).to(device)
+            for name, positions in sets.items():
+                # Windows have their own sizes at the positions for which these were found.
+                own = scales if name != "initial" else {}
+                logits = spot(inputs["pixel_values"].to(device), coordinates=positions.to(device), **own).logits
+                right[name].append((logits.argmax(-1).cpu() == labels).numpy())
+                counts[name] += int(right[name][-1].sum())
+            progress.update(len(labels))
+            progress.set_postfix_str(", ".join(f"{name} {100 * n / progress.n:.1f} %" for name, n in counts.items()))
+    return {name: np.concatenate(parts) for name, parts in right.items()}
+
+
+def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """
+    Each position moved to the centre of the nearest cell of the model's grid.
+
+    Args:
+        coordinates (`torch.Tensor` of shape `(batch_size, num_tokens, 2)`): `(x, y)`, model frame.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): whose size gives the grid.
+        patch_size (`int`): in pixels.
+
+    Returns:
+        `torch.Tensor` of the same shape. Tokens that share a nearest cell share its centre.
+    """
+    height, width = pixel_values.shape[-2:]
+    cells = grid(height, width, patch_size).to(coordinates)
+    pixels = torch.tensor([width, height]).to(coordinates)  # nearest in pixels
+    return cells[torch.cdist(coordinates * pixels, cells * pixels).argmin(-1)]
+
+
+def transfer_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['model']} at the positions of {result['coordinates']} {result['config']}: {result['num_tokens']} tokens, "
+        f"{result['num_images']} images of {result['dataset']}, {result['split']}",
+        "",
+        "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, accuracy in result["accuracy"].items():
+        cell = f"{accuracy['value']:.1f} ({accuracy['low']:.1f} to {accuracy['high']:.1f})"
+        difference = result["difference_to_initial"].get(name)
+        if difference is None:
+            lines.append(f"| {name} | {cell} | | |")
+        else:
+            lines.append(
+                f"| {name} | {cell} | {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f}) | "
+                f"{difference['gained']} / {difference['lost']} |"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,721 @@
+"""The oracle over a data set: `spot-hf oracle`. Decodes ahead, runs on every process that Accelerate was given, and writes a
+coordinate data set that a killed run goes on with.
+
+The unit of work and of resume is the shard: `shard_size` images that follow each other in the source, cut into the same
+batches whichever process computes them and however often. Its rows are bit-equal on the same kind of machine, with the same
+number of threads.
+"""
+
+import itertools
+import json
+import platform
+import queue
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import numpy as np
+import torch
+import transformers
+from accelerate import InitProcessGroupKwargs, PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from .cards import coordinates_card
+from .configuration_spot_vit import SpotViTConfig
+from .coordinates import (
+    RunDirectory,
+    Shard,
+    Summary,
+    check_config_name,
+    coordinate_features,
+    summarize,
+)
+from .data import EncodedImage, encoded, encoded_image, image_id_of, iterate_encoded, load_images, resolve_revision
+from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .oracle import SpotOracle, check_oracle_arguments
+from .output_dirs import check_output_dir, write_atomically
+from .pictures import save_run_picture
+from .placement import PLACEMENTS, check_placement, generator_for, place
+from .version import __version__
+
+
+READ_AHEAD = 256  # images of a stream that wait in memory
+
+
+@dataclass(kw_only=True)
+class OracleRunArguments:
+    """
+    What a run of the oracle does. Its rows depend on all of these but `num_workers`.
+
+    Attributes:
+        model (`str`): directory or Hub id of a SpotViT; revision (`str`, *optional*): of a Hub id.
+        dataset_name, dataset_config_name, dataset_split, dataset_revision, image_column_name, label_column_name, max_samples,
+            streaming: as in [`load_images`].
+        num_tokens (`list[int]`): budgets, each a config of the result.
+        placement (`str`): where the search begins; seed (`int`): of random ones, which are drawn per image.
+        objective, steps, learning_rate, optimizer, optimizer_arguments, optimize_window_scales, window_scale_learning_rate,
+            early_stop, dtype, compile: as in [`SpotOracle`].
+        run_name (`str`, *optional*): configs are called `RUN_NAME_nTOKENS`; by default the model's name.
+        batch_size (`int`): images per forward pass; shard_size (`int`): images per shard.
+        save_trajectories (`bool`): also write every step's positions.
+        num_workers (`int`): processes that decode ahead, per process of the run.
+    """
+
+    model: str
+    revision: str | None = None
+    dataset_name: str
+    dataset_config_name: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    image_column_name: str = "image"
+    label_column_name: str | None = "label"
+    max_samples: int | None = None
+    streaming: bool = False
+    num_tokens: list[int] = field(default_factory=lambda: [49])
+    placement: str = "isotropic"
+    seed: int = 0
+    objective: str = "label"
+    steps: int = 5
+    learning_rate: float = 3e-3
+    optimizer: str = "adamw"
+    optimizer_arguments: dict[str, Any] | None = None
+    optimize_window_scales: bool = False
+    window_scale_learning_rate: float = 0.05
+    early_stop: float | None = None
+    dtype: str = "float32"
+    compile: bool = False
+    run_name: str | None = None
+    batch_size: int = 32
+    shard_size: int = 1000
+    save_trajectories: bool = False
+    num_workers: int = 2
+
+    def check(self) -> None:
+        """`ValueError` for what no run can have, before anything is loaded."""
+        check_oracle_arguments(
+            objective=self.objective,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            optimizer_arguments=self.optimizer_arguments,
+            window_scale_learning_rate=self.window_scale_learning_rate,
+            early_stop=self.early_stop,
+            dtype=self.dtype,
+        )
+        if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
+            raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+        for num_tokens in self.num_tokens:
+            check_placement(self.placement, num_tokens)
+        if PLACEMENTS[self.placement].saliency:
+            raise ValueError(
+                f"`placement` {self.placement!r} needs a saliency map per image, which data sets do not have here"
+            )
+        for name in ("batch_size", "shard_size", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}")
+        if self.num_workers < 0:
+            raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
+        if self.objective == "label" and self.label_column_name is None:
+            raise ValueError("`label_column_name` is needed by objective='label'; got none")
+        check_config_name("run_name", self.config_names[0])
+
+    @property
+    def config_names(self) -> list[str]:
+        """Of the result: one per budget."""
+        name = self.run_name or Path(self.model.rstrip("/")).name
+        return [f"{name}_n{num_tokens}" for num_tokens in self.num_tokens]
+
+    def recorded(self) -> dict[str, Any]:
+        """On which the rows depend. Of what lies on this machine the name, not the path."""
+        parameters = asdict(self)
+        del parameters["num_workers"], parameters["streaming"]
+        for name in ("model", "dataset_name"):
+            if Path(parameters[name]).expanduser().exists():
+                parameters[name] = Path(parameters[name]).expanduser().resolve().name
+        return parameters
+
+
+# -------------------------------------------------------------------------------------------------------- preparation
+
+
+@dataclass
+class Work:
+    """A batch of the source: consecutive images of one shard."""
+
+    shard: int
+    images: list[int] | list[EncodedImage]  # rows of a data set, or what was read from a stream
+    num_tokens: list[int]  # budgets that the shard lacks
+    closes_shard: bool
+
+
+@dataclass
+class Batch:
+    """The images of a batch that could be read, ready for the model."""
+
+    work: Work
+    image_index: list[int] = field(default_factory=list)
+    image_id: list[str] = field(default_factory=list)
+    image_sha256: list[str] = field(default_factory=list)
+    image_size: list[tuple[int, int]] = field(default_factory=list)
+    label: list[int | None] = field(default_factory=list)
+    pixel_values: torch.Tensor | None = None
+    starts: dict[int, torch.Tensor] = field(default_factory=dict)  # by budget: (batch_size, num_tokens, 2), model frame
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Preparation(torch.utils.data.Dataset):
+    """What the workers do: read, hash and decode images, prepare them for the model, place their tokens."""
+
+    def __init__(self, images: datasets.Dataset | None, split: str, image_processor: Any, placement: str, seed: int):
+        self.images, self.split, self.image_processor = images, split, image_processor
+        self.placement, self.seed = placement, seed
+
+    def __getitem__(self, work: Work) -> Batch:
+        batch = Batch(work)
+        pixel_values: list[torch.Tensor] = []
+        starts: dict[int, list[torch.Tensor]] = {num_tokens: [] for num_tokens in work.num_tokens}
+        for one in work.images:
+            image = self._read(one)
+            try:
+                decoded = image.decode()
+                pixels = self.image_processor(decoded, placement="grid", return_tensors="pt")["pixel_values"][0]
+            except Exception as error:  # whatever a decoder makes of a broken file
+                reason = str(error).strip().splitlines()
+                batch.failed.append({
+                    "image_index": image.index, "image_id": image.image_id,
+                    "error": f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}",
+                })  # fmt: skip
+                continue
+            batch.image_index.append(image.index)
+            batch.image_id.append(image.image_id)
+            batch.image_sha256.append(image.sha256)
+            batch.image_size.append(decoded.size)
+            batch.label.append(image.label)
+            pixel_values.append(pixels)
+            for num_tokens, sets in starts.items():
+                generator = generator_for(self.seed, image.image_id) if PLACEMENTS[self.placement].random else None
+                sets.append(place(self.placement, num_tokens, pixels, self.image_processor.patch_size, generator))
+        if pixel_values:
+            batch.pixel_values = torch.stack(pixel_values)
+            batch.starts = {num_tokens: torch.stack(sets) for num_tokens, sets in starts.items()}
+        return batch
+
+    def _read(self, one: int | EncodedImage) -> EncodedImage:
+        if isinstance(one, EncodedImage):
+            return one
+        assert self.images is not None
+        try:
+            return encoded_image(self.images[one], one, self.split)
+        except OSError:  # a file that is gone: an image without content, which cannot be decoded
+            return EncodedImage(one, image_id_of(None, one, self.split), b"", None)
+
+
+class _Plan:
+    """Iterates the work of this process: batches of the shards that are missing."""
+
+    def __init__(self, shards: "_Shards", images: Any, process_index: int, num_processes: int, batch_size: int):
+        self.shards, self.images, self.batch_size = shards, images, batch_size
+        self.process_index, self.num_processes = process_index, num_processes
+        self.num_seen: int | None = None  # images of a stream that was read to its end
+
+    def __iter__(self) -> Iterator[Work]:
+        return self._rows() if isinstance(self.images, datasets.Dataset) else self._stream()
+
+    def my_shards(self) -> list[int]:
+        """Of a source of known length."""
+        return list(self.shards.missing)[self.process_index :: self.num_processes]
+
+    def _batches(self, shard: int, images: list) -> Iterator[Work]:
+        for start in range(0, len(images), self.batch_size):
+            part = images[start : start + self.batch_size]
+            yield Work(shard, part, self.shards.missing_budgets(shard), start + self.batch_size >= len(images))
+
+    def _rows(self) -> Iterator[Work]:
+        for shard in self.my_shards():
+            yield from self._batches(shard, list(self.shards.rows_of(shard)))
+
+    def _stream(self) -> Iterator[Work]:
+        """Every process reads the stream, from its first missing shard on, and computes its own shards."""
+        size = self.shards.shard_size
+        known = self.shards.total is not None
+        mine = set(self.my_shards()) if known else None
+        if mine is not None and not mine:
+            return
+        first = min(mine) if mine else 0
+        rows = _read_ahead(iterate_encoded(self.images, self.shards.split, first * size), READ_AHEAD)
+        for shard in itertools.count(first):
+            if mine is not None and shard > max(mine):
+                break
+            images = list(itertools.islice(rows, size))
+            wanted = shard in mine if mine is not None else shard % self.num_processes == self.process_index
+            if images and wanted and self.shards.missing_budgets(shard):
+                yield from self._batches(shard, images)
+            if len(images) < size:
+                self.num_seen = shard * size + len(images)
+                break
+
+
+def _read_ahead(rows: Iterable[EncodedImage], size: int) -> Iterator[EncodedImage]:
+    """Reads in a thread, so that the network and the model work at the same time."""
+    waiting: queue.Queue = queue.Queue(maxsize=size)
+    end, stopped = object(), threading.Event()
+
+    def read() -> None:
+        last: Any = end
+        try:
+            for row in rows:
+                while not stopped.is_set():
+                    try:
+                        waiting.put(row, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if stopped.is_set():
+                    return
+        except BaseException as error:
+            last = error
+        waiting.put(last)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (row := waiting.get()) is not end:
+            if isinstance(row, BaseException):
+                raise row
+            yield row
+    finally:
+        stopped.set()
+
+
+class _Shards:
+    """Which shards there are, and which are missing, over all budgets."""
+
+    def __init__(self, run: RunDirectory, arguments: OracleRunArguments, split: str, num_images: int | None):
+        self.run, self.split, self.num_images = run, split, num_images
+        self.shard_size = arguments.shard_size
+        self.configs = dict(zip(arguments.num_tokens, arguments.config_names, strict=True))
+        self.total = None if num_images is None else -(-num_images // self.shard_size)
+        self.done = {num_tokens: set(run.shards(config, split)) for num_tokens, config in self.configs.items()}
+        self.missing = [shard for shard in range(self.total or 0) if self.missing_budgets(shard)]
+
+    def missing_budgets(self, shard: int) -> list[int]:
+        return [num_tokens for num_tokens, done in self.done.items() if shard not in done]
+
+    def rows_of(self, shard: int) -> range:
+        stop = (shard + 1) * self.shard_size
+        return range(shard * self.shard_size, stop if self.num_images is None else min(stop, self.num_images))
+
+    def path(self, num_tokens: int, shard: int) -> Path:
+        return self.run.shard_path(self.configs[num_tokens], self.split, shard, self.total)
+
+
+# ---------------------------------------------------------------------------------------------------------- the run
+
+
+def run_oracle(
+    arguments: OracleRunArguments,
+    output_dir: str | Path,
+    *,
+    overwrite_output_dir: bool = False,
+    license: str = "cc-by-4.0",
+    command: str | None = None,
+    say: Any = print,
+) -> dict[str, Summary]:
+    """
+    Finds positions for every image of a data set, and writes them as a coordinate data set. Run on several processes by
+    `torchrun` or `accelerate launch`, they share the shards; `output_dir` must be one that all of them see. Run again after it
+    was killed, it goes on.
+
+    Args:
+        arguments ([`OracleRunArguments`]): what to do.
+        output_dir (`str`): where.
+        overwrite_output_dir (`bool`): replace what is there instead of going on with it.
+        license (`str`): of the coordinates, for the card.
+        command (`str`, *optional*): how this run was started, for the record.
+        say: is called with lines that tell what happens; on the first process alone.
+
+    Returns:
+        `dict`: config → [`Summary`].
+
+    Raises:
+        `ValueError`: an argument that no run can have, or the directory holds a run with other parameters. `OSError`: no such
+            model or data set, or no access to it.
+    """
+    arguments.check()
+    state = _process_state()
+    say = say if state.is_main_process else (lambda *_: None)
+    config = load_spot_vit_config(arguments.model, arguments.revision)
+    _check_model(arguments, config)
+    images = load_images(
+        arguments.dataset_name,
+        config_name=arguments.dataset_config_name,
+        split=arguments.dataset_split,
+        revision=arguments.dataset_revision,
+        image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        max_samples=arguments.max_samples,
+        streaming=arguments.streaming,
+    )
+    split = str(images.split)
+    num_images = _count(images, split, arguments.max_samples)
+    _check_labels(arguments, images, config)
+    parameters = {
+        **arguments.recorded(),
+        "dataset_split": split,
+        "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
+        "revision": getattr(config, "_commit_hash", None) or arguments.revision,
+        "model_sha256": _weights_digest(arguments.model),
+        "num_images": num_images,
+    }
+    run = RunDirectory(Path(output_dir).expanduser().resolve())
+    facts = {"command": command, "versions": _versions(), "device": _device_name(state.device)}
+    _on_first_process(state, lambda: _open(run, parameters, facts, overwrite_output_dir, arguments))
+
+    shards = _Shards(run, arguments, split, num_images)
+    if shards.missing or shards.total is None:
+        image_processor = load_image_processor(arguments.model, arguments.revision)
+        _check_processor(image_processor)
+        num_seen = _search(arguments, state, images, shards, image_processor, say)
+    else:
+        say(f"all {shards.total} shards of {', '.join(arguments.config_names)} are there")
+    state.wait_for_everyone()
+    summaries: dict[str, Summary] = {}
+    if state.is_main_process:
+        if shards.total is None:
+            assert num_seen is not None
+            for config_name in arguments.config_names:
+                run.name_totals(config_name, split, -(-num_seen // arguments.shard_size))
+        summaries = _finish(run, arguments, split, images, config, license)
+        say(_report(run, arguments, summaries))
+    state.wait_for_everyone()
+    return summaries
+
+
+def _process_state() -> PartialState:
+    """A process waits for the slowest, which may have a shard more: longer than collectives wait by default."""
+    cpu = not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
+
+
+def _on_first_process(state: PartialState, function: Any) -> None:
+    """Runs it once; its error is every process's."""
+    outcome: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            function()
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _open(
+    run: RunDirectory, parameters: dict[str, Any], facts: dict[str, Any], overwrite: bool, arguments: OracleRunArguments
+) -> None:
+    if overwrite:
+        check_output_dir(run.directory, True, inputs=[arguments.model, arguments.dataset_name])
+        if run.directory.exists():
+            shutil.rmtree(run.directory)
+    run.open(parameters, facts)
+
+
+def _search(
+    arguments: OracleRunArguments, state: PartialState, images: Any, shards: _Shards, image_processor: Any, say: Any
+) -> int | None:
+    """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
+    oracle = SpotOracle(
+        load_spot_vit(arguments.model, arguments.revision).to(state.device),
+        arguments.objective,
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        optimizer=arguments.optimizer,
+        optimizer_arguments=arguments.optimizer_arguments,
+        optimize_window_scales=arguments.optimize_window_scales,
+        window_scale_learning_rate=arguments.window_scale_learning_rate,
+        early_stop=arguments.early_stop,
+        dtype=arguments.dtype,
+        compile=arguments.compile,
+    )
+    plan = _Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
+    mapped = isinstance(images, datasets.Dataset)
+    loader = torch.utils.data.DataLoader(
+        Preparation(encoded(images) if mapped else None, shards.split, image_processor, arguments.placement, arguments.seed),
+        sampler=plan,
+        batch_size=None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        num_workers=arguments.num_workers,
+    )
+    label = images.features.get("label", datasets.Value("int64"))
+    trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
+    features = {
+        num_tokens: coordinate_features(label, num_tokens, trajectory_length, arguments.optimize_window_scales)
+        for num_tokens in arguments.num_tokens
+    }
+    progress = _Progress(shards, plan, arguments, state, say)
+    open_shards: dict[int, Shard] = {}
+    with progress.bar:
+        for batch in loader:
+            for num_tokens in batch.work.num_tokens:
+                shard = open_shards.setdefault(num_tokens, Shard(features[num_tokens]))
+                shard.failed += batch.failed
+                if batch.pixel_values is not None:
+                    _add_rows(shard, batch, num_tokens, oracle, image_processor, state.device)
+                if batch.work.closes_shard:
+                    shard.write(shards.path(num_tokens, batch.work.shard))
+                    del open_shards[num_tokens]
+                    progress.count(num_tokens, shard)
+                else:
+                    progress.show(num_tokens, shard)
+            progress.bar.update(len(batch.image_index) + len(batch.failed))
+    if shards.num_images is not None and plan.num_seen is not None and plan.num_seen < shards.num_images:
+        raise OSError(f"the stream ended after {plan.num_seen} images; its source says that it has {shards.num_images}")
+    return plan.num_seen
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _add_rows(
+    shard: Shard, batch: Batch, num_tokens: int, oracle: SpotOracle, image_processor: Any, device: torch.device
+) -> None:
+    """Runs the oracle on a batch, and appends its rows."""
+    assert batch.pixel_values is not None
+    labels = None
+    if oracle.objective == "label":
+        labels = torch.tensor([-1 if label is None else label for label in batch.label], device=device)
+        wrong = [i for i, label in enumerate(labels.tolist()) if not 0 <= label < oracle.model.config.num_labels]
+        if wrong:
+            raise ValueError(
+                f"`label_column_name`: image {batch.image_id[wrong[0]]!r} has the label {batch.label[wrong[0]]}; the model "
+                f"knows 0 to {oracle.model.config.num_labels - 1}. The objectives 'distill' and 'feature' need no labels"
+            )
+    result = oracle.optimize(batch.pixel_values.to(device), labels, batch.starts[num_tokens].to(device))
+
+    def image_frame(coordinates: torch.Tensor) -> np.ndarray:
+        mapped = [
+            image_processor.to_image_frame(one, size)
+            for one, size in zip(coordinates.cpu().numpy(), batch.image_size, strict=True)
+        ]
+        return np.stack(mapped).clip(0, 1)  # float32's rounding at the edge
+
+    missing = [None] * len(batch.image_index)
+    columns: dict[str, Any] = {
+        "image_id": batch.image_id,
+        "image_index": batch.image_index,
+        "image_sha256": batch.image_sha256,
+        "image_size": np.array(batch.image_size, dtype=np.int32),
+        "label": batch.label,
+        "coordinates": image_frame(result.coordinates),
+        "initial_coordinates": image_frame(result.trajectory[:, 0]),
+        "losses": result.losses.cpu().numpy(),
+        "initial_prediction": missing,
+        "prediction": missing,
+        "trajectory": image_frame(result.trajectory).astype(np.float16),
+    }
+    if result.predictions is not None:
+        predictions = result.predictions.cpu()
+        columns["initial_prediction"] = predictions[:, 0].numpy()
+        columns["prediction"] = predictions.gather(1, result.best_steps.cpu()[:, None])[:, 0].numpy()
+        labelled = torch.tensor([label is not None for label in batch.label])
+        shard.num_labelled += int(labelled.sum())
+        truth = torch.tensor([-1 if label is None else label for label in batch.label])
+        right = (predictions == truth[:, None]) & labelled[:, None]
+        shard.correct_per_step = shard.correct_per_step + right.sum(0).numpy()
+    if result.window_scales is not None:
+        columns["window_scales"] = result.window_scales.cpu().numpy()
+    shard.num_steps += int(result.num_steps.sum())
+    shard.add(columns)
+
+
+class _Progress:
+    """A bar with images/s, time left, and the accuracy so far before and after; of the first process's share."""
+
+    def __init__(self, shards: _Shards, plan: _Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
+        self.before_after = {num_tokens: np.zeros(3) for num_tokens in arguments.num_tokens}  # images, right, right
+        self.texts = dict.fromkeys(arguments.num_tokens, "")
+        total = None
+        resumed = 0
+        if shards.total is not None:
+            mine = plan.my_shards()
+            total = sum(len(shards.rows_of(shard)) for shard in mine)
+            resumed = shards.total - len(shards.missing)
+        if resumed:
+            say(f"going on: {resumed} of {shards.total} shards are there")
+        name = "oracle, " + "/".join(map(str, arguments.num_tokens)) + " tokens"
+        if state.num_processes > 1:
+            name += f" (the share of process 0 of {state.num_processes})"
+        self.bar = tqdm(total=total, desc=name, unit="image", disable=not state.is_main_process, smoothing=0.05)
+
+    def count(self, num_tokens: int, shard: Shard) -> None:
+        self.before_after[num_tokens] += self._counts(shard)
+        self._write(num_tokens, self.before_after[num_tokens])
+
+    def show(self, num_tokens: int, shard: Shard) -> None:
+        self._write(num_tokens, self.before_after[num_tokens] + self._counts(shard))
+
+    @staticmethod
+    def _counts(shard: Shard) -> np.ndarray:
+        steps = np.atleast_1d(shard.correct_per_step)
+        return np.array([shard.num_labelled, steps[0], steps[-1]], dtype=float)
+
+    def _write(self, num_tokens: int, counts: np.ndarray) -> None:
+        if counts[0]:
+            before, after = 100 * counts[1:] / counts[0]
+            self.texts[num_tokens] = f"{num_tokens}: {before:.1f} -> {after:.1f} %"
+            self.bar.set_postfix_str(", ".join(filter(None, self.texts.values())), refresh=False)
+
+
+# -------------------------------------------------------------------------------------------------------- the result
+
+
+def _finish(
+    run: RunDirectory,
+    arguments: OracleRunArguments,
+    split: str,
+    images: Any,
+    config: SpotViTConfig,
+    license: str,
+) -> dict[str, Summary]:
+    """Reads all shards back, and writes the records, the pictures, the card and the ledger's results."""
+    run.clean()
+    ledger = run.ledger
+    summaries, records = {}, {}
+    processor = load_image_processor(arguments.model, arguments.revision)
+    for num_tokens, config_name in zip(arguments.num_tokens, arguments.config_names, strict=True):
+        summary = summarize(run.shards(config_name, split).values())
+        trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
+        label = images.features.get("label", datasets.Value("int64"))
+        record = {
+            **{name: value for name, value in ledger.items() if name != "results"},
+            "parameters": {**ledger["parameters"], "num_tokens": num_tokens},
+            "split": split,
+            "features": coordinate_features(
+                label, num_tokens, trajectory_length, arguments.optimize_window_scales
+            )._to_yaml_list(),
+            # With these, `spot-hf show` needs no model.
+            "patch_size": config.patch_size,
+            "image_processor": processor.to_dict(),
+            "results": summary.to_json(),
+        }
+        summaries[config_name], records[config_name, split] = summary, record
+        with write_atomically(run.directory / config_name / f"{split}.json") as file:
+            file.write(_json(record))
+        with write_atomically(run.directory / config_name / f"{split}.png") as file:
+            save_run_picture(file, config_name, summary)
+    with write_atomically(run.directory / "README.md") as file:
+        readme = run.directory / "README.md"
+        there = readme.read_text(encoding="utf-8") if readme.exists() else None
+        file.write(coordinates_card(there, records, license=license).encode())
+    run.write_ledger({**ledger, "results": {name: summary.to_json() for name, summary in summaries.items()}})
+    return summaries
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
+def _report(run: RunDirectory, arguments: OracleRunArguments, summaries: Mapping[str, Summary]) -> str:
+    lines = [f"written to {run.directory}:"]
+    for name, summary in summaries.items():
+        line = f"  {name}: {summary.num_images} images"
+        if summary.failed:
+            line += f" ({len(summary.failed)} more could not be read, listed in run.json)"
+        if summary.accuracy_before is not None:
+            line += f", accuracy {summary.accuracy_before:.1f} -> {summary.accuracy_after:.1f} %"
+        if summary.loss_per_step:
+            line += f", loss {summary.loss_per_step[0]:.3f} -> {summary.loss_per_step[-1]:.3f}"
+        if arguments.early_stop is not None and summary.num_images:
+            line += f", {summary.num_steps / summary.num_images:.1f} steps per image"
+        lines.append(line + f", {summary.download_size / 2**20:.1f} MiB")
+    lines.append("  and README.md; load_coordinates(DIR, CONFIG) reads them back, `spot-hf push` publishes them")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_model(arguments: OracleRunArguments, config: SpotViTConfig) -> None:
+    if not has_classifier(config) and arguments.objective != "feature":
+        raise ValueError(
+            f"`objective` must be 'feature': `model` {arguments.model!r} has no classifier; got {arguments.objective!r}"
+        )
+
+
+def _count(images: Any, split: str, max_samples: int | None) -> int | None:
+    """The number of images of a data set; `None` for a stream whose source does not say."""
+    count: int | None
+    if isinstance(images, datasets.Dataset):
+        count = len(images)
+    else:
+        splits = images.info.splits or {}
+        count = splits[split].num_examples if split in splits and splits[split].num_examples else None
+        if count is not None and max_samples is not None:
+            count = min(count, max_samples)
+    if count == 0:
+        raise ValueError(f"`dataset_split` must have images; {split!r} has none")
+    return count
+
+
+def _check_labels(arguments: OracleRunArguments, images: Any, config: SpotViTConfig) -> None:
+    feature = images.features.get("label")
+    names = getattr(feature, "names", None)
+    if arguments.objective == "label" and names and len(names) > config.num_labels:
+        raise ValueError(
+            f"`label_column_name`: {arguments.label_column_name!r} has {len(names)} classes, the model {config.num_labels}: "
+            "its labels mean something else. The objectives 'distill' and 'feature' need no labels"
+        )
+    kind = getattr(feature, "dtype", None)
+    if feature is not None and kind != "int64" and not (kind or "").startswith(("int", "uint")):
+        raise ValueError(
+            f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is {feature}"
+        )
+
+
+def _check_processor(image_processor: Any) -> None:
+    """All images must come out alike, to make batches."""
+    sizes = {image_processor.model_size(size) for size in ((500, 375), (375, 500), (300, 300))}
+    if len(sizes) > 1:
+        raise ValueError(
+            "`model`: its image processor gives images of different sizes, which make no batches; save it with "
+            "do_center_crop=True or a fixed height and width"
+        )
+
+
+def _weights_digest(model: str) -> str | None:
+    """Of a local model, whose files may change between two runs; a Hub model has its commit."""
+    directory = Path(model).expanduser()
+    if not directory.is_dir():
+        return None
+    digest = sha256()
+    for path in sorted([*directory.glob("*.safetensors"), directory / "config.json", directory / "preprocessor_config.json"]):
+        if path.exists():
+            with path.open("rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "spot_hf": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "datasets": datasets.__version__,
+        "accelerate": accelerate.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
