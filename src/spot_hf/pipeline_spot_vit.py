@@ -10,7 +10,7 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency")
 # Of a dict input: what one image can have of its own.
-INPUT_KEYS = ("image", "coordinates", "saliency", "image_id")
+INPUT_KEYS = ("image", "coordinates", "saliency", "image_id", "window_scales")
 # A row of a coordinate data set that was joined with its images has these too. Nothing here needs them.
 ROW_KEYS = (
     "label",
@@ -78,8 +78,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
-                "coordinates": ...}` (also `"saliency"` and `"image_id"`), such as a row of a coordinate data set joined with its
-                images, or a list, generator or data set of either.
+                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`), such as a row of
+                a coordinate data set joined with its images, or a list, generator or data set of either.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
@@ -134,7 +134,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 own.update(num_tokens=None, placement=None)
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
+            scales = inputs.get("window_scales")
             parameters, inputs = {**parameters, **own}, inputs["image"]
+        else:
+            scales = None
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
@@ -142,7 +145,12 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             parameters["placement"] = "grid"  # a batch may mix placed and full-grid images
         features = self.image_processor(images=image, return_tensors="pt", **parameters)
         num_tokens = features["coordinates"].shape[1]
+        if scales is not None:
+            scales = torch.as_tensor(scales, dtype=torch.float32)[None]
+            if scales.shape != (1, num_tokens):
+                raise ValueError(f"`window_scales` must hold one scale per token, {num_tokens}; got {tuple(scales.shape[1:])}")
         return {
+            **({} if scales is None else {"window_scales": scales}),
             # Only pixels are cast: positions stay float32.
             "pixel_values": features["pixel_values"].to(self.dtype),
             "coordinates": features["coordinates"],
