@@ -196,12 +196,13 @@ def coordinates_card(
         text = _with_section(
             text, f"{config} {split}", _render("coordinates_config.md", _config_fields(config, split, record))
         )
+    # At the end, in this order, whether or not they were there: an update that changes nothing is the same text.
     data.pop("configs", None)
     data.pop("dataset_info", None)
-    MetadataConfigs(configs).to_dataset_card_data(data)
-    DatasetInfosDict(infos).to_dataset_card_data(data)
     sizes = [split.num_examples for info in infos.values() for split in (info.splits or {}).values()]
     _describe_data(data, sizes, license, [record["parameters"]["dataset_name"] for record in records.values()])
+    MetadataConfigs(configs).to_dataset_card_data(data)
+    DatasetInfosDict(infos).to_dataset_card_data(data)
 
     (config, split), record = min(records.items())
     general = {

@@ -105,8 +105,9 @@ class Shard:
         }
         table = pa.concat_tables(self.tables) if self.tables else schema.empty_table()
         table = table.replace_schema_metadata({**(schema.metadata or {}), FACTS: json.dumps(facts).encode()})
-        with write_atomically(path) as file:
-            pq.write_table(table, file)
+        with write_atomically(path) as file, pq.ParquetWriter(file, table.schema) as writer:
+            if len(table):  # `datasets` cannot read an empty row group
+                writer.write_table(table)
 
 
 def _to_arrow(values: Any, kind: pa.DataType) -> pa.Array:

@@ -433,8 +433,11 @@ def _search(
     arguments: OracleRunArguments, state: PartialState, images: Any, shards: _Shards, image_processor: Any, say: Any
 ) -> int | None:
     """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
+    # A distributed CPU is called "cpu:0", and tensors that move there from "cpu" are copied: at other addresses, products
+    # round otherwise, and the rows would depend on the number of processes.
+    device = torch.device("cpu") if state.device.type == "cpu" else state.device
     oracle = SpotOracle(
-        load_spot_vit(arguments.model, arguments.revision).to(state.device),
+        load_spot_vit(arguments.model, arguments.revision).to(device),
         arguments.objective,
         steps=arguments.steps,
         learning_rate=arguments.learning_rate,
@@ -469,7 +472,7 @@ def _search(
                 shard = open_shards.setdefault(num_tokens, Shard(features[num_tokens]))
                 shard.failed += batch.failed
                 if batch.pixel_values is not None:
-                    _add_rows(shard, batch, num_tokens, oracle, image_processor, state.device)
+                    _add_rows(shard, batch, num_tokens, oracle, image_processor, device)
                 if batch.work.closes_shard:
                     shard.write(shards.path(num_tokens, batch.work.shard))
                     del open_shards[num_tokens]

@@ -78,8 +78,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
-                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`), such as a row of
-                a coordinate data set joined with its images, or a list, generator or data set of either.
+                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`), such as a
+                row of a coordinate data set joined with its images, or a list, generator or data set of either.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
