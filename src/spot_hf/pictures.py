@@ -181,5 +181,5 @@ def save_run_picture(file: BinaryIO, title: str, summary: "Summary") -> None:
         one.set_ylabel("y")
     figure.colorbar(shown, ax=list(axes[-2:]), label="density, uniform = 1", extend="max")
     figure.suptitle(f"{title}, {summary.num_images} images", fontsize=10)
-    figure.savefig(file, dpi=130, format="png")
+    figure.savefig(file, dpi=130, format="png", bbox_inches="tight")
     plt.close(figure)

@@ -2,7 +2,8 @@
 
 Train two small ordinary ViTs on handwritten digits; convert them; show that on the full grid they are what they were;
 classify the held-out digits with fewer tokens under every placement; save, and load again by remote code in a process that
-cannot import this package; write a table, a plot and a picture.
+cannot import this package; let the oracle find the best positions for one model, and measure what they are worth to the
+other; write tables, plots, pictures, and a data set of coordinates.
 """
 
 import json
@@ -23,16 +24,22 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from .conversion import convert_checkpoint
+from .coordinates import load_coordinates
 from .data import DIGITS, DIGITS_SIZE, load_images
+from .evaluation import evaluate_transfer, transfer_table
 from .modeling_spot_vit import SpotViTForImageClassification
+from .oracle_run import OracleRunArguments, run_oracle
 from .output_dirs import replaced_directory
 from .pictures import save_accuracy_plot, save_windows_picture
 from .placement import PLACEMENTS, generator_for, place
+from .showing import show_coordinates
 
 
 # Full-grid logits of a converted model equal its source's to this, in float32: the rounding of a dozen layers.
 GRID_TOLERANCE = 1e-4
 EPOCHS, BATCH_SIZE, LEARNING_RATE, PATCH_SIZE = 16, 32, 3e-3, 8
+# Of the oracle. Windows are a sixth of a digit's width, and may move further than those of a photograph.
+ORACLE_STEPS, ORACLE_LEARNING_RATE = 10, 1e-2
 
 
 def run_quickstart(
@@ -50,7 +57,8 @@ def run_quickstart(
     overwrite_output_dir: bool = False,
 ) -> dict[str, Any]:
     """
-    Runs the story and writes it to `output_dir`: `README.md`, `results.json`, `accuracy.png`, `windows.png`, and the models.
+    Runs the story and writes it to `output_dir`: `README.md`, `results.json`, `accuracy.png`, `windows.png`, `oracle.png`, the
+    models, and the coordinate data set `coordinates/`.
 
     Args:
         output_dir (`str`): where to write.
@@ -100,12 +108,33 @@ def run_quickstart(
             first, [row["image"] for row in dataset.select(range(min(4, len(dataset))))]
         )
         print(f"loaded by remote code in a process without spot_hf: {results['remote_code']['labels']}")
+        results["oracle"] = _run_oracle(
+            directory,
+            results["models"],
+            dataset,
+            OracleRunArguments(
+                model=str(first),
+                dataset_name=dataset_name,
+                dataset_config_name=dataset_config_name,
+                dataset_split=str(dataset.split),
+                image_column_name=image_column_name,
+                label_column_name=label_column_name,
+                max_samples=max_samples,
+                num_tokens=[max(1, results["models"]["a"]["num_cells"] // 4)],
+                steps=ORACLE_STEPS,
+                learning_rate=ORACLE_LEARNING_RATE,
+                batch_size=batch_size,
+                seed=seed,
+                num_workers=0,
+                save_trajectories=True,
+            ),
+        )
         for row in results["models"].values():
             row["source"] = Path(row["source"]).name
         results["seconds"] = round(time.time() - start, 1)
         _write(results, dataset, directory, seed)
     print((Path(output_dir) / "README.md").read_text(encoding="utf-8"))
-    print(f"written to {output_dir}: README.md, results.json, accuracy.png, windows.png and the models")
+    print(f"written to {output_dir}: README.md, results.json, pictures, the models, and the coordinates in coordinates/")
     return results
 
 
@@ -197,7 +226,8 @@ def _one_model(
                 accuracies[placement][num_tokens] = _percent(_logits(model, pixel_values, coordinates, batch_size), labels)
                 progress.set_postfix_str(f"{placement} {num_tokens}: {accuracies[placement][num_tokens]:.1f} %")
                 progress.update()
-    result.update(num_cells=num_cells, patch_size=model.config.patch_size, accuracies=accuracies)
+    result.update(num_cells=num_cells, patch_size=model.config.patch_size, num_labels=model.config.num_labels)
+    result["accuracies"] = accuracies
     return result
 
 
@@ -280,6 +310,54 @@ def check_remote_code(directory: Path, images: list[Image.Image]) -> dict[str, A
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def _run_oracle(
+    directory: Path, models: dict[str, Any], dataset: datasets.Dataset, arguments: OracleRunArguments
+) -> dict[str, Any]:
+    """Positions for model a, what they are worth to model b, and a picture of one image."""
+    coordinates = directory / "coordinates"
+    if len(dataset.features["label"].names) > models["a"]["num_labels"]:
+        arguments.objective = "distill"  # the labels are not those of the model
+    (summary,) = run_oracle(arguments, coordinates, command="spot-hf quickstart", say=lambda _: None).values()
+    rows = load_coordinates(coordinates)
+    print(
+        f"\noracle ({arguments.objective}), {arguments.num_tokens[0]} tokens: accuracy of model a "
+        f"{summary.accuracy_before:.1f} % -> {summary.accuracy_after:.1f} %; {len(rows)} rows reloaded from coordinates/\n"
+    )
+    result = {
+        "objective": arguments.objective,
+        "num_tokens": arguments.num_tokens[0],
+        "steps": arguments.steps,
+        "learning_rate": arguments.learning_rate,
+        "accuracy_before": summary.accuracy_before,
+        "accuracy_after": summary.accuracy_after,
+    }
+    if "b" in models:
+        result["transfer"] = evaluate_transfer(
+            str(directory / "spot-b"),
+            str(coordinates),
+            arguments.dataset_name,
+            dataset_config_name=arguments.dataset_config_name,
+            image_column_name=arguments.image_column_name,
+            label_column_name=str(arguments.label_column_name),
+            batch_size=arguments.batch_size,
+        )
+    # An image that the positions made right, if there is one.
+    made_right = [
+        row["image_id"] for row in rows.select_columns(["image_id", "label", "initial_prediction", "prediction"])
+        if row["prediction"] == row["label"] != row["initial_prediction"]
+    ]  # fmt: skip
+    (picture,) = show_coordinates(
+        str(coordinates),
+        [(made_right or [rows[0]["image_id"]])[0]],
+        directory,
+        dataset_name=arguments.dataset_name,
+        dataset_config_name=arguments.dataset_config_name,
+        say=lambda _: None,
+    )
+    picture.rename(directory / "oracle.png")
+    return result
+
+
 def _write(results: dict[str, Any], dataset: datasets.Dataset, directory: Path, seed: int) -> None:
     first = results["models"]["a"]
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -308,6 +386,23 @@ def _window_rows(result: dict[str, Any], dataset: datasets.Dataset, directory: P
     for i, pixels in enumerate(pixel_values):
         image = Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
         yield [(image, sets[i].numpy(), patch_size, f"{placement}, {quarter}") for placement, sets in placed.items()]
+
+
+def _oracle_lines(oracle: dict[str, Any]) -> list[str]:
+    uses = "which knows the answer: a ceiling, not a method" if oracle["objective"] == "label" else "which uses no label"
+    lines = [
+        "## Oracle",
+        "",
+        f"{oracle['num_tokens']} isotropic tokens, {oracle['steps']} steps of AdamW with learning rate "
+        f"{oracle['learning_rate']} on the positions of each image, objective `{oracle['objective']}`, {uses}. Model a: "
+        f"{oracle['accuracy_before']:.1f} % before, {oracle['accuracy_after']:.1f} % after. "
+        "`coordinates/` holds the positions, as a data set with its card.",
+        "",
+    ]
+    if "transfer" in oracle:
+        lines += ["Model b, which was trained from another seed, at the positions found for model a:", ""]
+        lines += [*transfer_table(oracle["transfer"]).splitlines()[2:], ""]
+    return [*lines, "![oracle](oracle.png)", ""]
 
 
 def _markdown(results: dict[str, Any]) -> str:
@@ -347,6 +442,7 @@ def _markdown(results: dict[str, Any]) -> str:
         "",
         "![windows](windows.png)",
         "",
+        *_oracle_lines(results["oracle"]),
         f"{results['seconds']:.0f} seconds in all.",
         "",
     ]
