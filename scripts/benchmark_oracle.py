@@ -4,9 +4,9 @@ r"""What the oracle costs: against its floor, with early stop, and in memory.
         --memory_dataset_name ../shared/data/imagenette160 --output_file docs/results/oracle_benchmark_cpu.json
 
 About 8 minutes on 2 CPU cores. Floor: a backward pass through a frozen encoder costs what a forward pass costs, so that S
-steps and a last look cost at least 2 S + 1 forward passes. Both are timed alternately, on a ViT-B/16 with random weights; medians of
-the rounds' own ratios are reported. Expected: at most 1.25 times the floor at 25 tokens. `--model` is a SpotViT that was
-converted; early stop and memory are measured on it and on real images, and left out without it.
+steps and a last look cost at least 2 S + 1 forward passes. Both are timed alternately, on a ViT-B/16 with random weights;
+medians of the rounds' own ratios are reported. Expected: at most 1.25 times the floor at 25 tokens. `--model` is a SpotViT
+that was converted; early stop and memory are measured on it and on real images, and left out without it.
 """
 
 import json
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from spot_hf import SpotOracle, SpotViTConfig, SpotViTForImageClassification
+from spot_hf import OracleResult, SpotOracle, SpotViTConfig, SpotViTForImageClassification
 from spot_hf.data import load_images
 from spot_hf.loading import load_image_processor, load_spot_vit
 from spot_hf.placement import isotropic
@@ -94,8 +95,9 @@ def against_floor(arguments: OracleBenchmarkArguments) -> dict[str, float]:
     }
 
 
-def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, float]]:
+def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, Any]]:
     """The oracle with and without, on the same images: accuracy, steps per image, images/s."""
+    assert arguments.model is not None and arguments.dataset_name is not None
     model, processor = load_spot_vit(arguments.model).to(arguments.device), load_image_processor(arguments.model)
     images = load_images(arguments.dataset_name, max_samples=128)
     inputs = processor([image.convert("RGB") for image in images["image"]], num_tokens=49, return_tensors="pt")
@@ -107,9 +109,9 @@ def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, float
             early_stop: SpotOracle(model, steps=steps, early_stop=early_stop, dtype=arguments.dtype, compile=arguments.compile)
             for early_stop in (None, 0.69)
         }
-        results: dict[Any, list] = {}
+        results: dict[float | None, list[OracleResult]] = {}
 
-        def run(early_stop, oracles=oracles, results=results) -> None:
+        def run(early_stop: float | None, oracles=oracles, results=results) -> None:
             results[early_stop] = [
                 oracles[early_stop].optimize(
                     **{name: value[i : i + 32] for name, value in inputs.items()}, labels=labels[i : i + 32]
@@ -117,10 +119,10 @@ def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, float
                 for i in range(0, len(labels), 32)
             ]
 
-        times = alternate({early_stop: lambda early_stop=early_stop: run(early_stop) for early_stop in oracles}, arguments)
+        times = alternate({early_stop: partial(run, early_stop) for early_stop in oracles}, arguments)
         base = statistics.median(times[None])
         for early_stop in oracles:
-            predictions = torch.cat([result.prediction for result in results[early_stop]])
+            predictions = torch.cat([result.prediction for result in results[early_stop] if result.prediction is not None])
             num_steps = torch.cat([result.num_steps for result in results[early_stop]])
             ratios = [a / b for a, b in zip(times[None], times[early_stop], strict=True)]
             found.append({

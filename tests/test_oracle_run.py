@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -380,6 +381,20 @@ def test_what_does_not_fit_is_said_in_one_line(options, tmp_path, capsys, change
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spot-hf")]
     assert len(lines) == 1 and named in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_the_model_does_not_know(options, images, tmp_path, capsys):
+    table = pq.read_table(images / "validation.parquet").to_pylist()
+    table[20]["label"] = -1  # as in ImageNet's test split
+    (tmp_path / "data").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_list(table, features=features).to_parquet(tmp_path / "data/test.parquet")
+    assert main(command(options, tmp_path / "run", dataset_name=tmp_path / "data")) == 2
+    assert "row 20 and 0 more have labels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    # A stream is read while it is used.
+    assert main(command(options, tmp_path / "run", "--streaming", dataset_name=tmp_path / "data")) == 2
+    assert "'picture_20.png' has the label -1" in capsys.readouterr().err
 
 
 def test_an_ordinary_vit_is_refused(options, tiny_vit, tmp_path, capsys):

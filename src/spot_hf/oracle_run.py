@@ -6,13 +6,11 @@ batches whichever process computes them and however often. Its rows are bit-equa
 number of threads.
 """
 
-import itertools
 import json
+import os
 import platform
-import queue
 import shutil
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from hashlib import sha256
@@ -38,16 +36,14 @@ from .coordinates import (
     coordinate_features,
     summarize,
 )
-from .data import EncodedImage, encoded, encoded_image, image_id_of, iterate_encoded, load_images, resolve_revision
+from .data import encoded, load_images, resolve_revision
 from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
-from .oracle import SpotOracle, check_oracle_arguments
+from .oracle import OracleResult, SpotOracle, check_oracle_arguments
+from .oracle_batches import Batch, Plan, Preparation, Shards
 from .output_dirs import check_output_dir, write_atomically
 from .pictures import save_run_picture
-from .placement import PLACEMENTS, check_placement, generator_for, place
+from .placement import PLACEMENTS, check_placement
 from .version import __version__
-
-
-READ_AHEAD = 256  # images of a stream that wait in memory
 
 
 @dataclass(kw_only=True)
@@ -144,179 +140,6 @@ class OracleRunArguments:
         return parameters
 
 
-# -------------------------------------------------------------------------------------------------------- preparation
-
-
-@dataclass
-class Work:
-    """A batch of the source: consecutive images of one shard."""
-
-    shard: int
-    images: list[int] | list[EncodedImage]  # rows of a data set, or what was read from a stream
-    num_tokens: list[int]  # budgets that the shard lacks
-    closes_shard: bool
-
-
-@dataclass
-class Batch:
-    """The images of a batch that could be read, ready for the model."""
-
-    work: Work
-    image_index: list[int] = field(default_factory=list)
-    image_id: list[str] = field(default_factory=list)
-    image_sha256: list[str] = field(default_factory=list)
-    image_size: list[tuple[int, int]] = field(default_factory=list)
-    label: list[int | None] = field(default_factory=list)
-    pixel_values: torch.Tensor | None = None
-    starts: dict[int, torch.Tensor] = field(default_factory=dict)  # by budget: (batch_size, num_tokens, 2), model frame
-    failed: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Preparation(torch.utils.data.Dataset):
-    """What the workers do: read, hash and decode images, prepare them for the model, place their tokens."""
-
-    def __init__(self, images: datasets.Dataset | None, split: str, image_processor: Any, placement: str, seed: int):
-        self.images, self.split, self.image_processor = images, split, image_processor
-        self.placement, self.seed = placement, seed
-
-    def __getitem__(self, work: Work) -> Batch:
-        batch = Batch(work)
-        pixel_values: list[torch.Tensor] = []
-        starts: dict[int, list[torch.Tensor]] = {num_tokens: [] for num_tokens in work.num_tokens}
-        for one in work.images:
-            image = self._read(one)
-            try:
-                decoded = image.decode()
-                pixels = self.image_processor(decoded, placement="grid", return_tensors="pt")["pixel_values"][0]
-            except Exception as error:  # whatever a decoder makes of a broken file
-                reason = str(error).strip().splitlines()
-                batch.failed.append({
-                    "image_index": image.index, "image_id": image.image_id,
-                    "error": f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}",
-                })  # fmt: skip
-                continue
-            batch.image_index.append(image.index)
-            batch.image_id.append(image.image_id)
-            batch.image_sha256.append(image.sha256)
-            batch.image_size.append(decoded.size)
-            batch.label.append(image.label)
-            pixel_values.append(pixels)
-            for num_tokens, sets in starts.items():
-                generator = generator_for(self.seed, image.image_id) if PLACEMENTS[self.placement].random else None
-                sets.append(place(self.placement, num_tokens, pixels, self.image_processor.patch_size, generator))
-        if pixel_values:
-            batch.pixel_values = torch.stack(pixel_values)
-            batch.starts = {num_tokens: torch.stack(sets) for num_tokens, sets in starts.items()}
-        return batch
-
-    def _read(self, one: int | EncodedImage) -> EncodedImage:
-        if isinstance(one, EncodedImage):
-            return one
-        assert self.images is not None
-        try:
-            return encoded_image(self.images[one], one, self.split)
-        except OSError:  # a file that is gone: an image without content, which cannot be decoded
-            return EncodedImage(one, image_id_of(None, one, self.split), b"", None)
-
-
-class _Plan:
-    """Iterates the work of this process: batches of the shards that are missing."""
-
-    def __init__(self, shards: "_Shards", images: Any, process_index: int, num_processes: int, batch_size: int):
-        self.shards, self.images, self.batch_size = shards, images, batch_size
-        self.process_index, self.num_processes = process_index, num_processes
-        self.num_seen: int | None = None  # images of a stream that was read to its end
-
-    def __iter__(self) -> Iterator[Work]:
-        return self._rows() if isinstance(self.images, datasets.Dataset) else self._stream()
-
-    def my_shards(self) -> list[int]:
-        """Of a source of known length."""
-        return list(self.shards.missing)[self.process_index :: self.num_processes]
-
-    def _batches(self, shard: int, images: list) -> Iterator[Work]:
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
-            yield Work(shard, part, self.shards.missing_budgets(shard), start + self.batch_size >= len(images))
-
-    def _rows(self) -> Iterator[Work]:
-        for shard in self.my_shards():
-            yield from self._batches(shard, list(self.shards.rows_of(shard)))
-
-    def _stream(self) -> Iterator[Work]:
-        """Every process reads the stream, from its first missing shard on, and computes its own shards."""
-        size = self.shards.shard_size
-        known = self.shards.total is not None
-        mine = set(self.my_shards()) if known else None
-        if mine is not None and not mine:
-            return
-        first = min(mine) if mine else 0
-        rows = _read_ahead(iterate_encoded(self.images, self.shards.split, first * size), READ_AHEAD)
-        for shard in itertools.count(first):
-            if mine is not None and shard > max(mine):
-                break
-            images = list(itertools.islice(rows, size))
-            wanted = shard in mine if mine is not None else shard % self.num_processes == self.process_index
-            if images and wanted and self.shards.missing_budgets(shard):
-                yield from self._batches(shard, images)
-            if len(images) < size:
-                self.num_seen = shard * size + len(images)
-                break
-
-
-def _read_ahead(rows: Iterable[EncodedImage], size: int) -> Iterator[EncodedImage]:
-    """Reads in a thread, so that the network and the model work at the same time."""
-    waiting: queue.Queue = queue.Queue(maxsize=size)
-    end, stopped = object(), threading.Event()
-
-    def read() -> None:
-        last: Any = end
-        try:
-            for row in rows:
-                while not stopped.is_set():
-                    try:
-                        waiting.put(row, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if stopped.is_set():
-                    return
-        except BaseException as error:
-            last = error
-        waiting.put(last)
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while (row := waiting.get()) is not end:
-            if isinstance(row, BaseException):
-                raise row
-            yield row
-    finally:
-        stopped.set()
-
-
-class _Shards:
-    """Which shards there are, and which are missing, over all budgets."""
-
-    def __init__(self, run: RunDirectory, arguments: OracleRunArguments, split: str, num_images: int | None):
-        self.run, self.split, self.num_images = run, split, num_images
-        self.shard_size = arguments.shard_size
-        self.configs = dict(zip(arguments.num_tokens, arguments.config_names, strict=True))
-        self.total = None if num_images is None else -(-num_images // self.shard_size)
-        self.done = {num_tokens: set(run.shards(config, split)) for num_tokens, config in self.configs.items()}
-        self.missing = [shard for shard in range(self.total or 0) if self.missing_budgets(shard)]
-
-    def missing_budgets(self, shard: int) -> list[int]:
-        return [num_tokens for num_tokens, done in self.done.items() if shard not in done]
-
-    def rows_of(self, shard: int) -> range:
-        stop = (shard + 1) * self.shard_size
-        return range(shard * self.shard_size, stop if self.num_images is None else min(stop, self.num_images))
-
-    def path(self, num_tokens: int, shard: int) -> Path:
-        return self.run.shard_path(self.configs[num_tokens], self.split, shard, self.total)
-
-
 # ---------------------------------------------------------------------------------------------------------- the run
 
 
@@ -379,7 +202,8 @@ def run_oracle(
     facts = {"command": command, "versions": _versions(), "device": _device_name(state.device)}
     _on_first_process(state, lambda: _open(run, parameters, facts, overwrite_output_dir, arguments))
 
-    shards = _Shards(run, arguments, split, num_images)
+    configs = dict(zip(arguments.num_tokens, arguments.config_names, strict=True))
+    shards = Shards(run, configs, split, num_images, arguments.shard_size)
     if shards.missing or shards.total is None:
         image_processor = load_image_processor(arguments.model, arguments.revision)
         _check_processor(image_processor)
@@ -402,6 +226,10 @@ def run_oracle(
 def _process_state() -> PartialState:
     """A process waits for the slowest, which may have a shard more: longer than collectives wait by default."""
     cpu = not torch.accelerator.is_available()
+    if not cpu:
+        # Attention's backward pass on a GPU adds in any order unless it is told not to: rows are to be the same every time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
 
 
@@ -430,7 +258,7 @@ def _open(
 
 
 def _search(
-    arguments: OracleRunArguments, state: PartialState, images: Any, shards: _Shards, image_processor: Any, say: Any
+    arguments: OracleRunArguments, state: PartialState, images: Any, shards: Shards, image_processor: Any, say: Any
 ) -> int | None:
     """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
     # A distributed CPU is called "cpu:0", and tensors that move there from "cpu" are copied: at other addresses, products
@@ -449,7 +277,7 @@ def _search(
         dtype=arguments.dtype,
         compile=arguments.compile,
     )
-    plan = _Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
+    plan = Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
     mapped = isinstance(images, datasets.Dataset)
     loader = torch.utils.data.DataLoader(
         Preparation(encoded(images) if mapped else None, shards.split, image_processor, arguments.placement, arguments.seed),
@@ -468,11 +296,12 @@ def _search(
     open_shards: dict[int, Shard] = {}
     with progress.bar:
         for batch in loader:
+            results = _optimize(oracle, batch, device)
             for num_tokens in batch.work.num_tokens:
                 shard = open_shards.setdefault(num_tokens, Shard(features[num_tokens]))
                 shard.failed += batch.failed
-                if batch.pixel_values is not None:
-                    _add_rows(shard, batch, num_tokens, oracle, image_processor, device)
+                if num_tokens in results:
+                    _add_rows(shard, batch, results[num_tokens], image_processor)
                 if batch.work.closes_shard:
                     shard.write(shards.path(num_tokens, batch.work.shard))
                     del open_shards[num_tokens]
@@ -480,8 +309,6 @@ def _search(
                 else:
                     progress.show(num_tokens, shard)
             progress.bar.update(len(batch.image_index) + len(batch.failed))
-    if shards.num_images is not None and plan.num_seen is not None and plan.num_seen < shards.num_images:
-        raise OSError(f"the stream ended after {plan.num_seen} images; its source says that it has {shards.num_images}")
     return plan.num_seen
 
 
@@ -489,21 +316,30 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _add_rows(
-    shard: Shard, batch: Batch, num_tokens: int, oracle: SpotOracle, image_processor: Any, device: torch.device
-) -> None:
-    """Runs the oracle on a batch, and appends its rows."""
-    assert batch.pixel_values is not None
-    labels = None
+def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[int, OracleResult]:
+    """Runs the oracle on a batch, for each budget."""
+    if batch.pixel_values is None:
+        return {}
+    pixel_values, labels, targets = batch.pixel_values.to(device), None, None
     if oracle.objective == "label":
-        labels = torch.tensor([-1 if label is None else label for label in batch.label], device=device)
-        wrong = [i for i, label in enumerate(labels.tolist()) if not 0 <= label < oracle.model.config.num_labels]
+        num_labels = oracle.model.config.num_labels
+        wrong = [i for i, label in enumerate(batch.label) if label is None or not 0 <= label < num_labels]
         if wrong:
             raise ValueError(
                 f"`label_column_name`: image {batch.image_id[wrong[0]]!r} has the label {batch.label[wrong[0]]}; the model "
-                f"knows 0 to {oracle.model.config.num_labels - 1}. The objectives 'distill' and 'feature' need no labels"
+                f"knows 0 to {num_labels - 1}. The objectives 'distill' and 'feature' need no labels"
             )
-    result = oracle.optimize(batch.pixel_values.to(device), labels, batch.starts[num_tokens].to(device))
+        labels = torch.tensor(batch.label, device=device)
+    else:
+        targets = oracle.full_grid_targets(pixel_values)
+    return {
+        num_tokens: oracle.optimize(pixel_values, labels, start.to(device), targets)
+        for num_tokens, start in batch.starts.items()
+    }
+
+
+def _add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: Any) -> None:
+    """Appends a batch's rows to a shard."""
 
     def image_frame(coordinates: torch.Tensor) -> np.ndarray:
         mapped = [
@@ -544,7 +380,7 @@ def _add_rows(
 class _Progress:
     """A bar with images/s, time left, and the accuracy so far before and after; of the first process's share."""
 
-    def __init__(self, shards: _Shards, plan: _Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
+    def __init__(self, shards: Shards, plan: Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
         self.before_after = {num_tokens: np.zeros(3) for num_tokens in arguments.num_tokens}  # images, right, right
         self.texts = dict.fromkeys(arguments.num_tokens, "")
         total = None
@@ -683,6 +519,14 @@ def _check_labels(arguments: OracleRunArguments, images: Any, config: SpotViTCon
         raise ValueError(
             f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is {feature}"
         )
+    if arguments.objective == "label" and isinstance(images, datasets.Dataset):
+        labels = images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
+        wrong = np.flatnonzero(~((labels >= 0) & (labels < config.num_labels)))
+        if len(wrong):
+            raise ValueError(
+                f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more have labels that the model does not know: "
+                f"{labels[wrong[0]]:g}, not 0 to {config.num_labels - 1}. The objectives 'distill' and 'feature' need none"
+            )
 
 
 def _check_processor(image_processor: Any) -> None:
