@@ -161,6 +161,7 @@ SECTION = (
     "<!-- spot_hf: {name}: generated; what you write outside of such lines stays -->\n{text}\n<!-- spot_hf: end of {name} -->"
 )
 SECTION_FOUND = r"<!-- spot_hf: {name}: generated;.*?<!-- spot_hf: end of {name} -->"
+SPLIT_SECTIONS = re.compile(r"<!-- spot_hf: (.+) (\S+): generated;")
 GENERAL = "use"
 TAGS = ["spot", "token-coordinates", "vision", "sparse-tokens"]
 
@@ -188,8 +189,9 @@ def coordinates_card(
         `ValueError`: a config's splits have different columns, which `load_dataset` could not read.
     """
     existing = existing or ""
-    data: Any = DatasetCard(existing).data if existing.startswith("---") else DatasetCardData()
-    text = re.sub(r"\A---\n.*?\n---\n", "", existing, flags=re.DOTALL).strip()
+    card = DatasetCard(existing if existing.startswith("---") else f"---\n{{}}\n---\n{existing}")
+    data: Any = card.data
+    text = card.text.strip()
     configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
     for (config, split), record in records.items():
         _add_split(configs, infos, config, split, record)
@@ -204,16 +206,19 @@ def coordinates_card(
     MetadataConfigs(configs).to_dataset_card_data(data)
     DatasetInfosDict(infos).to_dataset_card_data(data)
 
-    (config, split), record = min(records.items())
-    general = {
-        "repo_id": repo_id,
-        "config": config,
-        "split": split,
-        "source": record["parameters"]["dataset_name"],
-        "source_config": record["parameters"]["dataset_config_name"],
-        "license": data.get("license"),
-    }
-    text = _with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
+    # The example is of the first config, whoever pushes: two writers do not undo each other's.
+    config, split = min(SPLIT_SECTIONS.findall(text))
+    if (config, split) in records:
+        parameters = records[config, split]["parameters"]
+        general = {
+            "repo_id": repo_id,
+            "config": config,
+            "split": split,
+            "source": parameters["dataset_name"],
+            "source_config": parameters["dataset_config_name"],
+            "license": data.get("license"),
+        }
+        text = _with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
@@ -221,7 +226,8 @@ def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, s
     """Enters a split into `configs` and `dataset_info`, and keeps the config's other splits."""
     files = {one["split"]: one["path"] for one in configs.get(config, {}).get("data_files", [])}
     files[split] = f"{config}/{split}-*.parquet"
-    configs[config] = {"data_files": [{"split": name, "path": path} for name, path in files.items()]}
+    data_files = [{"split": name, "path": path} for name, path in files.items()]
+    configs[config] = {**configs.get(config, {}), "data_files": data_files}
     features = datasets.Features._from_yaml_list(record["features"])
     info = infos.get(config, datasets.DatasetInfo(features=features))
     others = {name: one for name, one in (info.splits or {}).items() if name != split}
@@ -232,7 +238,8 @@ def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, s
         )
     results = record["results"]
     here = datasets.SplitInfo(name=split, num_bytes=results["num_bytes"], num_examples=results["num_images"])
-    info = datasets.DatasetInfo(features=features, splits=datasets.splits.SplitDict({**others, split: here}))
+    splits = datasets.splits.SplitDict({**(info.splits or {}), split: here})  # in the order in which they came
+    info = datasets.DatasetInfo(features=features, splits=splits)
     info.dataset_size = sum(one.num_bytes for one in info.splits.values())
     info.download_size = results["download_size"] if not others else None
     infos[config] = info

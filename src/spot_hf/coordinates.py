@@ -13,7 +13,7 @@ original image, so that models with other crops can use them.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .data import EncodedImage, encoded_image
+from .data import encoded_image
 from .output_dirs import write_atomically
 
 
@@ -353,13 +353,22 @@ def load_coordinates(
     revision = None if local.is_dir() else revision
     try:
         config = _one_of("config", config, datasets.get_dataset_config_names(source, revision=revision), path)
+        # What its card says, before all of something else is downloaded.
+        _check_columns(datasets.load_dataset_builder(source, config, revision=revision).info.features, path)
         splits = datasets.load_dataset(source, config, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise OSError(f"{str(path)!r}: {str(error).splitlines()[0]}") from None
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise OSError(f"{str(path)!r} holds no coordinate data set that can be read: {reason}") from error
     dataset = splits[_one_of("split", split, list(splits), path)]
-    if "coordinates" not in dataset.column_names:
-        raise ValueError(f"{str(path)!r} is no coordinate data set: it has the columns {', '.join(dataset.column_names)}")
+    _check_columns(dataset.features, path)
     return dataset
+
+
+def _check_columns(features: datasets.Features | None, path: str | Path) -> None:
+    if features is not None and "coordinates" not in features:
+        raise ValueError(f"{str(path)!r} is no coordinate data set: it has the columns {', '.join(features)}")
 
 
 def _one_of(argument: str, value: str | None, accepted: list[str], path: str | Path) -> str:
@@ -404,37 +413,22 @@ def join_coordinates(
 
     Raises:
         `ValueError`: images whose bytes are not those that the coordinates were found for, with their number and examples;
-        or no image has coordinates. Of a stream, while it is read.
+        or no image has coordinates. Of a stream, while it is read; one without any image that has coordinates is empty.
     """
     split = split or str(images.split or "")
-    if image_column_name not in (images.features or {image_column_name: None}):
+    if images.features is None:
+        images = images._resolve_features()  # of a stream that does not state them: reads its first rows
+    if image_column_name not in images.features:
         raise ValueError(f"`image_column_name` must be one of {', '.join(images.features)}; got {image_column_name!r}")
-    rows_of: dict[str, list[int]] = {}
-    for row, image_id in enumerate(coordinates["image_id"]):
-        rows_of.setdefault(image_id, []).append(row)
-    hashes = list(coordinates["image_sha256"])
-    new = [name for name in coordinates.column_names if name not in (images.features or {})]
-
-    def find(image: EncodedImage) -> tuple[int | None, bool]:
-        """The row of its coordinates, and whether there are coordinates for that name but other bytes."""
-        candidates = rows_of.get(image.image_id, [])
-        digest = image.sha256 if candidates else ""
-        matching = [row for row in candidates if hashes[row] == digest]
-        return (matching[0], False) if matching else (None, bool(candidates))
-
+    finder = _Finder(coordinates, split)
+    new = [name for name in coordinates.column_names if name not in images.features]
     undecoded = images.cast_column(image_column_name, datasets.Image(decode=False))
     if isinstance(images, datasets.IterableDataset):
-        return _join_stream(undecoded, coordinates, find, new, image_column_name, split)
-    kept, found, differing = [], [], []
-    for index, row in enumerate(undecoded.select_columns([image_column_name])):
-        image = encoded_image({"image": row[image_column_name]}, index, split)
-        match, differs = find(image)
-        if differs:
-            differing.append(image.image_id)
-        elif match is not None:
-            kept.append(index)
-            found.append(match)
-    _refuse(differing, len(kept), len(images))
+        return _join_stream(undecoded, coordinates, finder, new, image_column_name)
+    stored = (row[image_column_name] for row in undecoded.select_columns([image_column_name]))
+    kept, found = finder.find(stored, range(len(images)))
+    if not kept:
+        raise ValueError(f"`coordinates` hold none of the {len(images)} images: are they of this data set and split?")
     columns = coordinates.select_columns(new)
     table = datasets.table.InMemoryTable(columns.with_format("arrow")[found])
     beside = datasets.Dataset(table, info=datasets.DatasetInfo(features=columns.features))
@@ -449,39 +443,56 @@ def _select_without_copy(images: datasets.Dataset, kept: np.ndarray) -> datasets
     return datasets.concatenate_datasets([images.select(range(part[0], part[-1] + 1)) for part in slices])
 
 
-def _join_stream(undecoded, coordinates, find, new, image_column_name, split) -> datasets.IterableDataset:
+class _Finder:
+    """Finds the coordinates of images, by their ids and the hashes of their bytes."""
+
+    def __init__(self, coordinates: datasets.Dataset, split: str):
+        self.split = split
+        self.hashes = list(coordinates["image_sha256"])
+        self.rows_of: dict[str, list[int]] = {}
+        for row, image_id in enumerate(coordinates["image_id"]):
+            self.rows_of.setdefault(image_id, []).append(row)
+        self.used: set[int] = set()  # rows whose image was there
+
+    def find(self, stored: Iterable[dict[str, Any]], indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Which of these undecoded images have coordinates, by their place among them, and which rows those are."""
+        kept, found, differing = [], [], []
+        for place, (one, index) in enumerate(zip(stored, indices, strict=True)):
+            image = encoded_image({"image": one}, index, self.split)
+            if image.image_id.startswith("/"):
+                raise ValueError("`split` is needed: images without file names are known by their split; got none")
+            rows = self.rows_of.get(image.image_id, [])
+            digest = image.sha256 if rows else ""
+            matching = [row for row in rows if self.hashes[row] == digest]
+            if matching:
+                kept.append(place)
+                found.append(matching[0])
+            elif rows:
+                differing.append((image.image_id, rows))
+        self.used.update(found)
+        # Several images may have one name, not all of them coordinates.
+        wrong = [image_id for image_id, rows in differing if not self.used.issuperset(rows)]
+        if wrong:
+            more = ", ..." if len(wrong) > 3 else ""
+            raise ValueError(
+                f"`coordinates` were found for other images: the bytes of {len(wrong)} of {len(indices)} differ, such as "
+                f"{', '.join(wrong[:3])}{more}. The source may be another one or resized, or, where names are numbers, "
+                "shuffled"
+            )
+        return kept, found
+
+
+def _join_stream(undecoded, coordinates, finder, new, image_column_name) -> datasets.IterableDataset:
     image = {image_column_name: datasets.Image()}
     features = datasets.Features({**undecoded.features, **image, **{name: coordinates.features[name] for name in new}})
     beside = coordinates.select_columns(new)
 
     def join(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
-        kept, found, differing = [], [], []
-        for i, index in enumerate(indices):
-            image = encoded_image({"image": rows[image_column_name][i]}, index, split)
-            match, differs = find(image)
-            if differs:
-                differing.append(image.image_id)
-            elif match is not None:
-                kept.append(i)
-                found.append(match)
-        if differing:
-            _refuse(differing, len(kept), len(indices))
+        kept, found = finder.find(rows[image_column_name], indices)
         return {**{name: [values[i] for i in kept] for name, values in rows.items()}, **beside[found]}
 
     # Not `map(features=...)`: its images would stay undecoded.
     return undecoded.map(join, batched=True, batch_size=100, with_indices=True).cast(features)
-
-
-def _refuse(differing: list[str], num_joined: int, num_images: int) -> None:
-    if differing:
-        more = ", ..." if len(differing) > 3 else ""
-        raise ValueError(
-            f"`coordinates` were found for other images: the bytes of {len(differing)} of {num_images} differ, such as "
-            f"{', '.join(differing[:3])}{more}. The source may be another one or resized, or, where names are numbers, "
-            "shuffled"
-        )
-    if num_joined == 0:
-        raise ValueError(f"`coordinates` hold none of the {num_images} images: are they of this data set and split?")
 
 
 __all__ = ["coordinate_features", "join_coordinates", "load_coordinates"]

@@ -77,19 +77,22 @@ def load_images(
 def _load_splits(dataset_name: str, config_name: str | None, revision: str | None, streaming: bool) -> Any:
     local = Path(dataset_name).expanduser()
     try:
-        return datasets.load_dataset(
+        splits = datasets.load_dataset(
             str(local) if local.exists() else dataset_name,
             config_name,
             revision=None if local.exists() else revision,
             streaming=streaming,
         )
+        if streaming and not local.exists():
+            HfApi().auth_check(dataset_name, repo_type="dataset")  # a stream may be refused at its first row only
+        return splits
     except Exception as error:
         if _is_gated(error):
             page = f"{constants.ENDPOINT}/datasets/{dataset_name}"
             raise OSError(
                 f"`dataset_name` {dataset_name!r} is a gated data set, and your token, if any, has no access to it: ask for "
                 f"access at {page}, then log in with `hf auth login`"
-            ) from error
+            ) from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise OSError(f"`dataset_name` {dataset_name!r}: {str(error).splitlines()[0]}") from None
         if isinstance(error, ValueError) and "BuilderConfig" in str(error):

@@ -107,6 +107,9 @@ def evaluate_transfer(
     Raises:
         `ValueError`: an argument is wrong, or the coordinates were found for other images. `OSError`: no such model or data.
     """
+    for name, value in {"batch_size": batch_size, "max_samples": max_samples}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {value}")
     check_classifier(model, load_spot_vit_config(model, revision))
     rows = load_coordinates(coordinates, config, coordinates_split)
     images = load_images(

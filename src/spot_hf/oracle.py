@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from numbers import Real
 from typing import Any
 
 import torch
@@ -234,8 +235,8 @@ class SpotOracle:
                 begins: `(x, y)`, model frame, in [0, 1]. All grid cells by default.
             targets (`torch.Tensor`, *optional*): the full grid's logits `(batch_size, num_labels)` for `"distill"`, or
                 pooled features `(batch_size, pooled_size)` for `"feature"`; computed where not given.
-            coordinates_mask (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): 0 for padding, which does
-                not move.
+            coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): 0 for padding, which does
+                not move. At least one token per image.
 
         Returns:
             [`OracleResult`], on the model's device.
@@ -243,23 +244,28 @@ class SpotOracle:
         Raises:
             `ValueError`: an input has another shape, dtype or range, or the objective's target is missing.
         """
-        self._check_inputs(pixel_values, labels, coordinates, targets)
+        self._check_inputs(pixel_values, labels, coordinates, targets, coordinates_mask)
+        pixel_values = pixel_values.detach()
         if coordinates is None:
             height, width = pixel_values.shape[-2:]
             coordinates = grid(height, width, self.model.config.patch_size).to(pixel_values.device)[None]
         coordinates = coordinates.detach().expand(len(pixel_values), -1, -1)
-        with self._frozen():
+        if coordinates_mask is not None:
+            coordinates_mask = coordinates_mask.expand(len(pixel_values), -1)
+        # The caller may compute without gradients; the positions' are needed.
+        with torch.inference_mode(False), torch.enable_grad(), self._frozen():
             if self.objective == "label":
                 targets = labels
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
-            return self._search(pixel_values, coordinates, targets, coordinates_mask)
+            return self._search(pixel_values, coordinates, targets.detach(), coordinates_mask)
 
     @torch.no_grad()
     def full_grid_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the objectives `"distill"` and `"feature"` aim at: the model's logits or pooled features with all cells."""
-        logits, features = self._run_model(pixel_values, None, None, None)
+        with self._frozen():
+            logits, features = self._run_model(pixel_values, None, None, None)
         if OBJECTIVES[self.objective].target == "features":
             return features
         assert logits is not None
@@ -274,10 +280,12 @@ class SpotOracle:
     ) -> OracleResult:
         batch_size, num_tokens = coordinates.shape[:2]
         device = pixel_values.device
-        # One parameter per image: whichever the optimizer, an image's update never sees its batch mates, and one that
-        # leaves the batch is one that gets no gradient.
-        positions = [nn.Parameter(one.clone()) for one in coordinates]
-        log_scales = [nn.Parameter(torch.zeros(num_tokens, device=device)) for _ in positions]
+        mask = None if mask is None else mask.bool()
+        # One parameter per image, without padding: whichever the optimizer, an image's update never sees its batch mates, nor
+        # how long they are. One that leaves the batch is one that gets no gradient.
+        positions = [nn.Parameter(one.clone() if mask is None else one[mask[i]]) for i, one in enumerate(coordinates)]
+        # Matrices, like the positions: Muon takes nothing else.
+        log_scales = [nn.Parameter(torch.zeros(len(one), 1, device=device)) for one in positions]
         optimizer = self._make_optimizer(positions, log_scales)
         highest = self._largest_window_scale(pixel_values)
 
@@ -292,10 +300,11 @@ class SpotOracle:
         for step in range(self.steps + 1):
             chosen = active.tolist()
             with torch.set_grad_enabled(step < self.steps):
-                now = torch.stack([positions[i] for i in chosen])
+                now = _padded([positions[i] for i in chosen], inputs[2], coordinates[active])
                 scales_now = None
                 if scales is not None:
-                    scales_now = torch.stack([log_scales[i] for i in chosen]).exp()
+                    unscaled = now.new_zeros(len(chosen), num_tokens, 1)
+                    scales_now = _padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
                 logits, features = self._run(inputs[0], now, scales_now, inputs[2])
                 loss = self._loss(logits, features, inputs[1])
             # What an image that left the batch had at last is its value from here on.
@@ -357,8 +366,8 @@ class SpotOracle:
     def _make_optimizer(self, positions: list[nn.Parameter], log_scales: list[nn.Parameter]) -> torch.optim.Optimizer:
         kind = OPTIMIZERS[self.optimizer]
         arguments = {"lr": self.learning_rate, **self.optimizer_arguments}
-        if "weight_decay" in signature(kind).parameters:
-            arguments.setdefault("weight_decay", 0.0)
+        for name in {"weight_decay", "lambd"} & set(signature(kind).parameters):  # `lambd` is ASGD's word for it
+            arguments.setdefault(name, 0.0)
         groups: list[dict[str, Any]] = [{"params": positions}]
         if self.optimize_window_scales:
             groups.append({"params": log_scales, "lr": self.window_scale_learning_rate})
@@ -411,7 +420,7 @@ class SpotOracle:
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
-    def _check_inputs(self, pixel_values, labels, coordinates, targets) -> None:
+    def _check_inputs(self, pixel_values, labels, coordinates, targets, coordinates_mask) -> None:
         """What the model's own checks do not see: values, and the objective's target. One synchronization with a device."""
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
             got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
@@ -432,6 +441,19 @@ class SpotOracle:
                 )
             if not ((coordinates >= 0) & (coordinates <= 1)).all():  # also refuses NaN
                 raise ValueError(f"`coordinates` must lie in [0, 1], relative to pixel_values; got {_describe(coordinates)}")
+        if coordinates_mask is not None:
+            if coordinates is None:
+                raise ValueError("`coordinates_mask` needs `coordinates`: it has one entry per coordinate; got none")
+            num_tokens = coordinates.shape[1]
+            if (
+                not isinstance(coordinates_mask, torch.Tensor)
+                or coordinates_mask.shape not in ((1, num_tokens), (batch_size, num_tokens))
+                or not coordinates_mask.bool().any(1).all()
+            ):
+                raise ValueError(
+                    f"`coordinates_mask` must be a tensor {(batch_size, num_tokens)} with at least one token per image; "
+                    f"got {_describe(coordinates_mask)}"
+                )
         if self.objective == "label":
             num_labels = self.model.config.num_labels
             if labels is None:
@@ -471,18 +493,23 @@ def check_oracle_arguments(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"`steps` must be an integer of at least 0; got {steps!r}")
     for name, value in {"learning_rate": learning_rate, "window_scale_learning_rate": window_scale_learning_rate}.items():
-        if not 0 < value < float("inf"):
+        if not isinstance(value, Real) or not 0 < value < float("inf"):
             raise ValueError(f"`{name}` must be a positive number; got {value!r}")
-    if early_stop is not None and not early_stop >= 0:
+    if early_stop is not None and (not isinstance(early_stop, Real) or not early_stop >= 0):
         raise ValueError(f"`early_stop` must be a loss of at least 0; got {early_stop!r}")
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    if optimizer.lower() not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer.lower() not in OPTIMIZERS:
         raise ValueError(f"`optimizer` must be one of {', '.join(sorted(OPTIMIZERS))}; got {optimizer!r}")
     try:
         OPTIMIZERS[optimizer.lower()]([nn.Parameter(torch.zeros(1, 2))], lr=learning_rate, **(optimizer_arguments or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`optimizer_arguments` {optimizer_arguments!r} do not suit {optimizer!r}: {error}") from None
+
+
+def _padded(values: list[torch.Tensor], mask: torch.Tensor | None, padding: torch.Tensor) -> torch.Tensor:
+    """A batch `(batch_size, num_tokens, size)` of images' own `(tokens, size)`, with values of `padding` where `mask` is 0."""
+    return torch.stack(values) if mask is None else padding.masked_scatter(mask[..., None], torch.cat(values))
 
 
 def _describe(value: Any) -> str:

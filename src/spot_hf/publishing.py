@@ -1,6 +1,7 @@
 """Uploads to the Hub, that survive what happens on the way, with errors that say what to do."""
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from .cards import coordinates_card
-from .coordinates import SHARD_NAME, RunDirectory, shard_facts
+from .coordinates import SHARD_NAME, RunDirectory, load_record, shard_facts
 
 
 # Too early, a conflict, another writer came first, too many requests, and a server in trouble: all of them pass.
@@ -37,6 +38,8 @@ def is_connection_error(error: BaseException | None) -> bool:
         return False
     if isinstance(error, LocalEntryNotFoundError):  # a download that found neither server nor cache
         return True
+    if isinstance(error, RuntimeError) and "client has been closed" in str(error):  # by another thread that found no server
+        return True
     module = type(error).__module__.split(".")[0]
     return module in ("httpx", "httpx2", "httpcore", "httpcore2", "requests") or isinstance(
         error, ConnectionError | TimeoutError
@@ -47,8 +50,11 @@ def check_repo_id(argument: str, repo_id: str) -> None:
     """`ValueError` that names the argument where `repo_id` can be no repository's."""
     try:
         validate_repo_id(repo_id)
+        named = "/" in repo_id  # the Hub creates a bare name for whoever asks, and then does not find it
     except HFValidationError:
-        raise ValueError(f"`{argument}` must be a repository such as user/name; got {repo_id!r}") from None
+        named = False
+    if not named:
+        raise ValueError(f"`{argument}` must be a repository such as user/name; got {repo_id!r}")
 
 
 def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, message: str, repo_type: str = "model") -> str:
@@ -117,8 +123,11 @@ def push_coordinates(
             lambda: push.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), say, FIRST_ATTEMPTS
         )
         # Every commit is planned on what is there by then: also after a conflict, and after a commit whose answer was lost.
-        while (planned := _retry(push.commit_next, say)) is not None:
-            say(planned)
+        left = True
+        while left:
+            done, left = _retry(push.commit_next, say)
+            if done:
+                say(done)
     return str(url)
 
 
@@ -128,11 +137,13 @@ class _Push:
     def __init__(self, run: RunDirectory, repo_id: str, license: str | None):
         self.run, self.repo_id, self.license = run, repo_id, license
         self.api = HfApi()
-        self.records = run.records() if run.ledger else {}
-        if not self.records:
+        ledger = run.ledger
+        if not ledger.get("results"):  # the last that a run writes
             raise ValueError(
                 f"`output_dir` {str(run.directory)!r} holds a run that is not finished: go on with the same command"
             )
+        split = ledger["parameters"]["dataset_split"]
+        self.records = {(config, split): load_record(run.directory, config, split) for config in ledger["results"]}
         self.files = {path.relative_to(run.directory).as_posix(): path for path in self._files()}
         self.digests = {name: _Digest(path) for name, path in self.files.items()}
 
@@ -149,31 +160,32 @@ class _Push:
             yield self.run.directory / config / f"{split}.json"
             yield self.run.directory / config / f"{split}.png"
 
-    def commit_next(self) -> str | None:
-        """Makes one commit towards what is to be there, and says what it did; `None` where nothing is left to do."""
+    def commit_next(self) -> tuple[str | None, bool]:
+        """Makes one commit towards what is to be there. Says what it did, and whether anything is left to do."""
         head = self.api.repo_info(self.repo_id, repo_type="dataset").sha
         there = {
             entry.path: entry
             for entry in self.api.list_repo_tree(self.repo_id, recursive=True, revision=head, repo_type="dataset")
             if isinstance(entry, RepoFile)
         }
+        existing = self._read("README.md", head) if "README.md" in there else None
+        card = coordinates_card(
+            existing if existing is not None else self._local_readme(),
+            self.records,
+            license=self.license,
+            repo_id=self.repo_id,
+        )
         changed = [name for name, digest in self.digests.items() if name not in there or not digest.equals(there[name])]
-        stale = [name for name in there if self._is_shard_of_this_run(name) and name not in self.files]
+        left = max(0, len(changed) - FILES_PER_COMMIT)
         operations: list[Any] = [CommitOperationAdd(name, str(self.files[name])) for name in changed[:FILES_PER_COMMIT]]
-        if len(changed) <= FILES_PER_COMMIT:
+        if not left:
             # The card comes with the last files: what it lists is complete.
+            stale = [name for name in there if self._is_shard_of_this_run(name) and name not in self.files]
             operations += [CommitOperationDelete(name) for name in stale]
-            existing = self._read("README.md", head) if "README.md" in there else None
-            card = coordinates_card(
-                existing if existing is not None else self._local_readme(),
-                self.records,
-                license=self.license,
-                repo_id=self.repo_id,
-            )
             if card != existing:
                 operations.append(CommitOperationAdd("README.md", card.encode()))
         if not operations:
-            return None
+            return None, False
         names = ", ".join(dict.fromkeys(config for config, _ in self.records))
         # `parent_commit`: refused where another writer came first, whose card this one would undo.
         commit = self.api.create_commit(
@@ -183,8 +195,7 @@ class _Push:
             repo_type="dataset",
             parent_commit=head,
         )
-        left = max(0, len(changed) - FILES_PER_COMMIT)
-        return f"pushed {len(operations)} files, {left} left: {commit.commit_url}"
+        return f"pushed {len(operations)} files, {left} left: {commit.commit_url}", left > 0
 
     def _is_shard_of_this_run(self, name: str) -> bool:
         config, _, file = name.rpartition("/")
@@ -228,14 +239,12 @@ def _retry(function: Callable[[], Any], say: Callable[[str], Any] = lambda _: No
     """Calls it until it passes, as long as what goes wrong may pass; waits longer each time, or as long as the Hub says."""
 
     def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        response = getattr(error, "response", None)
-        asked = response.headers.get("Retry-After", "") if response is not None else ""
-        return max(backoff(state), min(float(asked), LONGEST_WAIT) if asked.isdigit() else 0.0)
+        cause = _cause(state.outcome.exception() if state.outcome else None)
+        return max(backoff(state), _asked_to_wait(cause.response) if isinstance(cause, HfHubHTTPError) else 0.0)
 
     def tell(state: RetryCallState) -> None:
-        reason = str(state.outcome.exception() if state.outcome else "").strip().splitlines() or ["no answer"]
-        say(f"attempt {state.attempt_number} of {attempts} failed ({reason[0]}); the next one in {state.upcoming_sleep:.0f} s")
+        reason = _reason(_cause(state.outcome.exception() if state.outcome else None))
+        say(f"attempt {state.attempt_number} of {attempts} failed ({reason}); the next one in {state.upcoming_sleep:.0f} s")
 
     backoff = wait_exponential_jitter(initial=0.5, max=LONGEST_WAIT)
     return Retrying(
@@ -243,10 +252,30 @@ def _retry(function: Callable[[], Any], say: Callable[[str], Any] = lambda _: No
     )(function)
 
 
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The answer of the Hub, or the lack of one, that is behind an error: the client hides some behind errors of its own."""
+    while error is not None and not isinstance(error, HfHubHTTPError) and not is_connection_error(error):
+        error = error.__cause__
+    return error
+
+
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return error.response.status_code in TRANSIENT
-    return is_connection_error(error)
+    cause = _cause(error)
+    return cause.response.status_code in TRANSIENT if isinstance(cause, HfHubHTTPError) else cause is not None
+
+
+def _asked_to_wait(response: Any) -> float:
+    """Seconds: as stated, or until the window of a limit that is used up has passed."""
+    headers = response.headers
+    stated = re.fullmatch(r"\d+", headers.get("Retry-After", "")) or re.search(r"(?<=r=0;t=)\d+", headers.get("RateLimit", ""))
+    return min(float(stated[0]), LONGEST_WAIT) if stated else 0.0
+
+
+def _reason(error: BaseException | None) -> str:
+    """One line. What the Hub itself says where it does, or what the client makes of it."""
+    status = f"{error.response.status_code}: " if isinstance(error, HfHubHTTPError) else ""
+    lines = (getattr(error, "server_message", None) or str(error or "")).strip().splitlines()
+    return status + (lines[0] if lines else type(error).__name__)
 
 
 @contextmanager
@@ -254,17 +283,13 @@ def _explained(repo_id: str, folder: str | Path) -> Iterator[None]:
     """Turns what the client raises into an `OSError` of one line that says what to do."""
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        reason = (
-            "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-            if status in (401, 403)
-            else str(error)
-        )
-        raise OSError(
-            f"the Hub refused to take {repo_id!r} ({status}): {reason.splitlines()[0]}; {folder} is complete"
-        ) from None
     except Exception as error:
-        if not isinstance(error, OSError) and not is_connection_error(error):
+        cause = _cause(error)
+        if isinstance(cause, HfHubHTTPError):
+            reason = _reason(cause)
+            if cause.response.status_code in (401, 403):
+                reason += "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+            raise OSError(f"the Hub refused to take {repo_id!r} ({reason}); {folder} is complete") from None
+        if cause is None and not isinstance(error, OSError):
             raise
-        raise OSError(f"could not push to {repo_id!r}: {error}; {folder} is complete") from None
+        raise OSError(f"could not push to {repo_id!r}: {_reason(cause or error)}; {folder} is complete") from None

@@ -1,6 +1,7 @@
 """`spot-hf show`: pictures of what the oracle did on single images."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def show_coordinates(
         `ValueError`: no such image. `OSError`: no such data set.
     """
     rows = load_coordinates(coordinates, config, split)
-    found = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+    found: dict[str, list[int]] = {}  # several images may have one name
+    for row, image_id in enumerate(rows["image_id"]):
+        found.setdefault(image_id, []).append(row)
     absent = [image_id for image_id in image_ids if image_id not in found]
     if absent:
         known = ", ".join(list(found)[:3])
@@ -64,18 +67,33 @@ def show_coordinates(
         image_column_name=image_column_name or parameters["image_column_name"],
         label_column_name=None,
     )
-    wanted = rows.select([found[image_id] for image_id in image_ids])
-    # Only these images are read: their place in the source is known.
-    images = images.select(wanted["image_index"]) if _has_file_names(wanted) else images
-    joined = join_coordinates(images, wanted)
+    joined = _join(images, rows.select([row for image_id in image_ids for row in found[image_id]]))
     processor = SpotViTImageProcessorPil.from_dict({**record["image_processor"], "do_rescale": False, "do_normalize": False})
     written = []
     for row in joined:
-        path = Path(output_dir) / f"{Path(row['image_id'].replace('/', '_')).stem}_n{len(row['coordinates'])}.png"
+        name, num_tokens = Path(row["image_id"].replace("/", "_")).stem, len(row["coordinates"])
+        path = Path(output_dir) / f"{name}_n{num_tokens}.png"
+        if path in written:
+            path = path.with_name(f"{name}_{row['image_index']}_n{num_tokens}.png")
         _draw(path, row, processor, record)
         say(f"written to {path}")
         written.append(path)
     return written
+
+
+def _join(images: Any, wanted: Any) -> Any:
+    """The wanted images with their coordinates."""
+    places = list(wanted["image_index"])
+    if _has_file_names(wanted) and max(places) < len(images):
+        with suppress(ValueError):  # another copy of the source may have another order
+            joined = join_coordinates(images.select(places), wanted)  # no other image is read
+            if len(joined) == len(wanted):
+                return joined
+    joined = join_coordinates(images, wanted)
+    absent = sorted(set(wanted["image_id"]) - set(joined["image_id"]))
+    if absent:
+        raise ValueError(f"`dataset_name` must hold the images of `image_id`; {', '.join(absent)} are not there")
+    return joined
 
 
 def _has_file_names(rows: Any) -> bool:
