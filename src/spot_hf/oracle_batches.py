@@ -19,34 +19,44 @@ from .placement import PLACEMENTS, generator_for, place
 READ_AHEAD = 256  # images of a stream that wait in memory
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where tokens are to be placed: a prior, how many, and the seed of a random one."""
+
+    placement: str
+    num_tokens: int
+    seed: int = 0
+
+
 class Shards:
     """
     Which shards a run has, and which it lacks, over all budgets.
 
     Args:
         run ([`RunDirectory`]): where they are.
-        configs (`dict`): number of tokens → config.
+        configs (`dict`): [`Start`] of each budget → config.
         split (`str`): of the source.
         num_images (`int`, *optional*): in the source; `None` for a stream whose source does not say.
         shard_size (`int`): images per shard.
     """
 
-    def __init__(self, run: RunDirectory, configs: dict[int, str], split: str, num_images: int | None, shard_size: int):
+    def __init__(self, run: RunDirectory, configs: dict[Start, str], split: str, num_images: int | None, shard_size: int):
         self.run, self.configs, self.split, self.num_images = run, configs, split, num_images
         self.shard_size = shard_size
         self.total = None if num_images is None else -(-num_images // self.shard_size)
-        self.done = {num_tokens: set(run.shards(config, split)) for num_tokens, config in self.configs.items()}
-        self.missing = [shard for shard in range(self.total or 0) if self.missing_budgets(shard)]
+        self.done = {start: set(run.shards(config, split)) for start, config in self.configs.items()}
+        self.missing = [shard for shard in range(self.total or 0) if self.lacks(shard)]
 
-    def missing_budgets(self, shard: int) -> list[int]:
-        return [num_tokens for num_tokens, done in self.done.items() if shard not in done]
+    def lacks(self, shard: int) -> list[Start]:
+        """The budgets that a shard is missing for."""
+        return [start for start, done in self.done.items() if shard not in done]
 
     def rows_of(self, shard: int) -> range:
         stop = (shard + 1) * self.shard_size
         return range(shard * self.shard_size, stop if self.num_images is None else min(stop, self.num_images))
 
-    def path(self, num_tokens: int, shard: int) -> Path:
-        return self.run.shard_path(self.configs[num_tokens], self.split, shard, self.total)
+    def path(self, start: Start, shard: int) -> Path:
+        return self.run.shard_path(self.configs[start], self.split, shard, self.total)
 
 
 @dataclass
@@ -55,7 +65,7 @@ class Work:
 
     shard: int
     images: list[int] | list[EncodedImage]  # rows of a data set, or what was read from a stream
-    num_tokens: list[int]  # budgets that the shard lacks
+    starts: list[Start]  # what is to be done with them
     closes_shard: bool
 
 
@@ -70,21 +80,20 @@ class Batch:
     image_size: list[tuple[int, int]] = field(default_factory=list)
     label: list[int | None] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
-    starts: dict[int, torch.Tensor] = field(default_factory=dict)  # by budget: (batch_size, num_tokens, 2), model frame
+    starts: dict[Start, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
     failed: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Preparation(torch.utils.data.Dataset):
     """What the workers do: read, hash and decode images, prepare them for the model, place their tokens."""
 
-    def __init__(self, images: datasets.Dataset | None, split: str, image_processor: Any, placement: str, seed: int):
+    def __init__(self, images: datasets.Dataset | None, split: str, image_processor: Any):
         self.images, self.split, self.image_processor = images, split, image_processor
-        self.placement, self.seed = placement, seed
 
     def __getitem__(self, work: Work) -> Batch:
         batch = Batch(work)
         pixel_values: list[torch.Tensor] = []
-        starts: dict[int, list[torch.Tensor]] = {num_tokens: [] for num_tokens in work.num_tokens}
+        starts: dict[Start, list[torch.Tensor]] = {start: [] for start in work.starts}
         for one in work.images:
             image = self._read(one)
             try:
@@ -103,12 +112,13 @@ class Preparation(torch.utils.data.Dataset):
             batch.image_size.append(decoded.size)
             batch.label.append(image.label)
             pixel_values.append(pixels)
-            for num_tokens, sets in starts.items():
-                generator = generator_for(self.seed, image.image_id) if PLACEMENTS[self.placement].random else None
-                sets.append(place(self.placement, num_tokens, pixels, self.image_processor.patch_size, generator))
+            for start, sets in starts.items():
+                generator = generator_for(start.seed, image.image_id) if PLACEMENTS[start.placement].random else None
+                patch_size = self.image_processor.patch_size
+                sets.append(place(start.placement, start.num_tokens, pixels, patch_size, generator))
         if pixel_values:
             batch.pixel_values = torch.stack(pixel_values)
-            batch.starts = {num_tokens: torch.stack(sets) for num_tokens, sets in starts.items()}
+            batch.starts = {start: torch.stack(sets) for start, sets in starts.items()}
         return batch
 
     def _read(self, one: int | EncodedImage) -> EncodedImage:
@@ -139,7 +149,7 @@ class Plan:
     def _batches(self, shard: int, images: list) -> Iterator[Work]:
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
-            yield Work(shard, part, self.shards.missing_budgets(shard), start + self.batch_size >= len(images))
+            yield Work(shard, part, self.shards.lacks(shard), start + self.batch_size >= len(images))
 
     def _rows(self) -> Iterator[Work]:
         for shard in self.my_shards():
@@ -164,7 +174,7 @@ class Plan:
                     f"{self.shards.num_images}"
                 )
             wanted = shard in mine if mine is not None else shard % self.num_processes == self.process_index
-            if images and wanted and self.shards.missing_budgets(shard):
+            if images and wanted and self.shards.lacks(shard):
                 yield from self._batches(shard, images)
             if len(images) < size:
                 self.num_seen = shard * size + len(images)

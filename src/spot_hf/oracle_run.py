@@ -39,7 +39,7 @@ from .coordinates import (
 from .data import encoded, load_images, resolve_revision
 from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .oracle import OracleResult, SpotOracle, check_oracle_arguments
-from .oracle_batches import Batch, Plan, Preparation, Shards
+from .oracle_batches import Batch, Plan, Preparation, Shards, Start
 from .output_dirs import check_output_dir, write_atomically
 from .pictures import save_run_picture
 from .placement import PLACEMENTS, check_placement
@@ -202,8 +202,8 @@ def run_oracle(
     facts = {"command": command, "versions": _versions(), "device": _device_name(state.device)}
     _on_first_process(state, lambda: _open(run, parameters, facts, overwrite_output_dir, arguments))
 
-    configs = dict(zip(arguments.num_tokens, arguments.config_names, strict=True))
-    shards = Shards(run, configs, split, num_images, arguments.shard_size)
+    starts = [Start(arguments.placement, num_tokens, arguments.seed) for num_tokens in arguments.num_tokens]
+    shards = Shards(run, dict(zip(starts, arguments.config_names, strict=True)), split, num_images, arguments.shard_size)
     if shards.missing or shards.total is None:
         image_processor = load_image_processor(arguments.model, arguments.revision)
         _check_processor(image_processor)
@@ -280,7 +280,7 @@ def _search(
     plan = Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
     mapped = isinstance(images, datasets.Dataset)
     loader = torch.utils.data.DataLoader(
-        Preparation(encoded(images) if mapped else None, shards.split, image_processor, arguments.placement, arguments.seed),
+        Preparation(encoded(images) if mapped else None, shards.split, image_processor),
         sampler=plan,
         batch_size=None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
@@ -289,25 +289,25 @@ def _search(
     label = images.features.get("label", datasets.Value("int64"))
     trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
     features = {
-        num_tokens: coordinate_features(label, num_tokens, trajectory_length, arguments.optimize_window_scales)
-        for num_tokens in arguments.num_tokens
+        start: coordinate_features(label, start.num_tokens, trajectory_length, arguments.optimize_window_scales)
+        for start in shards.configs
     }
     progress = _Progress(shards, plan, arguments, state, say)
-    open_shards: dict[int, Shard] = {}
+    open_shards: dict[Start, Shard] = {}
     with progress.bar:
         for batch in loader:
             results = _optimize(oracle, batch, device)
-            for num_tokens in batch.work.num_tokens:
-                shard = open_shards.setdefault(num_tokens, Shard(features[num_tokens]))
+            for start in batch.work.starts:
+                shard = open_shards.setdefault(start, Shard(features[start]))
                 shard.failed += batch.failed
-                if num_tokens in results:
-                    _add_rows(shard, batch, results[num_tokens], image_processor)
+                if start in results:
+                    _add_rows(shard, batch, results[start], image_processor)
                 if batch.work.closes_shard:
-                    shard.write(shards.path(num_tokens, batch.work.shard))
-                    del open_shards[num_tokens]
-                    progress.count(num_tokens, shard)
+                    shard.write(shards.path(start, batch.work.shard))
+                    del open_shards[start]
+                    progress.count(start.num_tokens, shard)
                 else:
-                    progress.show(num_tokens, shard)
+                    progress.show(start.num_tokens, shard)
             progress.bar.update(len(batch.image_index) + len(batch.failed))
     return plan.num_seen
 
@@ -316,7 +316,7 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[int, OracleResult]:
+def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[Start, OracleResult]:
     """Runs the oracle on a batch, for each budget."""
     if batch.pixel_values is None:
         return {}
@@ -333,8 +333,8 @@ def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[in
     else:
         targets = oracle.full_grid_targets(pixel_values)
     return {
-        num_tokens: oracle.optimize(pixel_values, labels, start.to(device), targets)
-        for num_tokens, start in batch.starts.items()
+        start: oracle.optimize(pixel_values, labels, coordinates.to(device), targets)
+        for start, coordinates in batch.starts.items()
     }
 
 
