@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "pillow",
     "matplotlib",  # pictures and plots
     "scikit-learn",  # digits, the embedded data set
+    "fsspec",  # images of a stream from the Hub
     "scipy",  # confidence intervals
     "tenacity",  # uploads that are tried again
     "psutil",  # peak memory in the benchmark
@@ -45,7 +46,7 @@ setup(
     python_requires=">=3.10",
     packages=["spot_hf", "spot_hf.hub_cards"],
     package_dir={"spot_hf": "src/spot_hf", "spot_hf.hub_cards": "hub_cards"},
-    package_data={"spot_hf.hub_cards": ["*.md"]},
+    package_data={"spot_hf": ["metrics/*/*"], "spot_hf.hub_cards": ["*.md"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["spot-hf=spot_hf.cli:main_and_exit"]},

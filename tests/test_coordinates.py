@@ -24,9 +24,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 from spot_hf import SpotViTModel, convert_checkpoint, join_coordinates, load_coordinates
 from spot_hf.coordinates import coordinate_features
 from spot_hf.data import load_images
-from spot_hf.evaluation import Accuracy, Difference, evaluate_transfer, snap_to_grid
+from spot_hf.intervals import Accuracy, Difference
 from spot_hf.oracle_run import OracleRunArguments, run_oracle
 from spot_hf.showing import show_coordinates
+from spot_hf.transfer import evaluate_transfer, snap_to_grid
 
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]  # of the model `tiny_vit`
@@ -279,16 +280,22 @@ def test_images_without_coordinates_are_left_out(made):
     assert joined["image_index"] == [3, 4, 9] and contents(joined) == [made.files[i].read_bytes() for i in (3, 4, 9)]
 
 
+def test_many_gaps(nameless, monkeypatch):
+    """Beyond a limit, a table of many slices would be slower than a copy."""
+    monkeypatch.setattr("spot_hf.coordinates.MAX_SLICES", 3)
+    chosen = [0, 2, 4, 6, 11]
+    joined = join_coordinates(nameless.images, nameless.rows.select(chosen))
+    assert joined["image_index"] == chosen and contents(joined) == [contents(nameless.images)[i] for i in chosen]
+
+
 def test_images_are_not_copied(nameless):
-    """The bytes stay in the memory-mapped files that `datasets` prepared, whatever their order."""
-    shuffled = [4, 5, 6, 1, 0]
-    for images, rows in ((nameless.images, nameless.rows), (nameless.images, nameless.rows.select(range(3, 8)))):
-        joined = join_coordinates(images, rows)
-        assert joined._indices is None
-        mapped = [block for blocks in joined.data.blocks for block in blocks if "image" in block.column_names]
-        assert mapped and all(isinstance(block, datasets.table.MemoryMappedTable) for block in mapped)
-    joined = join_coordinates(nameless.images, nameless.rows).select(shuffled)
-    assert contents(joined) == [contents(nameless.images)[i] for i in shuffled]
+    """Their bytes stay in the memory-mapped file that `datasets` prepared, also where some are left out."""
+    [file] = {one["filename"] for one in nameless.images.cache_files}
+    for chosen in (range(COUNT), range(3, 8), [0, 4, 5, 6, 11]):
+        joined = join_coordinates(nameless.images, nameless.rows.select(chosen))
+        assert joined._indices is None and joined["image_index"] == list(chosen)
+        blocks = [block for blocks in joined.data.blocks for block in blocks if "image" in block.column_names]
+        assert blocks and all(isinstance(block, datasets.table.MemoryMappedTable) and block.path == file for block in blocks)
 
 
 @pytest.mark.parametrize("kind", ["made", "nameless"])
@@ -307,6 +314,10 @@ def test_a_stream_is_joined_alike(kind, request):
         assert {**row, "image": np.array(row["image"]).tolist()} == {**other, "image": np.array(other["image"]).tolist()}
     part = join_coordinates(stream.take(7), it.rows.select(range(5, 12)))
     assert [row["image_index"] for row in part] == [5, 6]
+    # A stream that does not state its columns, as after `map`: images as they are stored are images still.
+    unstated = stream.cast_column("image", datasets.Image(decode=False)).map(lambda row: row)
+    assert unstated.features is None
+    assert [row["image_sha256"] for row in join_coordinates(unstated, it.rows)] == it.rows["image_sha256"]
 
 
 def test_changed_images_are_counted_and_named(made, tmp_path):
@@ -671,13 +682,19 @@ def test_pictures_from_a_copy_in_another_order(made, tmp_path):
     for i, file in enumerate(reversed(made.files)):
         (tmp_path / "data" / "test" / f"{i:02d}").mkdir(parents=True)
         shutil.copy(file, tmp_path / "data" / "test" / f"{i:02d}")
-    ids = [made.files[0].name, made.files[11].name]
     options = {"config": made.config, "say": quiet}
-    written = show_coordinates(made.run, ids, tmp_path / "out", dataset_name=str(tmp_path / "data"), **options)
-    expected = show_coordinates(made.run, ids, tmp_path / "expected", dataset_name=made.pictures, **options)
-    assert {path.name: path.read_bytes() for path in written} == {path.name: path.read_bytes() for path in expected}
+    # At their places in the copy are none of these images, or two of these three.
+    for case, indices in enumerate([(0, 10), (0, 11, 3)]):
+        ids = [made.files[i].name for i in indices]
+        pictures = [
+            show_coordinates(made.run, ids, tmp_path / f"out{case}" / source.name, dataset_name=str(source), **options)
+            for source in (tmp_path / "data", Path(made.pictures))
+        ]
+        found, expected = ({path.name: path.read_bytes() for path in written} for written in pictures)
+        assert found == expected and len(found) == len(indices)
     shutil.rmtree(tmp_path / "data" / "test" / "00")  # the last image's
-    with pytest.raises(ValueError, match=f"`dataset_name` must hold the images of `image_id`; {ids[1]} are not there"):
+    absent = made.files[11].name
+    with pytest.raises(ValueError, match=f"`dataset_name` must hold the images of `image_id`; {absent} are not there"):
         show_coordinates(made.run, ids, tmp_path / "out", dataset_name=str(tmp_path / "data"), **options)
 
 

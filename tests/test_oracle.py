@@ -57,8 +57,8 @@ def decided(model):
 
 @contextmanager
 def passes(model):
-    """Counts, while it is open: the batch size of each forward pass of the encoder, those that keep what a backward pass needs,
-    and backward passes."""
+    """Counts, while it is open: the batch size of each forward pass of the encoder, those that keep what a backward pass
+    needs, and backward passes."""
     encoder = model.base_model
     counted = {"forward": [], "kept": 0, "backward": 0}
 

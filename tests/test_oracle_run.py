@@ -1,5 +1,6 @@
 """The oracle over a data set: `spot-hf oracle`. Real processes, killed for real."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -164,6 +165,40 @@ def test_a_stream_of_unknown_length(options, undisturbed, images, tmp_path, monk
         path.unlink()
     assert main(run) == 0
     assert rows_of(tmp_path / "run") == before
+
+
+def stream_a_folder(images, repo_id):
+    """In its process: uploads a folder of images, streams it back, and says what came."""
+    from huggingface_hub import HfApi
+
+    from spot_hf.data import iterate_encoded, load_images
+
+    HfApi().create_repo(repo_id, repo_type="dataset")
+    HfApi().upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=images)
+    found = {}
+    for streaming in (True, False):
+        loaded = load_images(repo_id, split="validation", streaming=streaming)
+        found[str(streaming)] = [
+            (image.image_id, image.sha256, image.label) for image in iterate_encoded(loaded, "validation")
+        ]
+        assert next(iter(loaded))["image"].size
+    return found
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_streams_from_the_hub_bring_the_stored_bytes(hub, fresh_process, tmp_path, kind):
+    data = save_images(tmp_path / "data", 6)
+    rows = pq.read_table(data / "validation.parquet").to_pylist()
+    if kind == "folder":
+        for row in rows:
+            directory = tmp_path / "folder/validation" / str(row["label"])
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / row["image"]["path"]).write_bytes(row["image"]["bytes"])
+    uploaded = data if kind == "parquet" else tmp_path / "folder"
+    found = fresh_process(stream_a_folder, uploaded, f"alice/{kind}", hub=hub, token="hf_alice")
+    expected = {row["image"]["path"]: hashlib.sha256(row["image"]["bytes"]).hexdigest() for row in rows}
+    for one in found.values():
+        assert {image_id: digest for image_id, digest, _ in one} == expected
 
 
 def test_two_processes_and_one_give_the_same_rows(options, undisturbed, tmp_path):

@@ -7,7 +7,6 @@ without a token loads what is there by then (`read`), and others are refused (`u
 import json
 import re
 import shutil
-import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -138,12 +137,7 @@ def pushed(hub, runs, fresh_process):
     hub.fail("POST", "/repos/create", 409, message="Cannot create repo: another conflicting operation is in progress")
     hub.fail("POST", "/repos/create", None, done=True)
 
-    def go_away():
-        """For three seconds, while files are being uploaded."""
-        threading.Thread(target=lambda: (hub.stop(), time.sleep(3), hub.start())).start()
-        time.sleep(0.5)
-
-    hub.meanwhile("PUT", "alice/away/", go_away)
+    hub.meanwhile("PUT", "alice/away/", lambda: hub.leave(3))
     before = files_of(Path(runs["ant"]))
     result = fresh_process(push_again, runs["ant"], runs["coarse"], hub=hub, token="hf_alice")
     assert files_of(Path(runs["ant"])) == before

@@ -186,14 +186,54 @@ class ShowArguments(CommonArguments):
 
 @dataclass(kw_only=True)
 class EvaluateArguments(DatasetArguments, CommonArguments):
-    model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
-    coordinates: str = field(metadata={"help": "A coordinate data set: a directory or a Hub id."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model's Hub id."})
+    model: list[str] = field(metadata={"help": "SpotViT classifiers: directories or Hub ids."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where results are written. The same command goes on with them. Optional with --coordinates."},
+    )
+    dataset_name: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "digits, a Hub id, or a directory that load_dataset reads (default with --coordinates: what they name)."
+        },
+    )
+    num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
+    placement: list[str] | None = field(
+        default=None, metadata={"help": "Priors that place them (default: all that need no saliency map)."}
+    )
+    baselines: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "full_grid, shrunken_image, larger_windows, token_merging, token_merging_same_cost (all by default), none."
+        },
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels per side, such as 128 224 384 (default: the model's own)."}
+    )
+    num_seeds: int = field(default=3, metadata={"help": "Draws of each random placement."})
+    seed: int = field(default=0, metadata={"help": "Seed of the first of them."})
+    among_labels: bool = field(
+        default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
+    )
+    knn_dataset_split: str | None = field(
+        default=None, metadata={"help": "Also measure kNN accuracy (k = 20, cosine) by the features of this split."}
+    )
+    knn_samples: int = field(default=5000, metadata={"help": "Images of that split."})
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    batch_size: int = field(default=50, metadata={"help": "Images per forward pass."})
+    shard_size: int = field(default=250, metadata={"help": "Images per line of the ledger: what a killed run may lose."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that decode ahead."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir, and begin anew."})
+    published: bool = field(default=False, metadata={"help": "Also draw the paper's figures, marked as published."})
+    coordinates: str | None = field(
+        default=None,
+        metadata={
+            "help": "A coordinate data set, a directory or a Hub id: measure instead what its positions are worth to --model."
+        },
+    )
     config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
     split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
-    batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    output_dir: str | None = field(default=None, metadata={"help": "Also write transfer.json and transfer.md there."})
 
 
 # ----------------------------------------------------------------------------------------------------------- commands
@@ -308,16 +348,34 @@ def show(arguments: ShowArguments) -> int:
 
 
 def evaluate(arguments: EvaluateArguments) -> int:
-    """Measure what another model's coordinates are worth to a model: accuracy at initial, shared and snapped positions."""
-    from .evaluation import evaluate_transfer
+    """Measure accuracy by tokens and placement, beside baselines; or, with --coordinates, at another model's positions."""
+    from .evaluation import BASELINES, DEFAULT_PLACEMENTS, EvaluationArguments, run_evaluation
+    from .transfer import evaluate_transfer
 
+    if arguments.coordinates is None:
+        for name in ("dataset_name", "output_dir"):
+            if getattr(arguments, name) is None:
+                raise UsageError(f"--{name} is needed without --coordinates; got none")
+        values = {name: value for name, value in vars(arguments).items() if name in EvaluationArguments.__dataclass_fields__}
+        values["placement"] = DEFAULT_PLACEMENTS if arguments.placement is None else arguments.placement
+        values["baselines"] = list(BASELINES) if arguments.baselines is None else arguments.baselines
+        values["baselines"] = [] if values["baselines"] == ["none"] else values["baselines"]
+        run_evaluation(
+            EvaluationArguments(**values),
+            str(arguments.output_dir),
+            overwrite_output_dir=arguments.overwrite_output_dir,
+            published=arguments.published,
+            command=shlex.join(["spot-hf", "evaluate", *_ARGV]),
+        )
+        return 0
     _at_least_one(arguments, "batch_size", "max_samples")
+    if len(arguments.model) != 1:
+        raise UsageError(f"--model must be one model with --coordinates; got {len(arguments.model)}")
     evaluate_transfer(
-        arguments.model,
+        arguments.model[0],
         arguments.coordinates,
         arguments.dataset_name,
         output_dir=arguments.output_dir,
-        revision=arguments.revision,
         config=arguments.config,
         coordinates_split=arguments.split,
         dataset_config_name=arguments.dataset_config_name,
@@ -326,7 +384,6 @@ def evaluate(arguments: EvaluateArguments) -> int:
         label_column_name=arguments.label_column_name,
         max_samples=arguments.max_samples,
         batch_size=arguments.batch_size,
-        device=arguments.device,
     )
     return 0
 

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .data import encoded_image
+from .data import DIGITS, encoded, encoded_image
 from .output_dirs import write_atomically
 
 
@@ -389,6 +389,14 @@ def load_record(path: str | Path, config: str, split: str, *, revision: str | No
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+def source_of(record: dict[str, Any]) -> tuple[str, str | None]:
+    """Name and config of the data set whose images a record's rows point at; `ValueError` where it lay in a directory."""
+    name = record["parameters"]["dataset_name"]
+    if name != DIGITS and name.count("/") != 1:
+        raise ValueError(f"`dataset_name` is needed: the images lay in a local directory, {name!r}; got none")
+    return name, record["parameters"]["dataset_config_name"]
+
+
 def join_coordinates(
     images: datasets.Dataset | datasets.IterableDataset,
     coordinates: datasets.Dataset,
@@ -422,7 +430,7 @@ def join_coordinates(
         raise ValueError(f"`image_column_name` must be one of {', '.join(images.features)}; got {image_column_name!r}")
     finder = _Finder(coordinates, split)
     new = [name for name in coordinates.column_names if name not in images.features]
-    undecoded = images.cast_column(image_column_name, datasets.Image(decode=False))
+    undecoded = encoded(images, image_column_name)
     if isinstance(images, datasets.IterableDataset):
         return _join_stream(undecoded, coordinates, finder, new, image_column_name)
     stored = (row[image_column_name] for row in undecoded.select_columns([image_column_name]))

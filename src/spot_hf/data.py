@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
@@ -64,7 +67,7 @@ def load_images(
         kind = type(dataset.features[image_column_name]).__name__
         raise ValueError(f"`image_column_name` must name a column of images; {image_column_name!r} is of type {kind}")
     # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
-    dataset = dataset.select_columns(list(names.values())).cast_column(image_column_name, datasets.Image(decode=False))
+    dataset = encoded(dataset, image_column_name).select_columns(list(names.values()))
     dataset = dataset.rename_columns({old: new for new, old in names.items() if old != new})
     dataset = dataset.cast_column("image", datasets.Image())
     if max_samples is None:
@@ -143,9 +146,11 @@ class EncodedImage:
         return image
 
 
-def encoded(images: datasets.Dataset | datasets.IterableDataset) -> Any:
-    """The same data set, with images as the bytes that are stored."""
-    return images.cast_column("image", datasets.Image(decode=False))
+def encoded(images: datasets.Dataset | datasets.IterableDataset, image_column_name: str = "image") -> Any:
+    """The same data set, with images as the bytes that are stored, or where these are."""
+    if isinstance(images, datasets.IterableDataset):
+        images = images.decode(False)  # or a later cast would come after the decoding
+    return images.cast_column(image_column_name, datasets.Image(decode=False))
 
 
 def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
@@ -160,7 +165,8 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
     stored = row["image"] or {}
     path, content = stored.get("path"), stored.get("bytes")
     if content is None:
-        content = Path(path).read_bytes() if path else b""
+        with fsspec.open(path) if path else nullcontext(BytesIO()) as file:  # of a stream, on the Hub
+            content = file.read()
     return EncodedImage(index, image_id_of(path, index, split), content, row.get("label"))
 
 

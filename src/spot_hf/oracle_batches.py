@@ -81,24 +81,42 @@ class Batch:
     label: list[int | None] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
     starts: dict[Start, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
+    smaller: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # the images at other (height, width)
     failed: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Preparation(torch.utils.data.Dataset):
-    """What the workers do: read, hash and decode images, prepare them for the model, place their tokens."""
+    """
+    What the workers do: read, hash and decode images, prepare them for the model, place their tokens.
 
-    def __init__(self, images: datasets.Dataset | None, split: str, image_processor: Any):
-        self.images, self.split, self.image_processor = images, split, image_processor
+    Args:
+        images (`datasets.Dataset`, *optional*): encoded, of which work names rows; a stream's work brings its images.
+        split (`str`): for the ids of images without file names.
+        image_processor: of the model.
+        smaller (`dict`, *optional*): `(height, width)` → a processor that also gives the images at that size.
+    """
+
+    def __init__(
+        self,
+        images: datasets.Dataset | None,
+        split: str,
+        image_processor: Any,
+        smaller: dict[tuple[int, int], Any] | None = None,
+    ):
+        self.images, self.split, self.image_processor, self.smaller = images, split, image_processor, smaller or {}
 
     def __getitem__(self, work: Work) -> Batch:
         batch = Batch(work)
         pixel_values: list[torch.Tensor] = []
         starts: dict[Start, list[torch.Tensor]] = {start: [] for start in work.starts}
+        smaller: dict[tuple[int, int], list[torch.Tensor]] = {size: [] for size in self.smaller}
         for one in work.images:
             image = self._read(one)
             try:
                 decoded = image.decode()
-                pixels = self.image_processor(decoded, placement="grid", return_tensors="pt")["pixel_values"][0]
+                pixels = _pixels(self.image_processor, decoded)
+                for size, processor in self.smaller.items():
+                    smaller[size].append(_pixels(processor, decoded))
             except Exception as error:  # whatever a decoder makes of a broken file
                 reason = str(error).strip().splitlines()
                 batch.failed.append({
@@ -119,6 +137,7 @@ class Preparation(torch.utils.data.Dataset):
         if pixel_values:
             batch.pixel_values = torch.stack(pixel_values)
             batch.starts = {start: torch.stack(sets) for start, sets in starts.items()}
+            batch.smaller = {size: torch.stack(images) for size, images in smaller.items()}
         return batch
 
     def _read(self, one: int | EncodedImage) -> EncodedImage:
@@ -129,6 +148,10 @@ class Preparation(torch.utils.data.Dataset):
             return encoded_image(self.images[one], one, self.split)
         except OSError:  # a file that is gone: an image without content, which cannot be decoded
             return EncodedImage(one, image_id_of(None, one, self.split), b"", None)
+
+
+def _pixels(image_processor: Any, image: Any) -> torch.Tensor:
+    return image_processor(image, placement="grid", return_tensors="pt")["pixel_values"][0]
 
 
 class Plan:

@@ -173,7 +173,7 @@ def run_oracle(
             model or data set, or no access to it.
     """
     arguments.check()
-    state = _process_state()
+    state = process_state()
     say = say if state.is_main_process else (lambda *_: None)
     config = load_spot_vit_config(arguments.model, arguments.revision)
     _check_model(arguments, config)
@@ -195,12 +195,12 @@ def run_oracle(
         "dataset_split": split,
         "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
         "revision": getattr(config, "_commit_hash", None) or arguments.revision,
-        "model_sha256": _weights_digest(arguments.model),
+        "model_sha256": weights_digest(arguments.model),
         "num_images": num_images,
     }
     run = RunDirectory(Path(output_dir).expanduser().resolve())
-    facts = {"command": command, "versions": _versions(), "device": _device_name(state.device)}
-    _on_first_process(state, lambda: _open(run, parameters, facts, overwrite_output_dir, arguments))
+    facts = {"command": command, "versions": versions(), "device": device_name(state.device)}
+    open_run(state, run, parameters, facts, overwrite_output_dir, [arguments.model, arguments.dataset_name])
 
     starts = [Start(arguments.placement, num_tokens, arguments.seed) for num_tokens in arguments.num_tokens]
     shards = Shards(run, dict(zip(starts, arguments.config_names, strict=True)), split, num_images, arguments.shard_size)
@@ -223,7 +223,7 @@ def run_oracle(
     return summaries
 
 
-def _process_state() -> PartialState:
+def process_state() -> PartialState:
     """A process waits for the slowest, which may have a shard more: longer than collectives wait by default."""
     cpu = not torch.accelerator.is_available()
     if not cpu:
@@ -233,28 +233,29 @@ def _process_state() -> PartialState:
     return PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
 
 
-def _on_first_process(state: PartialState, function: Any) -> None:
-    """Runs it once; its error is every process's."""
+def open_run(
+    state: PartialState,
+    run: RunDirectory,
+    parameters: dict[str, Any],
+    facts: dict[str, Any],
+    overwrite: bool,
+    inputs: list[str],
+) -> None:
+    """Begins a run in a directory, or goes on with one, on the first process; its error is every process's."""
     outcome: list[Any] = [None]
     if state.is_main_process:
         try:
-            function()
+            if overwrite:
+                check_output_dir(run.directory, True, inputs=inputs)
+                if run.directory.exists():
+                    shutil.rmtree(run.directory)
+            run.open(parameters, facts)
         except (ValueError, OSError) as error:
             outcome = [error]
     if state.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[0] is not None:
         raise outcome[0]
-
-
-def _open(
-    run: RunDirectory, parameters: dict[str, Any], facts: dict[str, Any], overwrite: bool, arguments: OracleRunArguments
-) -> None:
-    if overwrite:
-        check_output_dir(run.directory, True, inputs=[arguments.model, arguments.dataset_name])
-        if run.directory.exists():
-            shutil.rmtree(run.directory)
-    run.open(parameters, facts)
 
 
 def _search(
@@ -539,7 +540,7 @@ def _check_processor(image_processor: Any) -> None:
         )
 
 
-def _weights_digest(model: str) -> str | None:
+def weights_digest(model: str) -> str | None:
     """Of a local model, whose files may change between two runs; a Hub model has its commit."""
     directory = Path(model).expanduser()
     if not directory.is_dir():
@@ -553,7 +554,7 @@ def _weights_digest(model: str) -> str | None:
     return digest.hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     return {
         "spot_hf": __version__,
         "torch": torch.__version__,
@@ -564,5 +565,5 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -26,13 +26,13 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from .conversion import convert_checkpoint
 from .coordinates import load_coordinates
 from .data import DIGITS, DIGITS_SIZE, load_images
-from .evaluation import evaluate_transfer, transfer_table
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle_run import OracleRunArguments, run_oracle
 from .output_dirs import replaced_directory
 from .pictures import save_accuracy_plot, save_windows_picture
 from .placement import PLACEMENTS, generator_for, place
 from .showing import show_coordinates
+from .transfer import evaluate_transfer, transfer_table
 
 
 # Full-grid logits of a converted model equal its source's to this, in float32: the rounding of a dozen layers.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .coordinates import join_coordinates, load_coordinates, load_record
-from .data import DIGITS, load_images
+from .coordinates import join_coordinates, load_coordinates, load_record, source_of
+from .data import load_images
 from .image_processing_spot_vit import SpotViTImageProcessorPil
 from .output_dirs import write_atomically
 from .pictures import save_oracle_picture
@@ -56,9 +56,7 @@ def show_coordinates(
         raise ValueError(f"`image_id` must be ids of {coordinates!r}, such as {known}; got {', '.join(map(repr, absent))}")
     record = load_record(coordinates, rows.info.config_name, str(rows.split))
     parameters = record["parameters"]
-    source = dataset_name or parameters["dataset_name"]
-    if dataset_name is None and source != DIGITS and source.count("/") != 1:
-        raise ValueError(f"`dataset_name` is needed: the images lay in a local directory, {source!r}; got none")
+    source = dataset_name or source_of(record)[0]
     images = load_images(
         source,
         config_name=dataset_config_name or parameters["dataset_config_name"],

@@ -2,24 +2,21 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from tqdm import tqdm
 
-from .coordinates import join_coordinates, load_coordinates
+from .coordinates import join_coordinates, load_coordinates, load_record, source_of
 from .data import load_images
+from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .output_dirs import write_atomically
 from .placement import grid
 
 
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
 # Of one image: what each set of positions is.
 POSITIONS = {
     "initial": "where the search began",
@@ -28,48 +25,10 @@ POSITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """In percent, with its 95 % interval (Wilson)."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, right: np.ndarray) -> "Accuracy":
-        interval = binomtest(int(right.sum()), len(right)).proportion_ci(CONFIDENCE, method="wilson")
-        return cls(100 * float(right.mean()), 100 * interval.low, 100 * interval.high)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """
-    Of two accuracies on the same images, in points, with its 95 % interval: a percentile bootstrap over images.
-
-    `gained` images are right only with the second, `lost` only with the first.
-    """
-
-    value: float
-    low: float
-    high: float
-    gained: int
-    lost: int
-
-    @classmethod
-    def of(cls, first: np.ndarray, second: np.ndarray, seed: int = 0) -> "Difference":
-        count, gained, lost = len(first), int((~first & second).sum()), int((first & ~second).sum())
-        # To draw images with replacement is to draw these three counts from a multinomial distribution.
-        shares = [gained / count, lost / count, (count - gained - lost) / count]
-        draws = np.random.default_rng(seed).multinomial(count, shares, size=RESAMPLES)
-        low, high = np.quantile((draws[:, 0] - draws[:, 1]) / count, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return cls(100 * (gained - lost) / count, 100 * float(low), 100 * float(high), gained, lost)
-
-
 def evaluate_transfer(
     model: str,
     coordinates: str,
-    dataset_name: str,
+    dataset_name: str | None = None,
     *,
     output_dir: str | Path | None = None,
     revision: str | None = None,
@@ -91,8 +50,8 @@ def evaluate_transfer(
     Args:
         model (`str`): directory or Hub id of a SpotViT classifier; revision (`str`, *optional*): of a Hub id.
         coordinates (`str`): directory or Hub id of a coordinate data set.
-        dataset_name, dataset_config_name, dataset_split, image_column_name, label_column_name: the images that the coordinates
-            point at, as in [`load_images`].
+        dataset_name (`str`, *optional*): the images that the coordinates point at; by default the Hub id that these name.
+        dataset_config_name, dataset_split, image_column_name, label_column_name: likewise, as in [`load_images`].
         output_dir (`str`, *optional*): where `transfer.json` and `transfer.md` are written.
         config, coordinates_split (`str`, *optional*): of the coordinate data set, where it has several.
         max_samples (`int`, *optional*): the first so many images that have coordinates.
@@ -112,6 +71,8 @@ def evaluate_transfer(
             raise ValueError(f"`{name}` must be at least 1; got {value}")
     check_classifier(model, load_spot_vit_config(model, revision))
     rows = load_coordinates(coordinates, config, coordinates_split)
+    if dataset_name is None:
+        dataset_name, dataset_config_name = source_of(load_record(coordinates, rows.info.config_name, str(rows.split)))
     images = load_images(
         dataset_name,
         config_name=dataset_config_name,

@@ -1,0 +1,617 @@
+"""What a model is worth at how many tokens, under which placement, against what one would use otherwise: `spot-hf evaluate`.
+
+A *cell* is a way to look (a placement or a baseline), a number of tokens, an image size, and the seed of a random placement.
+Images are decoded once, and each batch is classified under every cell, one after the other, so that what slows the machine
+slows all of them. The unit of work and of resume is a shard of images under a cell: a line of `lines-PROCESS.jsonl`.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .baselines import TokenMerging, covering_scale, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
+from .coordinates import RunDirectory
+from .data import encoded, load_images, resolve_revision
+from .evaluation_report import write_report
+from .intervals import Accuracy, Difference
+from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .modeling_spot_vit import SpotViTForImageClassification
+from .oracle import DTYPES
+from .oracle_batches import Batch, Preparation, Start, Work
+from .oracle_run import device_name, open_run, process_state, versions, weights_digest
+from .output_dirs import write_atomically
+from .placement import PLACEMENTS, check_placement
+
+
+METRICS = Path(__file__).parent / "metrics"
+KNN_NEIGHBORS = 20  # as the paper
+# Ways to look that are no placement.
+BASELINES = {
+    "full_grid": "the source model, all cells",
+    "shrunken_image": "the source model on an image shrunk to that many cells, position table interpolated bicubically",
+    "larger_windows": "isotropic, with windows so large that they cover the image",
+    "token_merging": "ToMe, merging down to that many tokens by the last layer",
+    "token_merging_same_cost": "ToMe, merging as much as makes it as cheap as that many tokens",
+}
+DEFAULT_PLACEMENTS = [name for name, placement in PLACEMENTS.items() if not placement.saliency and name != "grid"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured."""
+
+    way: str  # a placement, or a baseline
+    num_tokens: int
+    seed: int | None = None  # of a random placement
+
+    @property
+    def start(self) -> Start | None:
+        """Where tokens are to be placed for it."""
+        if self.way in PLACEMENTS:
+            return Start(self.way, self.num_tokens, self.seed or 0)
+        return Start("isotropic", self.num_tokens) if self.way == "larger_windows" else None
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments:
+    """
+    What is evaluated. Results depend on all of these but `num_workers`.
+
+    Attributes:
+        model (`list[str]`): directories or Hub ids of SpotViT classifiers.
+        dataset_name, dataset_config_name, dataset_split, dataset_revision, image_column_name, label_column_name, max_samples:
+            as in [`load_images`].
+        num_tokens (`list[int]`): token counts; a number of tokens above the grid's is left out where a way cannot have it.
+        placement (`list[str]`): priors; those that need no saliency map by default.
+        baselines (`list[str]`): of `BASELINES`.
+        image_size (`list[int]`, *optional*): pixels per side; the model's own by default.
+        num_seeds (`int`): draws of each random placement; seed (`int`): of the first.
+        among_labels (`bool`): classify among the classes that occur in the split, where these are fewer than the model's.
+        knn_dataset_split (`str`, *optional*): also measure kNN accuracy, with the features of this split.
+        knn_samples (`int`): images of that split, drawn by the seed.
+        batch_size (`int`): images per forward pass; shard_size (`int`): images per line.
+        dtype (`str`): `"float32"`, or `"bfloat16"` or `"float16"` for autocast.
+        num_workers (`int`): processes that decode ahead.
+    """
+
+    model: list[str]
+    dataset_name: str
+    dataset_config_name: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    image_column_name: str = "image"
+    label_column_name: str = "label"
+    max_samples: int | None = None
+    num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196])
+    placement: list[str] = field(default_factory=lambda: list(DEFAULT_PLACEMENTS))
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    image_size: list[int] | None = None
+    num_seeds: int = 3
+    seed: int = 0
+    among_labels: bool = False
+    knn_dataset_split: str | None = None
+    knn_samples: int = 5000
+    batch_size: int = 50
+    shard_size: int = 250
+    dtype: str = "float32"
+    num_workers: int = 1
+
+    def check(self) -> None:
+        """`ValueError` for what no run can have, before anything is loaded."""
+        for name in self.placement:
+            for num_tokens in self.num_tokens:
+                check_placement(name, num_tokens)
+            if PLACEMENTS[name].saliency:
+                raise ValueError(f"`placement` {name!r} needs a saliency map per image, which an evaluation does not have")
+            if name == "grid":
+                raise ValueError("`placement` 'grid' is the baseline 'full_grid'; got it as a placement")
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise ValueError(f"`baselines` must be of {', '.join(BASELINES)}; got {name!r}")
+        for name in ("num_seeds", "batch_size", "shard_size", "max_samples", "knn_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {value}")
+        if self.num_workers < 0:
+            raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        names = [model_name(model) for model in self.model]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}")
+        if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
+            raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+
+    def recorded(self) -> dict[str, Any]:
+        """On which results depend. Of what lies on this machine the name, not the path."""
+        parameters = asdict(self)
+        del parameters["num_workers"]
+        parameters["model"] = {model_name(model): weights_digest(model) for model in self.model}
+        parameters["dataset_name"] = model_name(self.dataset_name)
+        return parameters
+
+
+def model_name(model: str) -> str:
+    """The Hub id, or the last part of a path."""
+    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
+
+
+# ------------------------------------------------------------------------------------------------------------- cells
+
+
+def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
+    """All cells of a model whose grid has `num_cells`."""
+    cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.baselines else []
+    for num_tokens in arguments.num_tokens:
+        for name in arguments.placement:
+            if PLACEMENTS[name].on_grid and num_tokens > num_cells:
+                continue
+            seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if PLACEMENTS[name].random else [None]
+            cells += [Cell(name, num_tokens, seed) for seed in seeds]
+        if num_tokens < num_cells:
+            cells += [Cell(name, num_tokens) for name in arguments.baselines if name != "full_grid"]
+    return cells
+
+
+Way = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Ways:
+    """For each cell, what turns a batch into logits `(batch_size, num_labels)` and features `(batch_size, pooled_size)`."""
+
+    def __init__(self, model: SpotViTForImageClassification, height: int, width: int, cells: list[Cell], dtype: str):
+        self.model, self.height, self.width, self.dtype = model, height, width, DTYPES[dtype]
+        config = model.config
+        num_cells = (height // config.patch_size) * (width // config.patch_size)
+        self.sizes: dict[Cell, tuple[int, int]] = {}  # of a shrunken image
+        self.ways: dict[Cell, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
+        for cell in cells:
+            if cell.way == "shrunken_image":
+                self.sizes[cell] = shrunken_size(cell.num_tokens, height, width, config.patch_size)
+                self.ways[cell] = partial(self._encode, shrink(model, *self.sizes[cell]))
+            elif cell.way.startswith("token_merging"):
+                layers = config.num_hidden_layers
+                if cell.way == "token_merging":
+                    schedule = merge_schedule(num_cells, cell.num_tokens, layers)
+                else:
+                    schedule = merge_schedule_of_cost(num_cells, cell.num_tokens, config.hidden_size, layers)
+                self.ways[cell] = partial(self._merge, TokenMerging(model, schedule))
+            else:
+                self.ways[cell] = partial(self._encode, model)
+
+    def __call__(self, cell: Cell, batch: Batch, device: torch.device) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+        """The forward pass, ready to be timed: its inputs are where they are needed."""
+        assert batch.pixel_values is not None
+        inputs = {"pixel_values": (batch.smaller[self.sizes[cell]] if cell in self.sizes else batch.pixel_values).to(device)}
+        if cell.start is not None:
+            inputs["coordinates"] = batch.starts[cell.start].to(device)
+        if cell.way == "larger_windows":
+            scale = covering_scale(cell.num_tokens, self.height, self.width, self.model.config.patch_size)
+            inputs["window_scales"] = torch.full(inputs["coordinates"].shape[:2], scale, device=device)
+        return partial(self._run, self.ways[cell], inputs)
+
+    def _run(self, way: Callable, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        device = inputs["pixel_values"].device.type
+        with torch.inference_mode(), torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return way(**inputs)
+
+    @staticmethod
+    def _encode(model: SpotViTForImageClassification, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = model.spot_vit(**inputs).pooler_output
+        return model.classifier(features), features
+
+    @staticmethod
+    def _merge(merging: TokenMerging, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = merging.features(pixel_values)
+        return merging.model.classifier(features), features
+
+
+def scaled_processor(image_processor: Any, height: int, width: int) -> Any:
+    """The same recipe for other sizes of `pixel_values`: resize and crop keep their proportions."""
+    settings = image_processor.to_dict()
+    old_width, old_height = image_processor.model_size((1000, 1000))
+    size = dict(settings["size"])
+    if "shortest_edge" in size:
+        size["shortest_edge"] = round(size["shortest_edge"] * min(height / old_height, width / old_width))
+    else:
+        size = {
+            "height": round(size["height"] * height / old_height),
+            "width": round(size["width"] * width / old_width),
+        }
+    return type(image_processor).from_dict({**settings, "size": size, "crop_size": {"height": height, "width": width}})
+
+
+# ----------------------------------------------------------------------------------------------------------- the run
+
+
+def run_evaluation(
+    arguments: EvaluationArguments,
+    output_dir: str | Path,
+    *,
+    overwrite_output_dir: bool = False,
+    published: bool = False,
+    command: str | None = None,
+    say: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """
+    Classifies a split under every cell, and writes tables and plots. Run on several processes by `torchrun` or `accelerate
+    launch`, they share the shards. Run again after it was killed, it goes on.
+
+    Args:
+        arguments ([`EvaluationArguments`]): what to do.
+        output_dir (`str`): where `results.json`, `README.md` and the plots are written.
+        overwrite_output_dir (`bool`): replace what is there instead of going on with it.
+        published (`bool`): also draw the paper's figures, marked as published.
+        command (`str`, *optional*): how this run was started, for the record.
+        say: is called with lines that tell what happens; on the first process alone.
+
+    Returns:
+        `dict`: what `results.json` holds.
+
+    Raises:
+        `ValueError`: an argument that no run can have, or the directory holds a run with other parameters. `OSError`: no such
+            model or data set, or no access to it.
+    """
+    arguments.check()
+    state = process_state()
+    say = say if state.is_main_process else (lambda _: None)
+    configs = {model: load_spot_vit_config(model) for model in arguments.model}
+    for model, config in configs.items():
+        check_classifier(model, config)
+    images = load_evaluated(arguments, arguments.dataset_split, arguments.max_samples)
+    labels = labels_of(images, arguments, min(config.num_labels for config in configs.values()))
+    parameters = {
+        **arguments.recorded(),
+        "dataset_split": str(images.split),
+        "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
+        "num_images": len(images),
+    }
+    run = RunDirectory(Path(output_dir).expanduser().resolve())
+    facts = {"command": command, "versions": versions(), "device": device_name(state.device)}
+    open_run(state, run, parameters, facts, overwrite_output_dir, [*arguments.model, arguments.dataset_name])
+
+    device = torch.device("cpu") if state.device.type == "cpu" else state.device
+    lines = Lines(run.directory, state.process_index)
+    among = np.unique(labels).tolist() if arguments.among_labels else None
+    for model in arguments.model:
+        sizes: list[int | None] = list(arguments.image_size) if arguments.image_size else [None]
+        for image_size in sizes:
+            evaluate_model(model, image_size, images, arguments, among, lines, device, state)
+    state.wait_for_everyone()
+    results: dict[str, Any] = {}
+    if state.is_main_process:
+        results = {**run.ledger, "results": summarize_lines(lines.read(), arguments)}
+        with write_atomically(run.directory / "results.json") as file:
+            file.write((json.dumps(results, indent=2) + "\n").encode())
+        say(write_report(run.directory, results, published))
+    state.wait_for_everyone()
+    return results
+
+
+def load_evaluated(arguments: EvaluationArguments, split: str | None, max_samples: int | None) -> datasets.Dataset:
+    return load_images(
+        arguments.dataset_name,
+        config_name=arguments.dataset_config_name,
+        split=split,
+        revision=arguments.dataset_revision,
+        image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        max_samples=max_samples,
+    )
+
+
+def labels_of(images: datasets.Dataset, arguments: EvaluationArguments, num_labels: int) -> np.ndarray:
+    """`(num_images,)` of class numbers; `ValueError` where there are none, or some that the model does not know."""
+    if len(images) == 0:
+        raise ValueError(f"`dataset_split` must have images; {str(images.split)!r} of {arguments.dataset_name!r} has none")
+    try:
+        labels = images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
+    except (TypeError, ValueError):
+        labels = np.full(len(images), np.nan)
+    wrong = np.flatnonzero(~((labels >= 0) & (labels < num_labels)))
+    if len(wrong):
+        raise ValueError(
+            f"`label_column_name` must name a column of class numbers from 0 to {num_labels - 1}; row {wrong[0]} of "
+            f"{arguments.label_column_name!r} has {images[int(wrong[0])]['label']!r}, and {len(wrong) - 1} more are not either"
+        )
+    return labels.astype(int)
+
+
+class Lines:
+    """The ledger: a JSON line per shard and cell, appended when it is done. A line that a killed process left half is none."""
+
+    def __init__(self, directory: Path, process_index: int):
+        self.directory, self.path = directory, directory / f"lines-{process_index}.jsonl"
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        found = {}
+        for path in sorted(self.directory.glob("lines-*.jsonl")):
+            for text in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                found[line["model"], line["image_size"], json.dumps(line["cell"]), line["shard"]] = line
+        return list(found.values())
+
+    def append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def evaluate_model(
+    model: str,
+    image_size: int | None,
+    images: datasets.Dataset,
+    arguments: EvaluationArguments,
+    among: list[int] | None,
+    lines: Lines,
+    device: torch.device,
+    state: Any,
+) -> None:
+    """Appends the lines that a model lacks at an image size."""
+    processor = load_image_processor(model)
+    if image_size is not None:
+        processor = scaled_processor(processor, image_size, image_size)
+    width, height = processor.model_size((1000, 1000))
+    config = load_spot_vit_config(model)
+    cells = cells_of(arguments, (height // config.patch_size) * (width // config.patch_size))
+    name = model_name(model)
+    done = {
+        (Cell(**line["cell"]), line["shard"])
+        for line in lines.read()
+        if line["model"] == name and line["image_size"] == image_size
+    }
+    num_shards = -(-len(images) // arguments.shard_size)
+    missing = {shard: [cell for cell in cells if (cell, shard) not in done] for shard in range(num_shards)}
+    mine = [shard for shard in range(num_shards) if missing[shard]][state.process_index :: state.num_processes]
+    if not mine:
+        return
+    spot = load_spot_vit(model).to(device)
+    assert isinstance(spot, SpotViTForImageClassification)
+    ways = Ways(spot, height, width, sorted({cell for shard in mine for cell in missing[shard]}, key=str), arguments.dtype)
+    smaller = {size: scaled_processor(processor, *size) for size in set(ways.sizes.values())}
+    knn = Neighbors(arguments, ways, processor, smaller, device) if arguments.knn_dataset_split else None
+
+    def work(dataset: datasets.Dataset, shards: list[int]) -> Iterator[Work]:
+        for shard in shards:
+            rows = list(range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(dataset))))
+            starts = list(dict.fromkeys(cell.start for cell in missing[shard] if cell.start is not None))
+            for start in range(0, len(rows), arguments.batch_size):
+                batch = rows[start : start + arguments.batch_size]
+                yield Work(shard, batch, starts, start + arguments.batch_size >= len(rows))
+
+    loader = batches_of(Preparation(encoded(images), str(images.split), processor, smaller), work(images, mine), arguments)
+    total = sum(
+        len(range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(images)))) for shard in mine
+    )
+    title = name if image_size is None else f"{name}, {image_size} px"
+    parts: dict[Cell, list[dict[str, Any]]] = {}
+    warm: set[Cell] = set()
+    with tqdm(total=total, desc=title, unit="image", disable=not state.is_main_process) as progress:
+        for batch in loader:
+            for cell in missing[batch.work.shard]:
+                if batch.pixel_values is not None:
+                    parts.setdefault(cell, []).append(measure(cell, ways, batch, among, knn, device, cell not in warm))
+                    warm.add(cell)
+                if batch.work.closes_shard:
+                    record = joined(parts.pop(cell, []))
+                    line = {"model": name, "image_size": image_size, "cell": asdict(cell), "shard": batch.work.shard}
+                    lines.append({**line, **record})
+                    if record["label"]:
+                        right = np.mean([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
+                        progress.set_postfix_str(f"{cell.way} {cell.num_tokens}: {100 * right:.1f} %", refresh=False)
+            progress.update(len(batch.image_index) + len(batch.failed))
+
+
+def batches_of(preparation: Preparation, work: Iterator[Work], arguments: EvaluationArguments) -> Iterator[Batch]:
+    return iter(
+        torch.utils.data.DataLoader(
+            preparation,
+            sampler=work,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            num_workers=arguments.num_workers,
+        )
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def measure(
+    cell: Cell,
+    ways: Ways,
+    batch: Batch,
+    among: list[int] | None,
+    knn: "Neighbors | None",
+    device: torch.device,
+    first: bool,
+) -> dict[str, Any]:
+    """Classifies a batch under a cell."""
+    forward = ways(cell, batch, device)
+    if first:
+        forward()  # libraries allocate and choose once
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    logits, features = forward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    logits, labels = logits.double().cpu(), torch.tensor(batch.label)
+    if among is not None:
+        outside = torch.ones(logits.shape[-1], dtype=torch.bool)
+        outside[among] = False
+        logits[:, outside] = -torch.inf
+    probabilities = logits.softmax(-1)
+    top = logits.topk(min(5, logits.shape[-1] if among is None else len(among)), dim=-1).indices
+    found = {
+        "image_index": batch.image_index,
+        "label": labels.tolist(),
+        "top": top.tolist(),
+        "confidence": [round(value, 6) for value in probabilities.gather(1, top[:, :1])[:, 0].tolist()],
+        "loss": [round(value, 6) for value in nn.functional.cross_entropy(logits, labels, reduction="none").tolist()],
+        "num_failed": [len(batch.failed)],
+        "seconds": [round(seconds, 6)],
+        "num_timed": [len(labels)],
+    }
+    if knn is not None:
+        found["knn"] = knn.predict(cell, features)
+    if device.type == "cuda":
+        found["peak_mib"] = [torch.cuda.max_memory_allocated() / 2**20]
+    return found
+
+
+def joined(parts: list[dict[str, list]]) -> dict[str, list]:
+    lists = [name for name, value in parts[0].items() if isinstance(value, list)] if parts else []
+    names = lists or ("image_index", "label", "top", "confidence", "loss", "num_failed", "seconds", "num_timed")
+    return {name: [value for part in parts for value in part[name]] for name in names}
+
+
+class Neighbors:
+    """kNN classification (k = 20, cosine, one vote each) by the features of a training split, under each cell."""
+
+    def __init__(
+        self,
+        arguments: EvaluationArguments,
+        ways: Ways,
+        processor: Any,
+        smaller: dict[tuple[int, int], Any],
+        device: torch.device,
+    ):
+        images = load_evaluated(arguments, arguments.knn_dataset_split, None)
+        if len(images) > arguments.knn_samples:
+            chosen = np.random.default_rng(arguments.seed).choice(len(images), arguments.knn_samples, replace=False)
+            images = images.select(np.sort(chosen))
+        if len(images) < KNN_NEIGHBORS:
+            raise ValueError(f"`knn_dataset_split` must have at least {KNN_NEIGHBORS} images; got {len(images)}")
+        cells = list(ways.ways)
+        starts = list(dict.fromkeys(cell.start for cell in cells if cell.start is not None))
+        rows = [
+            list(range(i, min(i + arguments.batch_size, len(images)))) for i in range(0, len(images), arguments.batch_size)
+        ]
+        preparation = Preparation(encoded(images), str(images.split), processor, smaller)
+        work = (Work(0, part, starts, False) for part in rows)
+        features: dict[Cell, list[np.ndarray]] = {cell: [] for cell in cells}
+        labels: list[int] = []
+        with tqdm(total=len(images), desc="features for kNN", unit="image") as progress:
+            for batch in batches_of(preparation, work, arguments):
+                progress.update(len(batch.image_index) + len(batch.failed))
+                if batch.pixel_values is None:
+                    continue
+                labels += [int(label) for label in batch.label if label is not None]
+                for cell in cells:
+                    features[cell].append(ways(cell, batch, device)()[1].float().cpu().numpy())
+        from sklearn.neighbors import KNeighborsClassifier
+
+        self.classifiers = {
+            cell: KNeighborsClassifier(KNN_NEIGHBORS, metric="cosine").fit(np.concatenate(parts), labels)
+            for cell, parts in features.items()
+        }
+
+    def predict(self, cell: Cell, features: torch.Tensor) -> list[int]:
+        return self.classifiers[cell].predict(features.float().cpu().numpy()).tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def summarize_lines(lines: list[dict[str, Any]], arguments: EvaluationArguments) -> list[dict[str, Any]]:
+    """One result per model, image size, way and number of tokens: means over seeds, with intervals and spread."""
+    shards: dict[tuple, dict[Cell, dict[int, dict[str, Any]]]] = {}
+    for line in lines:
+        shards.setdefault((line["model"], line["image_size"]), {}).setdefault(Cell(**line["cell"]), {})[line["shard"]] = line
+    metrics = {name: evaluate.load(str(METRICS / name)) for name in ("top_k_accuracy", "expected_calibration_error")}
+    found = []
+    for (model, image_size), by_cell in sorted(shards.items(), key=str):
+        full = next((parts for cell, parts in by_cell.items() if cell.way == "full_grid"), None)
+        merged = {cell: joined([parts[shard] for shard in sorted(parts)]) for cell, parts in by_cell.items()}
+        for way, num_tokens in dict.fromkeys((cell.way, cell.num_tokens) for cell in by_cell):
+            seeds = sorted(
+                (cell for cell in by_cell if (cell.way, cell.num_tokens) == (way, num_tokens)), key=lambda c: c.seed or 0
+            )
+            result = summarize_cells([merged[cell] for cell in seeds], metrics)
+            against = Cell("grid_subset", num_tokens, arguments.seed)
+            if against in merged and way != "grid_subset" and merged[against]["label"]:
+                first, second = _right(merged[against]), _right(merged[seeds[0]])
+                result["difference_to_grid_subset"] = vars(Difference.of(first, second))
+            speeds = [timing(by_cell[cell], full) for cell in seeds]
+            for name in ("images_per_second", "speed_up"):
+                values = [value for speed in speeds if (value := speed[name]) is not None]
+                result[name] = statistics.median(values) if values else None
+            found.append({"model": model, "image_size": image_size, "way": way, "num_tokens": num_tokens, **result})
+    return found
+
+
+def _right(record: Mapping[str, Any]) -> np.ndarray:
+    return np.array([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
+
+
+def summarize_cells(records: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one way and number of tokens, a record per seed."""
+    num_images = len(records[0]["label"])
+    result: dict[str, Any] = {"num_images": num_images, "num_failed": sum(records[0]["num_failed"]), "num_seeds": len(records)}
+    if not num_images:
+        return result
+    per_seed: dict[str, list[float]] = {}
+    for record in records:
+        ranked = {"predictions": record["top"], "references": record["label"]}
+        predictions = [top[0] for top in record["top"]]
+        values = {"top_1": 100 * metrics["top_k_accuracy"].compute(**ranked, k=1)["top_1_accuracy"]}
+        if len(record["top"][0]) >= 5:
+            values["top_5"] = 100 * metrics["top_k_accuracy"].compute(**ranked, k=5)["top_5_accuracy"]
+        values["loss"] = float(np.mean(record["loss"]))
+        values["ece"] = (
+            100
+            * metrics["expected_calibration_error"].compute(
+                predictions=predictions, references=record["label"], confidences=record["confidence"]
+            )["expected_calibration_error"]
+        )
+        if "knn" in record:
+            values["knn"] = 100 * float(np.mean(np.array(record["knn"]) == np.array(record["label"])))
+        for name, value in values.items():
+            per_seed.setdefault(name, []).append(value)
+    result.update({name: statistics.fmean(values) for name, values in per_seed.items()})
+    # The interval is over images; the spread is over seeds.
+    interval = Accuracy.of_share(result["top_1"] / 100, num_images)
+    result["top_1_low"], result["top_1_high"] = interval.low, interval.high
+    result["top_1_spread"] = statistics.stdev(per_seed["top_1"]) if len(records) > 1 else None
+    if "peak_mib" in records[0]:
+        result["peak_mib"] = max(max(record["peak_mib"]) for record in records)
+    return result
+
+
+def timing(parts: Mapping[int, Mapping[str, Any]], full: Mapping[int, Mapping[str, Any]] | None) -> dict[str, float | None]:
+    """Images/s, and the speed-up to the full grid on the same batches: the median over batches."""
+    rates, ratios = [], []
+    for shard, part in parts.items():
+        per_image = [seconds / count for seconds, count in zip(part["seconds"], part["num_timed"], strict=True)]
+        rates += [1 / value for value in per_image]
+        if full is not None and shard in full:
+            base = [a / b for a, b in zip(full[shard]["seconds"], full[shard]["num_timed"], strict=True)]
+            ratios += [a / b for a, b in zip(base, per_image, strict=False)]
+    return {
+        "images_per_second": statistics.median(rates) if rates else None,
+        "speed_up": statistics.median(ratios) if ratios else None,
+    }
