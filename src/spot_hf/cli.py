@@ -236,6 +236,13 @@ class EvaluateArguments(DatasetArguments, CommonArguments):
     split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
 
 
+@dataclass(kw_only=True)
+class CardArguments(CommonArguments):
+    results: str = field(metadata={"help": "What `spot-hf evaluate` wrote."})
+    model: str = field(metadata={"help": "Directory of the model, with its card."})
+    model_name: str | None = field(default=None, metadata={"help": "Its name in the results (default: the directory's)."})
+
+
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
@@ -388,6 +395,14 @@ def evaluate(arguments: EvaluateArguments) -> int:
     return 0
 
 
+def card(arguments: CardArguments) -> int:
+    """Put the results of an evaluation on a model's card: metadata that the Hub reads, and a table with the command."""
+    from .cards import add_results
+
+    print(f"written to {add_results(arguments.model, arguments.results, arguments.model_name)}")
+    return 0
+
+
 def quickstart(arguments: QuickstartArguments) -> int:
     """The whole story in minutes, offline: train two small ViTs on digits, convert, classify with few tokens, reload."""
     from .quickstart import run_quickstart
@@ -413,6 +428,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "push": (PushArguments, push),
     "show": (ShowArguments, show),
     "evaluate": (EvaluateArguments, evaluate),
+    "card": (CardArguments, card),
     "benchmark": (BenchmarkArguments, benchmark),
     "quickstart": (QuickstartArguments, quickstart),
 }

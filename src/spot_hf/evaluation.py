@@ -560,6 +560,10 @@ def summarize_lines(lines: list[dict[str, Any]], arguments: EvaluationArguments)
             for name in ("images_per_second", "speed_up"):
                 values = [value for speed in speeds if (value := speed[name]) is not None]
                 result[name] = statistics.median(values) if values else None
+            if result["speed_up"] is not None and full is not None:
+                # By the ratio on the same batches: what slowed the machine for a while slowed both.
+                base = timing(full, None)["images_per_second"]
+                result["images_per_second"] = base * result["speed_up"] if base is not None else None
             found.append({"model": model, "image_size": image_size, "way": way, "num_tokens": num_tokens, **result})
     return found
 

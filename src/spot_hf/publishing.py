@@ -114,7 +114,9 @@ def push_coordinates(
         `str`: the URL of the data set.
 
     Raises:
-        `ValueError`: the directory holds no finished run. `OSError`: the Hub refused, in one line.
+        `ValueError`: the directory holds no finished run, or the repository has another split of its config, with other
+            columns.
+        `OSError`: the Hub refused, in one line.
     """
     check_repo_id("hub_dataset_id", repo_id)
     push = _Push(RunDirectory(Path(output_dir).expanduser()), repo_id, license)
