@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .analysis import analysis_table, describe_positions, means
 from .coordinates import join_coordinates, load_coordinates, load_record, source_of
 from .data import load_images
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .output_dirs import write_atomically
-from .placement import grid
+from .placement import edge_saliency, generator_for, grid, uniform
 
 
 # Of one image: what each set of positions is.
@@ -83,7 +84,7 @@ def evaluate_transfer(
     joined = join_coordinates(images, rows)
     if max_samples is not None:
         joined = joined.select(range(min(max_samples, len(joined))))
-    right = _right_at_positions(model, revision, joined, batch_size, device)
+    right, analysis = _measure(model, revision, joined, batch_size, device)
     result = {
         "model": Path(model).name if Path(model).exists() else model,
         "coordinates": Path(coordinates).name if Path(coordinates).exists() else coordinates,
@@ -96,6 +97,7 @@ def evaluate_transfer(
         "difference_to_initial": {
             name: vars(Difference.of(right["initial"], values)) for name, values in right.items() if name != "initial"
         },
+        "analysis": analysis,
     }
     say(transfer_table(result))
     if output_dir is not None:
@@ -108,10 +110,14 @@ def evaluate_transfer(
 
 
 @torch.inference_mode()
-def _right_at_positions(model: str, revision: str | None, joined: Any, batch_size: int, device: str) -> dict[str, np.ndarray]:
-    """Which images are classified correctly at each of `POSITIONS`: `(num_images,)`, bool."""
+def _measure(
+    model: str, revision: str | None, joined: Any, batch_size: int, device: str
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """Which images are classified correctly at each of `POSITIONS`, `(num_images,)`, bool; and what the positions are like,
+    beside random ones."""
     spot, processor = load_spot_vit(model, revision).to(device), load_image_processor(model, revision)
     right: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
+    described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
     counts = dict.fromkeys(POSITIONS, 0)
     with tqdm(total=len(joined), desc="transfer", unit="image") as progress:
         for start in range(0, len(joined), batch_size):
@@ -129,6 +135,7 @@ def _right_at_positions(model: str, revision: str | None, joined: Any, batch_siz
                 "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
             }
             labels = torch.tensor(rows["label"])
+            _describe({**sets, "random": _random_like(initial, rows["image_id"])}, inputs["pixel_values"], spot, described)
             scales = {}
             if "window_scales" in rows:
                 scales["window_scales"] = torch.tensor(rows["window_scales"]).to(device)
@@ -140,7 +147,23 @@ def _right_at_positions(model: str, revision: str | None, joined: Any, batch_siz
                 counts[name] += int(right[name][-1].sum())
             progress.update(len(labels))
             progress.set_postfix_str(", ".join(f"{name} {100 * n / progress.n:.1f} %" for name, n in counts.items()))
-    return {name: np.concatenate(parts) for name, parts in right.items()}
+    right_at = {name: np.concatenate(parts) for name, parts in right.items()}
+    return right_at, {name: means(parts) for name, parts in described.items()}
+
+
+def _random_like(coordinates: torch.Tensor, image_ids: list[str]) -> torch.Tensor:
+    """Uniform positions, drawn per image."""
+    return torch.stack([uniform(coordinates.shape[1], generator_for(0, image_id)) for image_id in image_ids])
+
+
+def _describe(
+    sets: dict[str, torch.Tensor], pixel_values: torch.Tensor, model: Any, described: dict[str, list[dict[str, torch.Tensor]]]
+) -> None:
+    """Appends what each set of positions is like on a batch; salient is where the image has edges."""
+    height, width = pixel_values.shape[-2:]
+    saliency = torch.stack([edge_saliency(image) for image in pixel_values])
+    for name, positions in sets.items():
+        described[name].append(describe_positions(positions, height, width, model.config.patch_size, saliency))
 
 
 def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -179,4 +202,6 @@ def transfer_table(result: dict[str, Any]) -> str:
                 f"| {name} | {cell} | {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f}) | "
                 f"{difference['gained']} / {difference['lost']} |"
             )
+    if "analysis" in result:
+        lines += ["", *analysis_table(result["analysis"])]
     return "\n".join(lines)
