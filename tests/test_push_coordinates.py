@@ -176,6 +176,7 @@ def test_many_files_are_several_commits_and_the_card_is_in_the_last(hub, pushed)
         commits = changes(hub, repo_id)
         assert [len(commit) for commit in commits] == [2, 2, 2] and set().union(*commits) == FILES, commits
         assert "README.md" in commits[-1]
+    print(pushed["said"])
     assert [re.findall(r"\d+ left", line) for line in pushed["said"]["many"]] == [["3 left"], ["1 left"], ["0 left"]]
 
 
