@@ -385,6 +385,7 @@ def test_a_directory_of_something_else_is_refused(options, tmp_path, capsys):
         ({"early_stop": -0.5}, "early_stop"),
         ({"dtype": "int8"}, "dtype"),
         ({"run_name": "a/b"}, "run_name"),
+        ({"run_name": "a[1]"}, "run_name"),
         ({"hub_dataset_id": "user/name"}, "push_to_hub"),
         ({"label_column_name": "none"}, "label_column_name"),
     ],

@@ -65,9 +65,9 @@ def coordinate_features(
 
 
 def check_config_name(argument: str, name: str) -> None:
-    """`ValueError` where `name` can be no config of a data set."""
-    if not name or name == "data" or set(name) & set('<>:/\\|?*"') or name.startswith("."):
-        raise ValueError(f"`{argument}` must be a name without any of <>:/\\|?*\", and not 'data'; got {name!r}")
+    """`ValueError` where `name` can be no config of a data set. In brackets, it would be read as a pattern of file names."""
+    if not name or name == "data" or set(name) & set('<>:/\\|?*"[]') or name.startswith("."):
+        raise ValueError(f"`{argument}` must be a name without any of <>:/\\|?*\"[], and not 'data'; got {name!r}")
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
