@@ -382,7 +382,8 @@ def evaluate_model(
     }
     num_shards = -(-len(images) // arguments.shard_size)
     missing = {shard: [cell for cell in cells if (cell, shard) not in done] for shard in range(num_shards)}
-    mine = [shard for shard in range(num_shards) if missing[shard]][state.process_index :: state.num_processes]
+    # By number: what another process appends meanwhile changes nothing.
+    mine = [shard for shard in range(state.process_index, num_shards, state.num_processes) if missing[shard]]
     if not mine:
         return
     spot = load_spot_vit(model).to(device)

@@ -203,7 +203,9 @@ def run_oracle(
     open_run(state, run, parameters, facts, overwrite_output_dir, [arguments.model, arguments.dataset_name])
 
     starts = [Start(arguments.placement, num_tokens, arguments.seed) for num_tokens in arguments.num_tokens]
-    shards = Shards(run, dict(zip(starts, arguments.config_names, strict=True)), split, num_images, arguments.shard_size)
+    configs = dict(zip(starts, arguments.config_names, strict=True))
+    shards = Shards(run, configs, split, num_images, arguments.shard_size)
+    state.wait_for_everyone()  # all have seen the same shards, before the first writes another
     if shards.missing or shards.total is None:
         image_processor = load_image_processor(arguments.model, arguments.revision)
         _check_processor(image_processor)
@@ -213,6 +215,11 @@ def run_oracle(
     state.wait_for_everyone()
     summaries: dict[str, Summary] = {}
     if state.is_main_process:
+        left = Shards(run, configs, split, num_images, arguments.shard_size).missing
+        if left:
+            raise OSError(
+                f"{len(left)} shards are missing in {run.directory}, such as number {left[0]}: run the same command again"
+            )
         if shards.total is None:
             assert num_seen is not None
             for config_name in arguments.config_names:
