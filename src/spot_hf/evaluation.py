@@ -408,18 +408,20 @@ def evaluate_model(
     parts: dict[Cell, list[dict[str, Any]]] = {}
     warm: set[Cell] = set()
     with tqdm(total=total, desc=title, unit="image", disable=not state.is_main_process) as progress:
-        for batch in loader:
-            for cell in missing[batch.work.shard]:
-                if batch.pixel_values is not None:
-                    parts.setdefault(cell, []).append(measure(cell, ways, batch, among, knn, device, cell not in warm))
-                    warm.add(cell)
-                if batch.work.closes_shard:
-                    record = joined(parts.pop(cell, []))
-                    line = {"model": name, "image_size": image_size, "cell": asdict(cell), "shard": batch.work.shard}
-                    lines.append({**line, **record})
-                    if record["label"]:
-                        right = np.mean([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
-                        progress.set_postfix_str(f"{cell.way} {cell.num_tokens}: {100 * right:.1f} %", refresh=False)
+        for number, batch in enumerate(loader):
+            cells = missing[batch.work.shard]
+            # Each cell comes first in turn: while the next batch is decoded, the first ones of a batch are slowed.
+            turn = number % len(cells)
+            for cell in cells[turn:] + cells[:turn] if batch.pixel_values is not None else []:
+                parts.setdefault(cell, []).append(measure(cell, ways, batch, among, knn, device, cell not in warm))
+                warm.add(cell)
+            for cell in cells if batch.work.closes_shard else []:
+                record = joined(parts.pop(cell, []))
+                line = {"model": name, "image_size": image_size, "cell": asdict(cell), "shard": batch.work.shard}
+                lines.append({**line, **record})
+                if record["label"]:
+                    right = np.mean([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
+                    progress.set_postfix_str(f"{cell.way} {cell.num_tokens}: {100 * right:.1f} %", refresh=False)
             progress.update(len(batch.image_index) + len(batch.failed))
 
 
