@@ -249,11 +249,9 @@ class CardArguments(CommonArguments):
 def convert(arguments: ConvertArguments) -> int:
     """Convert a ViT, DeiT, DINO, DINOv2, MAE or SPoT checkpoint to a SpotViT that AutoModel and pipeline load."""
     from .conversion import convert_checkpoint
-    from .publishing import check_repo_id, push_folder
+    from .publishing import push_folder
 
     _check_push(arguments.push_to_hub, "hub_model_id", arguments.hub_model_id)
-    if arguments.hub_model_id:
-        check_repo_id("hub_model_id", arguments.hub_model_id)
     report = convert_checkpoint(
         arguments.source_model,
         arguments.output_dir,
@@ -300,7 +298,6 @@ def classify(arguments: ClassifyArguments, images: Sequence[str]) -> int:
 def oracle(arguments: OracleArguments) -> int:
     """Find the positions that serve a frozen model best, for every image of a data set, and share them."""
     from .oracle_run import OracleRunArguments, run_oracle
-    from .publishing import check_repo_id, push_coordinates
 
     values = {name: value for name, value in vars(arguments).items() if name in OracleRunArguments.__dataclass_fields__}
     values["optimizer_arguments"] = _json_object("optimizer_arguments", arguments.optimizer_arguments)
@@ -309,8 +306,6 @@ def oracle(arguments: OracleArguments) -> int:
     run = OracleRunArguments(**values)
     run.check()
     _check_push(arguments.push_to_hub, "hub_dataset_id", arguments.hub_dataset_id)
-    if arguments.hub_dataset_id:
-        check_repo_id("hub_dataset_id", arguments.hub_dataset_id)
     run_oracle(
         run,
         arguments.output_dir,
@@ -318,11 +313,9 @@ def oracle(arguments: OracleArguments) -> int:
         license=arguments.license,
         command=shlex.join(["spot-hf", "oracle", *_ARGV]),
     )
-    if arguments.push_to_hub and arguments.hub_dataset_id and _is_first_process():
-        url = push_coordinates(
-            arguments.output_dir, arguments.hub_dataset_id, private=arguments.hub_private, license=arguments.license
-        )
-        print(f"published at {url}")
+    if arguments.hub_dataset_id and _is_first_process():
+        names = ("output_dir", "hub_dataset_id", "hub_private", "license")
+        return push(PushArguments(**{name: getattr(arguments, name) for name in names}))
     return 0
 
 
@@ -446,6 +439,10 @@ def _check_push(push_to_hub: bool, name: str, repo_id: str | None) -> None:
         raise UsageError(f"--push_to_hub needs --{name}, such as user/name; got none")
     if repo_id and not push_to_hub:
         raise UsageError(f"--{name} goes with --push_to_hub; got {repo_id!r} alone")
+    if repo_id:
+        from .publishing import check_repo_id
+
+        check_repo_id(name, repo_id)
 
 
 def _json_object(name: str, text: str | None) -> dict[str, Any] | None:

@@ -123,6 +123,16 @@ def resolve_revision(dataset_name: str, revision: str | None = None) -> str | No
         return revision
 
 
+def label_numbers(images: datasets.Dataset) -> np.ndarray:
+    """`(num_images,)`, float64: the labels, NaN where there are none. Reads no image."""
+    return images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
+
+
+def outside_of(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """The rows whose label is no class from 0 to `num_labels - 1`."""
+    return np.flatnonzero(~((labels >= 0) & (labels < num_labels)))
+
+
 # --------------------------------------------------------------------------------------------------- encoded images
 
 

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from .baselines import TokenMerging, covering_scale, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
 from .coordinates import RunDirectory
-from .data import encoded, load_images, resolve_revision
+from .data import encoded, label_numbers, load_images, outside_of, resolve_revision
 from .evaluation_report import write_report
 from .intervals import Accuracy, Difference
-from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config, public_name
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle import DTYPES
-from .oracle_batches import Batch, Preparation, Start, Work
-from .oracle_run import device_name, open_run, process_state, versions, weights_digest
+from .oracle_batches import Batch, Preparation, Start, Work, batches_of
+from .oracle_run import device_name, device_of, open_run, process_state, versions, weights_digest
 from .output_dirs import write_atomically
 from .placement import PLACEMENTS, check_placement
 
@@ -129,7 +129,7 @@ class EvaluationArguments:
             raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
         if self.dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        names = [model_name(model) for model in self.model]
+        names = [public_name(model) for model in self.model]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}")
         if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
@@ -139,14 +139,9 @@ class EvaluationArguments:
         """On which results depend. Of what lies on this machine the name, not the path."""
         parameters = asdict(self)
         del parameters["num_workers"]
-        parameters["model"] = {model_name(model): weights_digest(model) for model in self.model}
-        parameters["dataset_name"] = model_name(self.dataset_name)
+        parameters["model"] = {public_name(model): weights_digest(model) for model in self.model}
+        parameters["dataset_name"] = public_name(self.dataset_name)
         return parameters
-
-
-def model_name(model: str) -> str:
-    """The Hub id, or the last part of a path."""
-    return Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
 
 
 # ------------------------------------------------------------------------------------------------------------- cells
@@ -283,7 +278,7 @@ def run_evaluation(
     facts = {"command": command, "versions": versions(), "device": device_name(state.device)}
     open_run(state, run, parameters, facts, overwrite_output_dir, [*arguments.model, arguments.dataset_name])
 
-    device = torch.device("cpu") if state.device.type == "cpu" else state.device
+    device = device_of(state)
     lines = Lines(run.directory, state.process_index)
     among = np.unique(labels).tolist() if arguments.among_labels else None
     for model in arguments.model:
@@ -318,10 +313,10 @@ def labels_of(images: datasets.Dataset, arguments: EvaluationArguments, num_labe
     if len(images) == 0:
         raise ValueError(f"`dataset_split` must have images; {str(images.split)!r} of {arguments.dataset_name!r} has none")
     try:
-        labels = images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
+        labels = label_numbers(images)
     except (TypeError, ValueError):
         labels = np.full(len(images), np.nan)
-    wrong = np.flatnonzero(~((labels >= 0) & (labels < num_labels)))
+    wrong = outside_of(labels, num_labels)
     if len(wrong):
         raise ValueError(
             f"`label_column_name` must name a column of class numbers from 0 to {num_labels - 1}; row {wrong[0]} of "
@@ -374,7 +369,7 @@ def evaluate_model(
     width, height = processor.model_size((1000, 1000))
     config = load_spot_vit_config(model)
     cells = cells_of(arguments, (height // config.patch_size) * (width // config.patch_size))
-    name = model_name(model)
+    name = public_name(model)
     done = {
         (Cell(**line["cell"]), line["shard"])
         for line in lines.read()
@@ -392,18 +387,19 @@ def evaluate_model(
     smaller = {size: scaled_processor(processor, *size) for size in set(ways.sizes.values())}
     knn = Neighbors(arguments, ways, processor, smaller, device) if arguments.knn_dataset_split else None
 
-    def work(dataset: datasets.Dataset, shards: list[int]) -> Iterator[Work]:
-        for shard in shards:
-            rows = list(range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(dataset))))
+    def rows_of(shard: int) -> range:
+        return range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(images)))
+
+    def work() -> Iterator[Work]:
+        for shard in mine:
+            rows = list(rows_of(shard))
             starts = list(dict.fromkeys(cell.start for cell in missing[shard] if cell.start is not None))
             for start in range(0, len(rows), arguments.batch_size):
                 batch = rows[start : start + arguments.batch_size]
                 yield Work(shard, batch, starts, start + arguments.batch_size >= len(rows))
 
-    loader = batches_of(Preparation(encoded(images), str(images.split), processor, smaller), work(images, mine), arguments)
-    total = sum(
-        len(range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(images)))) for shard in mine
-    )
+    loader = batches_of(Preparation(encoded(images), str(images.split), processor, smaller), work(), arguments.num_workers)
+    total = sum(len(rows_of(shard)) for shard in mine)
     title = name if image_size is None else f"{name}, {image_size} px"
     parts: dict[Cell, list[dict[str, Any]]] = {}
     warm: set[Cell] = set()
@@ -423,22 +419,6 @@ def evaluate_model(
                     right = np.mean([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
                     progress.set_postfix_str(f"{cell.way} {cell.num_tokens}: {100 * right:.1f} %", refresh=False)
             progress.update(len(batch.image_index) + len(batch.failed))
-
-
-def batches_of(preparation: Preparation, work: Iterator[Work], arguments: EvaluationArguments) -> Iterator[Batch]:
-    return iter(
-        torch.utils.data.DataLoader(
-            preparation,
-            sampler=work,  # type: ignore[arg-type]
-            batch_size=None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            num_workers=arguments.num_workers,
-        )
-    )
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
 
 
 def measure(
@@ -519,7 +499,7 @@ class Neighbors:
         features: dict[Cell, list[np.ndarray]] = {cell: [] for cell in cells}
         labels: list[int] = []
         with tqdm(total=len(images), desc="features for kNN", unit="image") as progress:
-            for batch in batches_of(preparation, work, arguments):
+            for batch in batches_of(preparation, work, arguments.num_workers):
                 progress.update(len(batch.image_index) + len(batch.failed))
                 if batch.pixel_values is None:
                     continue

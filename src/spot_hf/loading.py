@@ -29,6 +29,12 @@ def load_spot_vit_config(model: str, revision: str | None = None) -> SpotViTConf
     return config
 
 
+def public_name(source: str) -> str:
+    """Of a model or a data set, for what is published: the Hub id, or of what lies on this machine the name, not the path."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source
+
+
 def has_classifier(config: SpotViTConfig) -> bool:
     return any("Classification" in name for name in config.architectures or []) and config.num_labels > 0
 

@@ -154,6 +154,21 @@ def _pixels(image_processor: Any, image: Any) -> torch.Tensor:
     return image_processor(image, placement="grid", return_tensors="pt")["pixel_values"][0]
 
 
+def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int) -> torch.utils.data.DataLoader:
+    """Prepares work in worker processes, ahead of whoever iterates."""
+    return torch.utils.data.DataLoader(
+        preparation,
+        sampler=work,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        num_workers=num_workers,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 class Plan:
     """Iterates the work of this process: batches of the shards that are missing."""
 

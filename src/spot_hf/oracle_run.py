@@ -36,10 +36,10 @@ from .coordinates import (
     coordinate_features,
     summarize,
 )
-from .data import encoded, load_images, resolve_revision
-from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .data import encoded, label_numbers, load_images, outside_of, resolve_revision
+from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config, public_name
 from .oracle import OracleResult, SpotOracle, check_oracle_arguments
-from .oracle_batches import Batch, Plan, Preparation, Shards, Start
+from .oracle_batches import Batch, Plan, Preparation, Shards, Start, batches_of
 from .output_dirs import check_output_dir, write_atomically
 from .pictures import save_run_picture
 from .placement import PLACEMENTS, check_placement
@@ -135,8 +135,7 @@ class OracleRunArguments:
         parameters = asdict(self)
         del parameters["num_workers"], parameters["streaming"]
         for name in ("model", "dataset_name"):
-            if Path(parameters[name]).expanduser().exists():
-                parameters[name] = Path(parameters[name]).expanduser().resolve().name
+            parameters[name] = public_name(parameters[name])
         return parameters
 
 
@@ -240,6 +239,12 @@ def process_state() -> PartialState:
     return PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
 
 
+def device_of(state: PartialState) -> torch.device:
+    """A distributed CPU is called "cpu:0", and tensors that move there from "cpu" are copied: at other addresses, products
+    round otherwise, and results would depend on the number of processes."""
+    return torch.device("cpu") if state.device.type == "cpu" else state.device
+
+
 def open_run(
     state: PartialState,
     run: RunDirectory,
@@ -269,9 +274,7 @@ def _search(
     arguments: OracleRunArguments, state: PartialState, images: Any, shards: Shards, image_processor: Any, say: Any
 ) -> int | None:
     """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
-    # A distributed CPU is called "cpu:0", and tensors that move there from "cpu" are copied: at other addresses, products
-    # round otherwise, and the rows would depend on the number of processes.
-    device = torch.device("cpu") if state.device.type == "cpu" else state.device
+    device = device_of(state)
     oracle = SpotOracle(
         load_spot_vit(arguments.model, arguments.revision).to(device),
         arguments.objective,
@@ -287,23 +290,12 @@ def _search(
     )
     plan = Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
     mapped = isinstance(images, datasets.Dataset)
-    loader = torch.utils.data.DataLoader(
-        Preparation(encoded(images) if mapped else None, shards.split, image_processor),
-        sampler=plan,
-        batch_size=None,
-        collate_fn=_as_it_is,  # type: ignore[arg-type]
-        num_workers=arguments.num_workers,
-    )
-    label = images.features.get("label", datasets.Value("int64"))
-    trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
-    features = {
-        start: coordinate_features(label, start.num_tokens, trajectory_length, arguments.optimize_window_scales)
-        for start in shards.configs
-    }
+    preparation = Preparation(encoded(images) if mapped else None, shards.split, image_processor)
+    features = {start: _features(arguments, images, start.num_tokens) for start in shards.configs}
     progress = _Progress(shards, plan, arguments, state, say)
     open_shards: dict[Start, Shard] = {}
     with progress.bar:
-        for batch in loader:
+        for batch in batches_of(preparation, plan, arguments.num_workers):
             results = _optimize(oracle, batch, device)
             for start in batch.work.starts:
                 shard = open_shards.setdefault(start, Shard(features[start]))
@@ -320,8 +312,11 @@ def _search(
     return plan.num_seen
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _features(arguments: OracleRunArguments, images: Any, num_tokens: int) -> datasets.Features:
+    """The columns of a budget's config."""
+    label = images.features.get("label", datasets.Value("int64"))
+    trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
+    return coordinate_features(label, num_tokens, trajectory_length, arguments.optimize_window_scales)
 
 
 def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[Start, OracleResult]:
@@ -441,15 +436,11 @@ def _finish(
     processor = load_image_processor(arguments.model, arguments.revision)
     for num_tokens, config_name in zip(arguments.num_tokens, arguments.config_names, strict=True):
         summary = summarize(run.shards(config_name, split).values())
-        trajectory_length = arguments.steps + 1 if arguments.save_trajectories else None
-        label = images.features.get("label", datasets.Value("int64"))
         record = {
             **{name: value for name, value in ledger.items() if name != "results"},
             "parameters": {**ledger["parameters"], "num_tokens": num_tokens},
             "split": split,
-            "features": coordinate_features(
-                label, num_tokens, trajectory_length, arguments.optimize_window_scales
-            )._to_yaml_list(),
+            "features": _features(arguments, images, num_tokens)._to_yaml_list(),
             # With these, `spot-hf show` needs no model.
             "patch_size": config.patch_size,
             "image_processor": processor.to_dict(),
@@ -528,8 +519,8 @@ def _check_labels(arguments: OracleRunArguments, images: Any, config: SpotViTCon
             f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is {feature}"
         )
     if arguments.objective == "label" and isinstance(images, datasets.Dataset):
-        labels = images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
-        wrong = np.flatnonzero(~((labels >= 0) & (labels < config.num_labels)))
+        labels = label_numbers(images)
+        wrong = outside_of(labels, config.num_labels)
         if len(wrong):
             raise ValueError(
                 f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more have labels that the model does not know: "
