@@ -44,6 +44,8 @@ class SpotViTConfig(PreTrainedConfig):
             SwiGLU, which is always gated by SiLU.
         hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and each sub-layer.
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention probabilities.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth while training: how often the last layer's residual branches
+            are left out for an image; from 0 in the first layer, linearly.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly initialised weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer norms.
         image_size (`int` or `[height, width]`, defaults to 224): image size in pixels at which the position table
@@ -88,6 +90,7 @@ class SpotViTConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     image_size: int | list[int] | tuple[int, int] = 224
@@ -168,6 +171,8 @@ class SpotViTConfig(PreTrainedConfig):
                 f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "
                 f"(by default `image_size // patch_size`: {self.image_size} and {self.patch_size})"
             )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"`drop_path_rate` must be at least 0 and below 1; got {self.drop_path_rate}")
         for name in ("position_kernel_sigma", "window_spacing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0; got {getattr(self, name)}")

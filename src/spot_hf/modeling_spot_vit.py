@@ -353,8 +353,26 @@ class SpotViTLayerScale(nn.Module):
         return hidden_states * self.scale
 
 
+class SpotViTDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): while training, leaves a residual branch out for a share `drop_prob` of the images,
+    and scales it up for the others."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_prob == 0:
+            return hidden_states
+        kept = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.drop_prob
+        return hidden_states * kept.to(hidden_states.dtype) / (1 - self.drop_prob)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
+
+
 class SpotViTLayer(GradientCheckpointingLayer):
-    def __init__(self, config: SpotViTConfig):
+    def __init__(self, config: SpotViTConfig, layer_index: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = SpotViTAttention(config)
@@ -363,6 +381,7 @@ class SpotViTLayer(GradientCheckpointingLayer):
         self.mlp = SpotViTSwiGLU(config) if config.use_swiglu_ffn else SpotViTMLP(config)
         self.layer_scale2 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = SpotViTDropPath(config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1))
 
     def forward(
         self,
@@ -371,8 +390,9 @@ class SpotViTLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + self.dropout(self.layer_scale1(attended))
-        return hidden_states + self.dropout(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
+        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
+        transformed = self.mlp(self.norm2(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(transformed)))
 
 
 # ------------------------------------------------------------------------------------------------------------ models
@@ -428,7 +448,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
     def __init__(self, config: SpotViTConfig):
         super().__init__(config)
         self.embeddings = SpotViTEmbeddings(config)
-        self.layers = nn.ModuleList([SpotViTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([SpotViTLayer(config, i) for i in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
