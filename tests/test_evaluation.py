@@ -235,10 +235,10 @@ def test_accuracy_is_that_of_a_plain_loop(finished, model, images):
 
 
 def test_every_way_is_in_the_table(finished):
-    from spot_hf.evaluation import BASELINES, DEFAULT_PLACEMENTS
+    from spot_hf.evaluation import BASELINES, default_placements
 
     found = {(row["way"], row["num_tokens"]) for row in figures(finished)}
-    expected = {(way, count) for way in DEFAULT_PLACEMENTS for count in (4, 9, 16)} | {("full_grid", 16)}
+    expected = {(way, count) for way in default_placements() for count in (4, 9, 16)} | {("full_grid", 16)}
     expected |= {(way, count) for way in BASELINES if way != "full_grid" for count in (4, 9)}
     assert found == expected
     report = (finished / "README.md").read_text()

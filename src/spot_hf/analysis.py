@@ -30,7 +30,8 @@ def describe_positions(
         - `collapsed`: share of tokens within a quarter patch of another: the failure that the paper names.
         - `grid_bias`: how much positions repeat modulo the patch, 0 (evenly spread) to 1 (all at one phase, as a grid's are):
           the length of the mean of `exp(2πi x / patch)`, averaged over both axes.
-        - `saliency`: mean saliency at the positions over the map's mean: 1 is what random positions have.
+        - `saliency`: mean saliency at the positions over the map's mean: 1 is what random positions have; NaN where
+          the map is zero everywhere.
     """
     pixels = coordinates.double() * torch.tensor([width, height], dtype=torch.float64, device=coordinates.device)
     distances = torch.cdist(pixels, pixels) / patch_size
@@ -47,7 +48,8 @@ def describe_positions(
         column = pixels[..., 0].floor().long().clamp(0, width - 1)
         row = pixels[..., 1].floor().long().clamp(0, height - 1)
         at = saliency.double().flatten(1).gather(1, row * width + column)
-        found["saliency"] = at.mean(1) / saliency.double().mean((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
+        mean = saliency.double().mean((1, 2))
+        found["saliency"] = torch.where(mean > 0, at.mean(1) / mean, torch.nan)
     return found
 
 
@@ -66,10 +68,10 @@ def means(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
     return {name: float(np.nanmean(torch.cat([part[name] for part in parts]).numpy())) for name in parts[0]} if parts else {}
 
 
-def analysis_table(analysis: dict[str, dict[str, Any]]) -> list[str]:
-    """Markdown lines, a row per set of positions."""
+def analysis_table(analysis: dict[str, dict[str, Any]], saliency: str = "edge saliency") -> list[str]:
+    """Markdown lines, a row per set of positions; `saliency` says which."""
     lines = [
-        "| positions | coverage, % | nearest token, patches | collapsed, % | grid bias | edge saliency |",
+        f"| positions | coverage, % | nearest token, patches | collapsed, % | grid bias | {saliency} |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in analysis.items():

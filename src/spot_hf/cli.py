@@ -199,7 +199,15 @@ class EvaluateArguments(DatasetArguments, CommonArguments):
     )
     num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
     placement: list[str] | None = field(
-        default=None, metadata={"help": "Priors that place them (default: all that need no saliency map)."}
+        default=None,
+        metadata={"help": "Priors that place them (default: all; salient and inverse_salient with --saliency_column_name)."},
+    )
+    saliency_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of saliency maps (greyscale images, arrays) or boxes [x_min, y_min, x_max, y_max] in pixels; with "
+            "--coordinates, of which the analysis tells how much positions see."
+        },
     )
     baselines: list[str] | None = field(
         default=None,
@@ -212,6 +220,15 @@ class EvaluateArguments(DatasetArguments, CommonArguments):
     )
     num_seeds: int = field(default=3, metadata={"help": "Draws of each random placement."})
     seed: int = field(default=0, metadata={"help": "Seed of the first of them."})
+    oracle_steps: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Also run the oracle with the label, a ceiling, in so many steps, such as 0 1 3 5 10."},
+    )
+    oracle_learning_rate: float = field(default=3e-3, metadata={"help": "In units of the image's width and height."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the data set while it is used, and store nothing. Every process reads all of it."},
+    )
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
     )
@@ -349,7 +366,7 @@ def show(arguments: ShowArguments) -> int:
 
 def evaluate(arguments: EvaluateArguments) -> int:
     """Measure accuracy by tokens and placement, beside baselines; or, with --coordinates, at another model's positions."""
-    from .evaluation import BASELINES, DEFAULT_PLACEMENTS, EvaluationArguments, run_evaluation
+    from .evaluation import BASELINES, EvaluationArguments, default_placements, run_evaluation
     from .transfer import evaluate_transfer
 
     if arguments.coordinates is None:
@@ -357,7 +374,8 @@ def evaluate(arguments: EvaluateArguments) -> int:
             if getattr(arguments, name) is None:
                 raise UsageError(f"--{name} is needed without --coordinates; got none")
         values = {name: value for name, value in vars(arguments).items() if name in EvaluationArguments.__dataclass_fields__}
-        values["placement"] = DEFAULT_PLACEMENTS if arguments.placement is None else arguments.placement
+        with_saliency = arguments.saliency_column_name is not None
+        values["placement"] = default_placements(with_saliency) if arguments.placement is None else arguments.placement
         values["baselines"] = list(BASELINES) if arguments.baselines is None else arguments.baselines
         values["baselines"] = [] if values["baselines"] == ["none"] else values["baselines"]
         run_evaluation(
@@ -371,6 +389,9 @@ def evaluate(arguments: EvaluateArguments) -> int:
     _at_least_one(arguments, "batch_size", "max_samples")
     if len(arguments.model) != 1:
         raise UsageError(f"--model must be one model with --coordinates; got {len(arguments.model)}")
+    for name in ("streaming", "oracle_steps"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name} goes without --coordinates; got both")
     evaluate_transfer(
         arguments.model[0],
         arguments.coordinates,
@@ -382,6 +403,7 @@ def evaluate(arguments: EvaluateArguments) -> int:
         dataset_split=arguments.dataset_split,
         image_column_name=arguments.image_column_name,
         label_column_name=arguments.label_column_name,
+        saliency_column_name=arguments.saliency_column_name,
         max_samples=arguments.max_samples,
         batch_size=arguments.batch_size,
     )

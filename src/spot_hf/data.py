@@ -15,6 +15,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
 
+from .saliency import check_saliency_column
+
 
 DIGITS = "digits"
 DIGITS_SIZE = 48  # pixels; the originals are 8 × 8
@@ -28,6 +30,7 @@ def load_images(
     revision: str | None = None,
     image_column_name: str = "image",
     label_column_name: str | None = "label",
+    saliency_column_name: str | None = None,
     max_samples: int | None = None,
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -41,12 +44,14 @@ def load_images(
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
         image_column_name, label_column_name (`str`): the columns' names in the source. Without a label column the data set has
             images only.
+        saliency_column_name (`str`, *optional*): a column of saliency maps (greyscale images, or two-dimensional arrays) or of
+            boxes `[x_min, y_min, x_max, y_max]` in pixels of the original image, one or a list: see [`read_saliency`].
         max_samples (`int`, *optional*): the first so many rows only.
         streaming (`bool`): read the source as it is iterated, and store nothing. Digits are in memory anyway.
 
     Returns:
-        `datasets.Dataset`, or, streaming, `datasets.IterableDataset`, with the columns `image` (decoded to `PIL.Image`) and
-        `label`. Its `split` names the split.
+        `datasets.Dataset`, or, streaming, `datasets.IterableDataset`, with the columns `image` (decoded to `PIL.Image`),
+        `label` and, as it is stored, `saliency`, where these are asked for. Its `split` names the split.
 
     Raises:
         `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
@@ -59,13 +64,20 @@ def load_images(
     dataset = splits[split]
     if dataset.features is None:
         dataset = dataset._resolve_features()  # of a stream whose source does not state them: reads its first rows
-    names = {"image": image_column_name} | ({"label": label_column_name} if label_column_name is not None else {})
+    asked_for = {"image": image_column_name, "label": label_column_name, "saliency": saliency_column_name}
+    names = {new: old for new, old in asked_for.items() if old is not None}
     for new, old in names.items():
         if old not in dataset.features:
             raise ValueError(f"`{new}_column_name` must be one of {', '.join(dataset.features)}; got {old!r}")
     if not isinstance(dataset.features[image_column_name], datasets.Image):
         kind = type(dataset.features[image_column_name]).__name__
         raise ValueError(f"`image_column_name` must name a column of images; {image_column_name!r} is of type {kind}")
+    if saliency_column_name is not None:
+        if saliency_column_name in (image_column_name, label_column_name):
+            raise ValueError(f"`saliency_column_name` must be a column of its own; got {saliency_column_name!r}")
+        check_saliency_column(dataset.features[saliency_column_name], saliency_column_name)
+        if isinstance(dataset.features[saliency_column_name], datasets.Image):
+            dataset = encoded(dataset, saliency_column_name)
     # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
     dataset = encoded(dataset, image_column_name).select_columns(list(names.values()))
     dataset = dataset.rename_columns({old: new for new, old in names.items() if old != new})
@@ -123,6 +135,22 @@ def resolve_revision(dataset_name: str, revision: str | None = None) -> str | No
         return revision
 
 
+def count_images(images: datasets.Dataset | datasets.IterableDataset, max_samples: int | None) -> int | None:
+    """Of what [`load_images`] loaded; `None` for a stream whose source does not say. `ValueError` where there is none."""
+    split = str(images.split)
+    count: int | None
+    if isinstance(images, datasets.Dataset):
+        count = len(images)
+    else:
+        splits = images.info.splits or {}
+        count = splits[split].num_examples if split in splits and splits[split].num_examples else None
+        if count is not None and max_samples is not None:
+            count = min(count, max_samples)
+    if count == 0:
+        raise ValueError(f"`dataset_split` must have images; {split!r} has none")
+    return count
+
+
 def label_numbers(images: datasets.Dataset) -> np.ndarray:
     """`(num_images,)`, float64: the labels, NaN where there are none. Reads no image."""
     return images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
@@ -144,6 +172,7 @@ class EncodedImage:
     image_id: str
     content: bytes
     label: int | None
+    saliency: Any = None  # as `read_saliency` takes it
 
     @property
     def sha256(self) -> str:
@@ -168,16 +197,27 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
     A row of a data set of [`encoded`] images.
 
     Args:
-        row (`dict`): with `image` and, where there are labels, `label`.
+        row (`dict`): with `image` and, where there are such, `label` and `saliency`.
         index (`int`): of the row in its split.
         split (`str`): for the id of an image without a file name: `SPLIT/INDEX`.
     """
     stored = row["image"] or {}
+    image_id = image_id_of(stored.get("path"), index, split)
+    return EncodedImage(index, image_id, _stored_bytes(stored), row.get("label"), stored_saliency(row.get("saliency")))
+
+
+def stored_saliency(value: Any) -> Any:
+    """Of a row's column `saliency`: what [`read_saliency`] takes."""
+    return _stored_bytes(value) if isinstance(value, dict) else value
+
+
+def _stored_bytes(stored: dict[str, Any]) -> bytes:
+    """Of an image that is not decoded: its file's bytes; none where there is no image."""
     path, content = stored.get("path"), stored.get("bytes")
     if content is None:
         with fsspec.open(path) if path else nullcontext(BytesIO()) as file:  # of a stream, on the Hub
             content = file.read()
-    return EncodedImage(index, image_id_of(path, index, split), content, row.get("label"))
+    return content
 
 
 def image_id_of(path: str | None, index: int, split: str) -> str:

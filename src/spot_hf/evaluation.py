@@ -1,6 +1,7 @@
 """What a model is worth at how many tokens, under which placement, against what one would use otherwise: `spot-hf evaluate`.
 
-A *cell* is a way to look (a placement or a baseline), a number of tokens, an image size, and the seed of a random placement.
+A *cell* is a way to look (a placement, a baseline, or the oracle), a number of tokens, and the seed of a random placement or
+the oracle's steps, at an image size.
 Images are decoded once, and each batch is classified under every cell, one after the other, so that what slows the machine
 slows all of them. The unit of work and of resume is a shard of images under a cell: a line of `lines-PROCESS.jsonl`.
 """
@@ -9,7 +10,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,14 @@ from tqdm import tqdm
 
 from .baselines import TokenMerging, covering_scale, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
 from .coordinates import RunDirectory
-from .data import encoded, label_numbers, load_images, outside_of, resolve_revision
+from .data import count_images, label_numbers, load_images, outside_of, resolve_revision
 from .evaluation_report import write_report
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config, public_name
+from .memory import PeakMemory
 from .modeling_spot_vit import SpotViTForImageClassification
-from .oracle import DTYPES
-from .oracle_batches import Batch, Preparation, Start, Work, batches_of
+from .oracle import DTYPES, OracleResult, SpotOracle, check_oracle_arguments
+from .oracle_batches import Batch, Plan, Preparation, Shards, Start, Work, batches_of
 from .oracle_run import device_name, device_of, open_run, process_state, versions, weights_digest
 from .output_dirs import write_atomically
 from .placement import PLACEMENTS, check_placement
@@ -46,39 +48,49 @@ BASELINES = {
     "token_merging": "ToMe, merging down to that many tokens by the last layer",
     "token_merging_same_cost": "ToMe, merging as much as makes it as cheap as that many tokens",
 }
-DEFAULT_PLACEMENTS = [name for name, placement in PLACEMENTS.items() if not placement.saliency and name != "grid"]
+ORACLE = "oracle"  # the way that uses the label: a ceiling, not a method
+
+
+def default_placements(with_saliency: bool = False) -> list[str]:
+    """All priors but `grid`, which is the baseline `full_grid`; with saliency, those that need it too."""
+    return [name for name, one in PLACEMENTS.items() if name != "grid" and (with_saliency or not one.saliency)]
 
 
 @dataclass(frozen=True)
 class Cell:
     """What is measured."""
 
-    way: str  # a placement, or a baseline
+    way: str  # a placement, a baseline, or `ORACLE`
     num_tokens: int
     seed: int | None = None  # of a random placement
+    steps: int | None = None  # of the oracle
 
     @property
     def start(self) -> Start | None:
         """Where tokens are to be placed for it."""
         if self.way in PLACEMENTS:
             return Start(self.way, self.num_tokens, self.seed or 0)
-        return Start("isotropic", self.num_tokens) if self.way == "larger_windows" else None
+        return Start("isotropic", self.num_tokens) if self.way in ("larger_windows", ORACLE) else None
 
 
 @dataclass(kw_only=True)
 class EvaluationArguments:
     """
-    What is evaluated. Results depend on all of these but `num_workers`.
+    What is evaluated. Results depend on all of these but `num_workers` and `streaming`.
 
     Attributes:
         model (`list[str]`): directories or Hub ids of SpotViT classifiers.
-        dataset_name, dataset_config_name, dataset_split, dataset_revision, image_column_name, label_column_name, max_samples:
-            as in [`load_images`].
+        dataset_name, dataset_config_name, dataset_split, dataset_revision, image_column_name, label_column_name,
+            saliency_column_name, max_samples, streaming: as in [`load_images`].
         num_tokens (`list[int]`): token counts; a number of tokens above the grid's is left out where a way cannot have it.
-        placement (`list[str]`): priors; those that need no saliency map by default.
+        placement (`list[str]`): priors; those that need no saliency map by default. `salient` and `inverse_salient` draw from
+            what `saliency_column_name` says: a map over the image, or boxes in pixels (see [`read_saliency`]).
         baselines (`list[str]`): of `BASELINES`.
         image_size (`list[int]`, *optional*): pixels per side; the model's own by default.
         num_seeds (`int`): draws of each random placement; seed (`int`): of the first.
+        oracle_steps (`list[int]`): also find positions with the label, from isotropic ones, in so many steps: a ceiling, not a
+            method. What 0 steps give, to which costs are compared, is measured along.
+        oracle_learning_rate (`float`): of these steps.
         among_labels (`bool`): classify among the classes that occur in the split, where these are fewer than the model's.
         knn_dataset_split (`str`, *optional*): also measure kNN accuracy, with the features of this split.
         knn_samples (`int`): images of that split, drawn by the seed.
@@ -94,13 +106,17 @@ class EvaluationArguments:
     dataset_revision: str | None = None
     image_column_name: str = "image"
     label_column_name: str = "label"
+    saliency_column_name: str | None = None
     max_samples: int | None = None
+    streaming: bool = False
     num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196])
-    placement: list[str] = field(default_factory=lambda: list(DEFAULT_PLACEMENTS))
+    placement: list[str] = field(default_factory=default_placements)
     baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     image_size: list[int] | None = None
     num_seeds: int = 3
     seed: int = 0
+    oracle_steps: list[int] = field(default_factory=list)
+    oracle_learning_rate: float = 3e-3
     among_labels: bool = False
     knn_dataset_split: str | None = None
     knn_samples: int = 5000
@@ -114,8 +130,11 @@ class EvaluationArguments:
         for name in self.placement:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
-            if PLACEMENTS[name].saliency:
-                raise ValueError(f"`placement` {name!r} needs a saliency map per image, which an evaluation does not have")
+            if PLACEMENTS[name].saliency and self.saliency_column_name is None:
+                raise ValueError(
+                    f"`placement` {name!r} needs the saliency of each image: give `saliency_column_name`, a column of maps or "
+                    "boxes; got none"
+                )
             if name == "grid":
                 raise ValueError("`placement` 'grid' is the baseline 'full_grid'; got it as a placement")
         for name in self.baselines:
@@ -125,6 +144,20 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}")
+        for steps in self.oracle_steps:
+            check_oracle_arguments(
+                objective="label",
+                steps=steps,
+                learning_rate=self.oracle_learning_rate,
+                optimizer="adamw",
+                optimizer_arguments=None,
+                window_scale_learning_rate=self.oracle_learning_rate,
+                early_stop=None,
+                dtype=self.dtype,
+            )
+        for name in ("among_labels", "knn_dataset_split"):
+            if self.streaming and getattr(self, name):
+                raise ValueError(f"`{name}` needs a data set as a whole; got `streaming`")
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
         if self.dtype not in DTYPES:
@@ -138,7 +171,7 @@ class EvaluationArguments:
     def recorded(self) -> dict[str, Any]:
         """On which results depend. Of what lies on this machine the name, not the path."""
         parameters = asdict(self)
-        del parameters["num_workers"]
+        del parameters["num_workers"], parameters["streaming"]
         parameters["model"] = {public_name(model): weights_digest(model) for model in self.model}
         parameters["dataset_name"] = public_name(self.dataset_name)
         return parameters
@@ -158,21 +191,42 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
             cells += [Cell(name, num_tokens, seed) for seed in seeds]
         if num_tokens < num_cells:
             cells += [Cell(name, num_tokens) for name in arguments.baselines if name != "full_grid"]
+        if arguments.oracle_steps:
+            cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
     return cells
+
+
+class CellShards(Shards):
+    """Those of an evaluation: lines of its ledger. A task is a cell."""
+
+    def starts(self, shard: int) -> list[Start]:
+        return list(dict.fromkeys(cell.start for cell in self.lacks(shard) if cell.start is not None))
 
 
 Way = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Ways:
-    """For each cell, what turns a batch into logits `(batch_size, num_labels)` and features `(batch_size, pooled_size)`."""
+    """
+    For each cell, what turns a batch into logits `(batch_size, num_labels)` and features `(batch_size, pooled_size)`; the
+    oracle's gives its result instead, which [`Ways.look`] turns into these.
+    """
 
-    def __init__(self, model: SpotViTForImageClassification, height: int, width: int, cells: list[Cell], dtype: str):
-        self.model, self.height, self.width, self.dtype = model, height, width, DTYPES[dtype]
+    def __init__(
+        self,
+        model: SpotViTForImageClassification,
+        height: int,
+        width: int,
+        cells: list[Cell],
+        arguments: EvaluationArguments,
+        among: list[int] | None,
+    ):
+        self.model, self.height, self.width, self.dtype = model, height, width, DTYPES[arguments.dtype]
+        self.batch_size = arguments.batch_size
         config = model.config
         num_cells = (height // config.patch_size) * (width // config.patch_size)
         self.sizes: dict[Cell, tuple[int, int]] = {}  # of a shrunken image
-        self.ways: dict[Cell, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
+        self.ways: dict[Cell, Callable[..., Any]] = {}
         for cell in cells:
             if cell.way == "shrunken_image":
                 self.sizes[cell] = shrunken_size(cell.num_tokens, height, width, config.patch_size)
@@ -184,11 +238,21 @@ class Ways:
                 else:
                     schedule = merge_schedule_of_cost(num_cells, cell.num_tokens, config.hidden_size, layers)
                 self.ways[cell] = partial(self._merge, TokenMerging(model, schedule))
+            elif cell.steps is not None:
+                self.ways[cell] = SpotOracle(
+                    model,
+                    "label",
+                    steps=cell.steps,
+                    learning_rate=arguments.oracle_learning_rate,
+                    classes=among,
+                    dtype=arguments.dtype,
+                ).optimize
             else:
                 self.ways[cell] = partial(self._encode, model)
 
-    def __call__(self, cell: Cell, batch: Batch, device: torch.device) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-        """The forward pass, ready to be timed: its inputs are where they are needed."""
+    def __call__(self, cell: Cell, batch: Batch, device: torch.device, full: bool = False) -> Callable[[], Any]:
+        """What is done with a batch, ready to be timed: its inputs are where they are needed. `full`: with as many images as
+        the largest batch has, whose first ones are repeated."""
         assert batch.pixel_values is not None
         inputs = {"pixel_values": (batch.smaller[self.sizes[cell]] if cell in self.sizes else batch.pixel_values).to(device)}
         if cell.start is not None:
@@ -196,9 +260,20 @@ class Ways:
         if cell.way == "larger_windows":
             scale = covering_scale(cell.num_tokens, self.height, self.width, self.model.config.patch_size)
             inputs["window_scales"] = torch.full(inputs["coordinates"].shape[:2], scale, device=device)
-        return partial(self._run, self.ways[cell], inputs)
+        if cell.steps is not None:
+            inputs["labels"] = batch.labels(self.model.config.num_labels).to(device)
+        if full:
+            repeated = torch.arange(self.batch_size, device=device) % len(batch.image_index)
+            inputs = {name: values[repeated] for name, values in inputs.items()}
+        return partial(self.ways[cell] if cell.steps is not None else partial(self._run, self.ways[cell]), **inputs)
 
-    def _run(self, way: Callable, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, cell: Cell, batch: Batch, coordinates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and features at given positions, `(batch_size, num_tokens, 2)`, model frame."""
+        assert batch.pixel_values is not None
+        pixel_values = batch.pixel_values.to(coordinates.device)
+        return self._run(partial(self._encode, self.model), pixel_values=pixel_values, coordinates=coordinates)
+
+    def _run(self, way: Callable, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         device = inputs["pixel_values"].device.type
         with torch.inference_mode(), torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return way(**inputs)
@@ -267,12 +342,16 @@ def run_evaluation(
     for model, config in configs.items():
         check_classifier(model, config)
     images = load_evaluated(arguments, arguments.dataset_split, arguments.max_samples)
-    labels = labels_of(images, arguments, min(config.num_labels for config in configs.values()))
+    num_images = count_images(images, arguments.max_samples)
+    among = None
+    if isinstance(images, datasets.Dataset):  # of a stream, batch by batch
+        labels = labels_of(images, arguments, min(config.num_labels for config in configs.values()))
+        among = np.unique(labels).tolist() if arguments.among_labels else None
     parameters = {
         **arguments.recorded(),
         "dataset_split": str(images.split),
         "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
-        "num_images": len(images),
+        "num_images": num_images,
     }
     run = RunDirectory(Path(output_dir).expanduser().resolve())
     facts = {"command": command, "versions": versions(), "device": device_name(state.device)}
@@ -280,15 +359,21 @@ def run_evaluation(
 
     device = device_of(state)
     lines = Lines(run.directory, state.process_index)
-    among = np.unique(labels).tolist() if arguments.among_labels else None
+    done = lines.read()
+    state.wait_for_everyone()  # all have read the same lines, before the first appends another
     for model in arguments.model:
         sizes: list[int | None] = list(arguments.image_size) if arguments.image_size else [None]
         for image_size in sizes:
-            evaluate_model(model, image_size, images, arguments, among, lines, device, state)
+            evaluate_model(model, image_size, images, num_images, arguments, among, lines, done, device, state)
     state.wait_for_everyone()
     results: dict[str, Any] = {}
     if state.is_main_process:
-        results = {**run.ledger, "results": summarize_lines(lines.read(), arguments)}
+        done = lines.read()
+        if not done:  # a stream that did not say so
+            raise ValueError(f"`dataset_split` must have images; {str(images.split)!r} of {arguments.dataset_name!r} has none")
+        results = {**run.ledger, "results": summarize_lines(done, arguments), "oracle": summarize_oracle(done)}
+        row = [*results["results"], *results["oracle"]][0]
+        results["parameters"]["num_images"] = row["num_images"] + row["num_failed"]  # of a stream, known by now
         with write_atomically(run.directory / "results.json") as file:
             file.write((json.dumps(results, indent=2) + "\n").encode())
         say(write_report(run.directory, results, published))
@@ -296,7 +381,7 @@ def run_evaluation(
     return results
 
 
-def load_evaluated(arguments: EvaluationArguments, split: str | None, max_samples: int | None) -> datasets.Dataset:
+def load_evaluated(arguments: EvaluationArguments, split: str | None, max_samples: int | None) -> Any:
     return load_images(
         arguments.dataset_name,
         config_name=arguments.dataset_config_name,
@@ -304,14 +389,14 @@ def load_evaluated(arguments: EvaluationArguments, split: str | None, max_sample
         revision=arguments.dataset_revision,
         image_column_name=arguments.image_column_name,
         label_column_name=arguments.label_column_name,
+        saliency_column_name=arguments.saliency_column_name,
         max_samples=max_samples,
+        streaming=arguments.streaming,
     )
 
 
 def labels_of(images: datasets.Dataset, arguments: EvaluationArguments, num_labels: int) -> np.ndarray:
     """`(num_images,)` of class numbers; `ValueError` where there are none, or some that the model does not know."""
-    if len(images) == 0:
-        raise ValueError(f"`dataset_split` must have images; {str(images.split)!r} of {arguments.dataset_name!r} has none")
     try:
         labels = label_numbers(images)
     except (TypeError, ValueError):
@@ -355,14 +440,16 @@ class Lines:
 def evaluate_model(
     model: str,
     image_size: int | None,
-    images: datasets.Dataset,
+    images: datasets.Dataset | datasets.IterableDataset,
+    num_images: int | None,
     arguments: EvaluationArguments,
     among: list[int] | None,
     lines: Lines,
+    done: list[dict[str, Any]],
     device: torch.device,
     state: Any,
 ) -> None:
-    """Appends the lines that a model lacks at an image size."""
+    """Appends the lines that a model lacks at an image size; `done` are those that were there."""
     processor = load_image_processor(model)
     if image_size is not None:
         processor = scaled_processor(processor, image_size, image_size)
@@ -370,42 +457,31 @@ def evaluate_model(
     config = load_spot_vit_config(model)
     cells = cells_of(arguments, (height // config.patch_size) * (width // config.patch_size))
     name = public_name(model)
-    done = {
-        (Cell(**line["cell"]), line["shard"])
-        for line in lines.read()
-        if line["model"] == name and line["image_size"] == image_size
-    }
-    num_shards = -(-len(images) // arguments.shard_size)
-    missing = {shard: [cell for cell in cells if (cell, shard) not in done] for shard in range(num_shards)}
-    # By number: what another process appends meanwhile changes nothing.
-    mine = [shard for shard in range(state.process_index, num_shards, state.num_processes) if missing[shard]]
-    if not mine:
-        return
+    done_by_cell: dict[Cell, set[int]] = {cell: set() for cell in cells}
+    for line in done:
+        if line["model"] == name and line["image_size"] == image_size:
+            done_by_cell[Cell(**line["cell"])].add(line["shard"])
+    shards = CellShards(done_by_cell, str(images.split), num_images, arguments.shard_size)
+    plan = Plan(shards, images, state, arguments.batch_size)
+    total = None
+    if shards.total is not None:
+        cells = list(dict.fromkeys(cell for shard in plan.my_shards() for cell in shards.lacks(shard)))
+        total = sum(len(shards.rows_of(shard)) for shard in plan.my_shards())
+        if not cells:
+            return
     spot = load_spot_vit(model).to(device)
     assert isinstance(spot, SpotViTForImageClassification)
-    ways = Ways(spot, height, width, sorted({cell for shard in mine for cell in missing[shard]}, key=str), arguments.dtype)
+    ways = Ways(spot, height, width, cells, arguments, among)
     smaller = {size: scaled_processor(processor, *size) for size in set(ways.sizes.values())}
     knn = Neighbors(arguments, ways, processor, smaller, device) if arguments.knn_dataset_split else None
 
-    def rows_of(shard: int) -> range:
-        return range(shard * arguments.shard_size, min((shard + 1) * arguments.shard_size, len(images)))
-
-    def work() -> Iterator[Work]:
-        for shard in mine:
-            rows = list(rows_of(shard))
-            starts = list(dict.fromkeys(cell.start for cell in missing[shard] if cell.start is not None))
-            for start in range(0, len(rows), arguments.batch_size):
-                batch = rows[start : start + arguments.batch_size]
-                yield Work(shard, batch, starts, start + arguments.batch_size >= len(rows))
-
-    loader = batches_of(Preparation(encoded(images), str(images.split), processor, smaller), work(), arguments.num_workers)
-    total = sum(len(rows_of(shard)) for shard in mine)
+    loader = batches_of(Preparation(images, processor, smaller), plan, arguments.num_workers)
     title = name if image_size is None else f"{name}, {image_size} px"
     parts: dict[Cell, list[dict[str, Any]]] = {}
     warm: set[Cell] = set()
     with tqdm(total=total, desc=title, unit="image", disable=not state.is_main_process) as progress:
         for number, batch in enumerate(loader):
-            cells = missing[batch.work.shard]
+            cells = shards.lacks(batch.work.shard)
             # Each cell comes first in turn: while the next batch is decoded, the first ones of a batch are slowed.
             turn = number % len(cells)
             for cell in cells[turn:] + cells[:turn] if batch.pixel_values is not None else []:
@@ -430,19 +506,25 @@ def measure(
     device: torch.device,
     first: bool,
 ) -> dict[str, Any]:
-    """Classifies a batch under a cell."""
-    forward = ways(cell, batch, device)
+    """Classifies a batch under a cell; the first time also without a clock, and counting memory."""
+    labels = batch.labels(ways.model.config.num_labels)
+    peak_mib = []
     if first:
-        forward()  # libraries allocate and choose once
+        # Libraries allocate and choose once. Of a full batch: the figure is the same whichever batch is the first.
+        with PeakMemory() as memory:
+            ways(cell, batch, device, full=True)()
+        peak_mib = [memory.peak / 2**20]
+    forward = ways(cell, batch, device)
     if device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    logits, features = forward()
+    result = forward()
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    logits, labels = logits.double().cpu(), torch.tensor(batch.label)
+    # Where the oracle went, it has looked: to look again is no part of its cost.
+    logits, features = ways.look(cell, batch, result.coordinates) if isinstance(result, OracleResult) else result
+    logits = logits.double().cpu()
     if among is not None:
         outside = torch.ones(logits.shape[-1], dtype=torch.bool)
         outside[among] = False
@@ -458,17 +540,16 @@ def measure(
         "num_failed": [len(batch.failed)],
         "seconds": [round(seconds, 6)],
         "num_timed": [len(labels)],
+        "peak_mib": peak_mib,
     }
-    if knn is not None:
+    if knn is not None and cell.steps is None:
         found["knn"] = knn.predict(cell, features)
-    if device.type == "cuda":
-        found["peak_mib"] = [torch.cuda.max_memory_allocated() / 2**20]
     return found
 
 
 def joined(parts: list[dict[str, list]]) -> dict[str, list]:
     lists = [name for name, value in parts[0].items() if isinstance(value, list)] if parts else []
-    names = lists or ("image_index", "label", "top", "confidence", "loss", "num_failed", "seconds", "num_timed")
+    names = lists or ("image_index", "label", "top", "confidence", "loss", "num_failed", "seconds", "num_timed", "peak_mib")
     return {name: [value for part in parts for value in part[name]] for name in names}
 
 
@@ -484,17 +565,18 @@ class Neighbors:
         device: torch.device,
     ):
         images = load_evaluated(arguments, arguments.knn_dataset_split, None)
+        labels_of(images, arguments, ways.model.config.num_labels)
         if len(images) > arguments.knn_samples:
             chosen = np.random.default_rng(arguments.seed).choice(len(images), arguments.knn_samples, replace=False)
             images = images.select(np.sort(chosen))
         if len(images) < KNN_NEIGHBORS:
             raise ValueError(f"`knn_dataset_split` must have at least {KNN_NEIGHBORS} images; got {len(images)}")
-        cells = list(ways.ways)
+        cells = [cell for cell in ways.ways if cell.steps is None]  # the oracle would have to know the labels
         starts = list(dict.fromkeys(cell.start for cell in cells if cell.start is not None))
         rows = [
             list(range(i, min(i + arguments.batch_size, len(images)))) for i in range(0, len(images), arguments.batch_size)
         ]
-        preparation = Preparation(encoded(images), str(images.split), processor, smaller)
+        preparation = Preparation(images, processor, smaller)
         work = (Work(0, part, starts, False) for part in rows)
         features: dict[Cell, list[np.ndarray]] = {cell: [] for cell in cells}
         labels: list[int] = []
@@ -503,7 +585,7 @@ class Neighbors:
                 progress.update(len(batch.image_index) + len(batch.failed))
                 if batch.pixel_values is None:
                     continue
-                labels += [int(label) for label in batch.label if label is not None]
+                labels += batch.labels(ways.model.config.num_labels).tolist()
                 for cell in cells:
                     features[cell].append(ways(cell, batch, device)()[1].float().cpu().numpy())
         from sklearn.neighbors import KNeighborsClassifier
@@ -522,12 +604,10 @@ class Neighbors:
 
 def summarize_lines(lines: list[dict[str, Any]], arguments: EvaluationArguments) -> list[dict[str, Any]]:
     """One result per model, image size, way and number of tokens: means over seeds, with intervals and spread."""
-    shards: dict[tuple, dict[Cell, dict[int, dict[str, Any]]]] = {}
-    for line in lines:
-        shards.setdefault((line["model"], line["image_size"]), {}).setdefault(Cell(**line["cell"]), {})[line["shard"]] = line
-    metrics = {name: evaluate.load(str(METRICS / name)) for name in ("top_k_accuracy", "expected_calibration_error")}
+    metrics = load_metrics()
     found = []
-    for (model, image_size), by_cell in sorted(shards.items(), key=str):
+    for (model, image_size), every_cell in group_lines(lines):
+        by_cell = {cell: parts for cell, parts in every_cell.items() if cell.way != ORACLE}
         full = next((parts for cell, parts in by_cell.items() if cell.way == "full_grid"), None)
         merged = {cell: joined([parts[shard] for shard in sorted(parts)]) for cell, parts in by_cell.items()}
         for way, num_tokens in dict.fromkeys((cell.way, cell.num_tokens) for cell in by_cell):
@@ -549,6 +629,37 @@ def summarize_lines(lines: list[dict[str, Any]], arguments: EvaluationArguments)
                 result["images_per_second"] = base * result["speed_up"] if base is not None else None
             found.append({"model": model, "image_size": image_size, "way": way, "num_tokens": num_tokens, **result})
     return found
+
+
+def summarize_oracle(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result per model, image size, number of tokens and steps of the oracle, of which every one uses the label."""
+    metrics = load_metrics()
+    found = []
+    for (model, image_size), by_cell in group_lines(lines):
+        for cell, parts in by_cell.items():
+            if cell.way != ORACLE or cell.steps is None:
+                continue
+            speed = timing(parts, by_cell[Cell(ORACLE, cell.num_tokens, steps=0)])
+            found.append({
+                "model": model, "image_size": image_size, "way": ORACLE, "uses_label": True, "num_tokens": cell.num_tokens,
+                "steps": cell.steps, "forward_passes": 2 * cell.steps + 1,
+                **summarize_cells([joined([parts[shard] for shard in sorted(parts)])], metrics),
+                "images_per_second": speed["images_per_second"],
+                "slow_down": 1 / speed["speed_up"] if speed["speed_up"] else None,
+            })  # fmt: skip
+    return found
+
+
+def load_metrics() -> dict[str, Any]:
+    return {name: evaluate.load(str(METRICS / name)) for name in ("top_k_accuracy", "expected_calibration_error")}
+
+
+def group_lines(lines: list[dict[str, Any]]) -> list[tuple[tuple, dict[Cell, dict[int, dict[str, Any]]]]]:
+    """`(model, image_size)`, and of it cell → shard → line."""
+    shards: dict[tuple, dict[Cell, dict[int, dict[str, Any]]]] = {}
+    for line in lines:
+        shards.setdefault((line["model"], line["image_size"]), {}).setdefault(Cell(**line["cell"]), {})[line["shard"]] = line
+    return sorted(shards.items(), key=str)
 
 
 def _right(record: Mapping[str, Any]) -> np.ndarray:
@@ -584,13 +695,12 @@ def summarize_cells(records: list[dict[str, Any]], metrics: Mapping[str, Any]) -
     interval = Accuracy.of_share(result["top_1"] / 100, num_images)
     result["top_1_low"], result["top_1_high"] = interval.low, interval.high
     result["top_1_spread"] = statistics.stdev(per_seed["top_1"]) if len(records) > 1 else None
-    if "peak_mib" in records[0]:
-        result["peak_mib"] = max(max(record["peak_mib"]) for record in records)
+    result["peak_mib"] = max(max(record["peak_mib"]) for record in records)
     return result
 
 
 def timing(parts: Mapping[int, Mapping[str, Any]], full: Mapping[int, Mapping[str, Any]] | None) -> dict[str, float | None]:
-    """Images/s, and the speed-up to the full grid on the same batches: the median over batches."""
+    """Images/s, and the speed-up to another cell (the full grid) on the same batches: the median over batches."""
     rates, ratios = [], []
     for shard, part in parts.items():
         per_image = [seconds / count for seconds, count in zip(part["seconds"], part["num_timed"], strict=True)]

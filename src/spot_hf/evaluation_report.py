@@ -24,11 +24,14 @@ PUBLISHED = {
 
 def write_report(directory: Path, results: Mapping[str, Any], published: bool = False) -> str:
     """Writes `README.md` and the plots into a directory, and returns the tables."""
-    rows = results["results"]
-    groups = list(dict.fromkeys((row["model"], row["image_size"]) for row in rows))
+    rows, oracle_rows = results["results"], results["oracle"]
+    groups = list(dict.fromkeys((row["model"], row["image_size"]) for row in [*rows, *oracle_rows]))
     text, pictures = [], []
     for model, image_size in groups:
-        own = [row for row in rows if (row["model"], row["image_size"]) == (model, image_size) and row["num_images"]]
+        own, oracle = (
+            [row for row in part if (row["model"], row["image_size"]) == (model, image_size) and row["num_images"]]
+            for part in (rows, oracle_rows)
+        )
         title = model if image_size is None else f"{model}, {image_size} px"
         text += [f"## {title}", "", *tables(own), ""]
         stem = title.replace("/", "_").replace(", ", "_").replace(" ", "")
@@ -37,12 +40,19 @@ def write_report(directory: Path, results: Mapping[str, Any], published: bool = 
             plot(file, own, "num_tokens", "tokens", title, PUBLISHED if published else {})
         with write_atomically(directory / pictures[-1]) as file:
             plot(file, own, "images_per_second", f"images/s, {results['device']}", title, {})
+        if oracle:
+            text += [*oracle_table(oracle), ""]
+            pictures.append(f"{stem}_oracle.png")
+            with write_atomically(directory / pictures[-1]) as file:
+                plot_oracle(file, oracle, next((row for row in own if row["way"] == "full_grid"), None), title)
     head = [
         "# Evaluation",
         "",
         f"`{results['parameters']['dataset_name']}`, split `{results['parameters']['dataset_split']}`, "
         f"{results['parameters']['num_images']} images. Top-1 accuracy in percent; ± is the half width of its 95 % interval "
-        "over images (Wilson), of random placements for the mean over seeds. Bold: above the others at that number of tokens.",
+        "over images (Wilson), of random placements for the mean over seeds. Bold: above the others at that number of tokens. "
+        f"Peak MiB: the tensors of one pass over {results['parameters']['batch_size']} images that live at the same time, "
+        "without weights and inputs; counted, not sampled.",
         "",
     ]
     tail = [f"![{picture}]({picture})\n" for picture in pictures]
@@ -94,6 +104,24 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         interval = f"{row['top_1']:.1f} ({row['top_1_low']:.1f} to {row['top_1_high']:.1f})"
         lines.append(f"| {row['way']} | {row['num_tokens']} | {interval} | {paired} | {' | '.join(cells)} |")
     return [*lines, "", "</details>"]
+
+
+def oracle_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What more steps give, and what they cost."""
+    lines = [
+        "**The oracle by its steps. It uses the label: a ceiling, not a method.** From isotropic positions; each image's best "
+        "iterate. S steps cost at least 2 S + 1 forward passes; the slow-down to none was measured.",
+        "",
+        "| tokens | steps | forward passes | top-1, % (95 %) | loss | slow-down | images/s | peak MiB |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        interval = f"{row['top_1']:.1f} ({row['top_1_low']:.1f} to {row['top_1_high']:.1f})"
+        lines.append(
+            f"| {row['num_tokens']} | {row['steps']} | {row['forward_passes']} | {interval} | {row['loss']:.2f} | "
+            f"{row['slow_down']:.1f}× | {row['images_per_second']:.1f} | {row['peak_mib']:.0f} |"
+        )
+    return lines
 
 
 def _accuracy(row: Mapping[str, Any] | None, best: float | None) -> str:
@@ -152,8 +180,32 @@ def plot(
         axes.set_xticks(chosen, [f"{tick:g}" for tick in chosen])
     axes.minorticks_off()
     axes.set_xlabel(label)
+    _finish(file, figure, axes, title, max((point[1] for points in by_way.values() for point in points), default=100))
+
+
+def plot_oracle(file: Any, rows: Iterable[Mapping[str, Any]], full: Mapping[str, Any] | None, title: str) -> None:
+    """Writes a PNG of accuracy against what the oracle costs, a line per number of tokens; `full`: the full grid's result."""
+    by_count: dict[int, list[tuple[int, float]]] = {}
+    for row in rows:
+        by_count.setdefault(row["num_tokens"], []).append((row["forward_passes"], row["top_1"]))
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for i, (count, points) in enumerate(sorted(by_count.items())):
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.plot(*zip(*sorted(points), strict=True), markersize=5, linewidth=1.3, label=f"{count} tokens", **style)
+    if full is not None:
+        text = f"full grid without oracle, {full['num_tokens']} tokens"
+        axes.axhline(full["top_1"], color="black", linewidth=1, linestyle=":", label=text)
+    costs = sorted({cost for points in by_count.values() for cost, _ in points})
+    axes.set_xticks(costs, [f"{cost}\n({(cost - 1) // 2})" for cost in costs])
+    axes.set_xlabel("forward passes (steps of the oracle)")
+    highest = max(top for points in by_count.values() for _, top in points)
+    _finish(file, figure, axes, f"{title}: positions found with the label, a ceiling, not a method", highest)
+
+
+def _finish(file: Any, figure: Any, axes: Any, title: str, highest: float) -> None:
+    """What all plots share: an axis of accuracy from 0 to above the `highest`, title, legend; writes the PNG."""
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_ylim(0, min(101, 5 * math.ceil(max(point[1] for points in by_way.values() for point in points) / 5) + 5))
+    axes.set_ylim(0, min(101, 5 * math.ceil(highest / 5) + 5))
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

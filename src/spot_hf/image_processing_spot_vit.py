@@ -298,12 +298,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
         cropped: list[torch.Tensor | None] = []
         for i, (one, image, frame) in enumerate(zip(check_saliency(saliency, len(images)), images, frames, strict=True)):
-            if one.shape[0] > image.shape[-2] or one.shape[1] > image.shape[-1]:
-                raise ValueError(
-                    f"`saliency` of image {i} must be no larger than the image, (rows, columns) "
-                    f"{tuple(image.shape[-2:])}; got {one.shape}"
-                )
-            seen = frame.crop_map(one)
+            height, width = image.shape[-2:]
+            seen = _crop_saliency_of(i, one, (width, height), frame)
             if not seen.any():
                 raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
             cropped.append(seen)
@@ -327,6 +323,24 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     def to_image_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
         """The inverse of [`to_model_frame`]: `(x, y)` relative to `pixel_values` in, relative to the original image out."""
         return self._frame(image_size, **self._recipe()).to_image(coordinates)
+
+    def saliency_to_model_frame(self, saliency: Any, image_size: tuple[int, int]) -> torch.Tensor:
+        """
+        What the model sees of a saliency map, through this processor's resize and crop.
+
+        Args:
+            saliency (`torch.Tensor`, `np.ndarray` or nested list of shape `(rows, columns)`): over the whole original image,
+                no larger than it: not negative, not all zero.
+            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(height, width)` of `pixel_values`, float64; zero everywhere where the crop removes all
+            that is salient.
+
+        Raises:
+            `ValueError`: the map is not as described.
+        """
+        return _crop_saliency_of(0, check_saliency(saliency, 1)[0], image_size, self._frame(image_size, **self._recipe()))
 
     def model_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """`(width, height)` in pixels of `pixel_values` for an original image of `(width, height)` pixels."""
@@ -394,6 +408,17 @@ class _Frame:
         rows = np.floor(y * saliency.shape[0]).clip(0, saliency.shape[0] - 1).astype(int)
         columns = np.floor(x * saliency.shape[1]).clip(0, saliency.shape[1] - 1).astype(int)
         return torch.from_numpy(saliency[rows[:, None], columns[None]])
+
+
+def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int], frame: _Frame) -> torch.Tensor:
+    """The checked map of image number `i`, over what the model sees of it."""
+    width, height = image_size
+    if saliency.shape[0] > height or saliency.shape[1] > width:
+        raise ValueError(
+            f"`saliency` of image {i} must be no larger than the image, (rows, columns) {(height, width)}; "
+            f"got {saliency.shape}"
+        )
+    return frame.crop_map(saliency)
 
 
 def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:

@@ -163,6 +163,8 @@ class SpotOracle:
         early_stop (`float`, *optional*): an image whose loss is at or below this takes no more steps and leaves the batch. For
             `"label"`, below `log(2)` the true class has more than half of the probability: the image is classified
             correctly, so that accuracy loses nothing.
+        classes (`list[int]`, *optional*): the only ones among which images are classified: predictions and losses of logits
+            know no others. Labels must be of them.
         dtype (`str`): `"float32"`, or `"bfloat16"` or `"float16"` for autocast. Positions and losses stay float32.
         compile (`bool`): run the model through `torch.compile`.
 
@@ -182,6 +184,7 @@ class SpotOracle:
         optimize_window_scales: bool = False,
         window_scale_learning_rate: float = 0.05,
         early_stop: float | None = None,
+        classes: list[int] | None = None,
         dtype: str = "float32",
         compile: bool = False,
     ):
@@ -203,6 +206,13 @@ class SpotOracle:
         self.has_classifier = isinstance(model, SpotViTForImageClassification) and model.config.num_labels > 0
         if objective != "feature" and not self.has_classifier:
             raise ValueError(f"`objective` must be 'feature' with a model that has no classifier; got {objective!r}")
+        self.other_classes: torch.Tensor | None = None  # bool (num_labels,)
+        if classes is not None:
+            num_labels = model.config.num_labels
+            if not self.has_classifier or not classes or not all(0 <= one < num_labels for one in classes):
+                raise ValueError(f"`classes` must be class numbers of the model, 0 to {num_labels - 1}; got {classes!r:.80}")
+            self.other_classes = torch.ones(num_labels, dtype=torch.bool, device=model.device)
+            self.other_classes[classes] = False
         self.model = model
         self.objective = objective
         self.steps = steps
@@ -395,7 +405,11 @@ class SpotOracle:
             features = encoder(
                 pixel_values, coordinates=coordinates, coordinates_mask=mask, window_scales=window_scales
             ).pooler_output
-            return (model.classifier(features) if self.has_classifier else None), features
+            logits = model.classifier(features) if self.has_classifier else None
+            if logits is not None and self.other_classes is not None:
+                # No probability is left to them. Not by -inf: its differences are no numbers.
+                logits = logits.masked_fill(self.other_classes, torch.finfo(logits.dtype).min)
+            return logits, features
 
     def _loss(self, logits: torch.Tensor | None, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Per image, in float64 where the device has it: of a confident prediction, float32 keeps few digits of `1 - p`."""
@@ -467,6 +481,9 @@ class SpotOracle:
                 raise ValueError(
                     f"`labels` must be int64 ({batch_size},) with values from 0 to {num_labels - 1}; got {_describe(labels)}"
                 )
+            if self.other_classes is not None and self.other_classes[labels].any():
+                outside = labels[self.other_classes[labels]][0].item()
+                raise ValueError(f"`labels` must be of `classes`; got {outside}, which is not")
         elif targets is not None:
             size = self.model.config.pooled_size if self.objective == "feature" else self.model.config.num_labels
             if not isinstance(targets, torch.Tensor) or targets.shape != (batch_size, size):

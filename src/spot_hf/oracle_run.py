@@ -36,7 +36,7 @@ from .coordinates import (
     coordinate_features,
     summarize,
 )
-from .data import encoded, label_numbers, load_images, outside_of, resolve_revision
+from .data import count_images, label_numbers, load_images, outside_of, resolve_revision
 from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config, public_name
 from .oracle import OracleResult, SpotOracle, check_oracle_arguments
 from .oracle_batches import Batch, Plan, Preparation, Shards, Start, batches_of
@@ -187,7 +187,7 @@ def run_oracle(
         streaming=arguments.streaming,
     )
     split = str(images.split)
-    num_images = _count(images, split, arguments.max_samples)
+    num_images = count_images(images, arguments.max_samples)
     _check_labels(arguments, images, config)
     parameters = {
         **arguments.recorded(),
@@ -203,7 +203,7 @@ def run_oracle(
 
     starts = [Start(arguments.placement, num_tokens, arguments.seed) for num_tokens in arguments.num_tokens]
     configs = dict(zip(starts, arguments.config_names, strict=True))
-    shards = Shards(run, configs, split, num_images, arguments.shard_size)
+    shards = RunShards(run, configs, split, num_images, arguments.shard_size)
     state.wait_for_everyone()  # all have seen the same shards, before the first writes another
     if shards.missing or shards.total is None:
         image_processor = load_image_processor(arguments.model, arguments.revision)
@@ -214,7 +214,7 @@ def run_oracle(
     state.wait_for_everyone()
     summaries: dict[str, Summary] = {}
     if state.is_main_process:
-        left = Shards(run, configs, split, num_images, arguments.shard_size).missing
+        left = RunShards(run, configs, split, num_images, arguments.shard_size).missing
         if left:
             raise OSError(
                 f"{len(left)} shards are missing in {run.directory}, such as number {left[0]}: run the same command again"
@@ -270,8 +270,27 @@ def open_run(
         raise outcome[0]
 
 
+class RunShards(Shards):
+    """
+    Those of a coordinate data set: files. A task is where a budget's search begins.
+
+    Args:
+        run ([`RunDirectory`]): where they are.
+        configs (`dict`): [`Start`] of each budget → config.
+        split, num_images, shard_size: as in [`Shards`].
+    """
+
+    def __init__(self, run: RunDirectory, configs: dict[Start, str], split: str, num_images: int | None, shard_size: int):
+        self.run, self.configs = run, configs
+        done = {start: set(run.shards(config, split)) for start, config in configs.items()}
+        super().__init__(done, split, num_images, shard_size)
+
+    def path(self, start: Start, shard: int) -> Path:
+        return self.run.shard_path(self.configs[start], self.split, shard, self.total)
+
+
 def _search(
-    arguments: OracleRunArguments, state: PartialState, images: Any, shards: Shards, image_processor: Any, say: Any
+    arguments: OracleRunArguments, state: PartialState, images: Any, shards: RunShards, image_processor: Any, say: Any
 ) -> int | None:
     """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
     device = device_of(state)
@@ -288,9 +307,8 @@ def _search(
         dtype=arguments.dtype,
         compile=arguments.compile,
     )
-    plan = Plan(shards, images, state.process_index, state.num_processes, arguments.batch_size)
-    mapped = isinstance(images, datasets.Dataset)
-    preparation = Preparation(encoded(images) if mapped else None, shards.split, image_processor)
+    plan = Plan(shards, images, state, arguments.batch_size)
+    preparation = Preparation(images, image_processor)
     features = {start: _features(arguments, images, start.num_tokens) for start in shards.configs}
     progress = _Progress(shards, plan, arguments, state, say)
     open_shards: dict[Start, Shard] = {}
@@ -325,14 +343,8 @@ def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[St
         return {}
     pixel_values, labels, targets = batch.pixel_values.to(device), None, None
     if oracle.objective == "label":
-        num_labels = oracle.model.config.num_labels
-        wrong = [i for i, label in enumerate(batch.label) if label is None or not 0 <= label < num_labels]
-        if wrong:
-            raise ValueError(
-                f"`label_column_name`: image {batch.image_id[wrong[0]]!r} has the label {batch.label[wrong[0]]}; the model "
-                f"knows 0 to {num_labels - 1}. The objectives 'distill' and 'feature' need no labels"
-            )
-        labels = torch.tensor(batch.label, device=device)
+        advice = ". The objectives 'distill' and 'feature' need no labels"
+        labels = batch.labels(oracle.model.config.num_labels, advice).to(device)
     else:
         targets = oracle.full_grid_targets(pixel_values)
     return {
@@ -383,7 +395,7 @@ def _add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor:
 class _Progress:
     """A bar with images/s, time left, and the accuracy so far before and after; of the first process's share."""
 
-    def __init__(self, shards: Shards, plan: Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
+    def __init__(self, shards: RunShards, plan: Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
         self.before_after = {num_tokens: np.zeros(3) for num_tokens in arguments.num_tokens}  # images, right, right
         self.texts = dict.fromkeys(arguments.num_tokens, "")
         total = None
@@ -488,21 +500,6 @@ def _check_model(arguments: OracleRunArguments, config: SpotViTConfig) -> None:
         raise ValueError(
             f"`objective` must be 'feature': `model` {arguments.model!r} has no classifier; got {arguments.objective!r}"
         )
-
-
-def _count(images: Any, split: str, max_samples: int | None) -> int | None:
-    """The number of images of a data set; `None` for a stream whose source does not say."""
-    count: int | None
-    if isinstance(images, datasets.Dataset):
-        count = len(images)
-    else:
-        splits = images.info.splits or {}
-        count = splits[split].num_examples if split in splits and splits[split].num_examples else None
-        if count is not None and max_samples is not None:
-            count = min(count, max_samples)
-    if count == 0:
-        raise ValueError(f"`dataset_split` must have images; {split!r} has none")
-    return count
 
 
 def _check_labels(arguments: OracleRunArguments, images: Any, config: SpotViTConfig) -> None:

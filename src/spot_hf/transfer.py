@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from .analysis import analysis_table, describe_positions, means
 from .coordinates import join_coordinates, load_coordinates, load_record, source_of
-from .data import load_images
+from .data import load_images, stored_saliency
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .oracle_batches import model_saliency
 from .output_dirs import write_atomically
 from .placement import edge_saliency, generator_for, grid, uniform
 
@@ -39,6 +40,7 @@ def evaluate_transfer(
     dataset_split: str | None = None,
     image_column_name: str = "image",
     label_column_name: str = "label",
+    saliency_column_name: str | None = None,
     max_samples: int | None = None,
     batch_size: int = 32,
     device: str = "cpu",
@@ -53,6 +55,8 @@ def evaluate_transfer(
         coordinates (`str`): directory or Hub id of a coordinate data set.
         dataset_name (`str`, *optional*): the images that the coordinates point at; by default the Hub id that these name.
         dataset_config_name, dataset_split, image_column_name, label_column_name: likewise, as in [`load_images`].
+        saliency_column_name (`str`, *optional*): whose saliency the analysis takes, as in [`load_images`]: maps, or boxes
+            `[x_min, y_min, x_max, y_max]` in pixels of the original image; by default, how strong edges are.
         output_dir (`str`, *optional*): where `transfer.json` and `transfer.md` are written.
         config, coordinates_split (`str`, *optional*): of the coordinate data set, where it has several.
         max_samples (`int`, *optional*): the first so many images that have coordinates.
@@ -80,6 +84,7 @@ def evaluate_transfer(
         split=dataset_split or str(rows.split),
         image_column_name=image_column_name,
         label_column_name=label_column_name,
+        saliency_column_name=saliency_column_name,
     )
     joined = join_coordinates(images, rows)
     if max_samples is not None:
@@ -97,6 +102,7 @@ def evaluate_transfer(
         "difference_to_initial": {
             name: vars(Difference.of(right["initial"], values)) for name, values in right.items() if name != "initial"
         },
+        "saliency": "edge saliency" if saliency_column_name is None else f"saliency by `{saliency_column_name}`",
         "analysis": analysis,
     }
     say(transfer_table(result))
@@ -135,7 +141,16 @@ def _measure(
                 "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
             }
             labels = torch.tensor(rows["label"])
-            _describe({**sets, "random": _random_like(initial, rows["image_id"])}, inputs["pixel_values"], spot, described)
+            if "saliency" in rows:
+                columns = (rows["saliency"], sizes, rows["image_id"])
+                maps = [
+                    model_saliency(stored_saliency(one), size, image_id, processor)
+                    for one, size, image_id in zip(*columns, strict=True)
+                ]
+            else:
+                maps = [edge_saliency(image) for image in inputs["pixel_values"]]
+            sets_and_random = {**sets, "random": _random_like(initial, rows["image_id"])}
+            _describe(sets_and_random, torch.stack(maps), spot.config.patch_size, described)
             scales = {}
             if "window_scales" in rows:
                 scales["window_scales"] = torch.tensor(rows["window_scales"]).to(device)
@@ -157,13 +172,15 @@ def _random_like(coordinates: torch.Tensor, image_ids: list[str]) -> torch.Tenso
 
 
 def _describe(
-    sets: dict[str, torch.Tensor], pixel_values: torch.Tensor, model: Any, described: dict[str, list[dict[str, torch.Tensor]]]
+    sets: dict[str, torch.Tensor],
+    saliency: torch.Tensor,
+    patch_size: int,
+    described: dict[str, list[dict[str, torch.Tensor]]],
 ) -> None:
-    """Appends what each set of positions is like on a batch; salient is where the image has edges."""
-    height, width = pixel_values.shape[-2:]
-    saliency = torch.stack([edge_saliency(image) for image in pixel_values])
+    """Appends what each set of positions is like on a batch, whose maps are `(batch_size, height, width)`."""
+    height, width = saliency.shape[-2:]
     for name, positions in sets.items():
-        described[name].append(describe_positions(positions, height, width, model.config.patch_size, saliency))
+        described[name].append(describe_positions(positions, height, width, patch_size, saliency))
 
 
 def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -203,5 +220,5 @@ def transfer_table(result: dict[str, Any]) -> str:
                 f"{difference['gained']} / {difference['lost']} |"
             )
     if "analysis" in result:
-        lines += ["", *analysis_table(result["analysis"])]
+        lines += ["", *analysis_table(result["analysis"], result["saliency"])]
     return "\n".join(lines)
