@@ -27,10 +27,12 @@ INSTALL_REQUIRES = [
     "scipy",  # confidence intervals
     "tenacity",  # uploads that are tried again
     "psutil",  # peak memory in the benchmark
+    "kornia",  # random crops, RandAugment, mixup and cutmix, on the device; torchvision's need a build that not every torch has
+    "pyyaml",  # recipes
     "tqdm",
 ]
 EXTRAS = {
-    "test": ["pytest", "pytest-xdist", "aiohttp", "pyyaml"],  # aiohttp: the local Hub of the tests
+    "test": ["pytest", "pytest-xdist", "aiohttp", "peft"],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
 }

@@ -253,6 +253,13 @@ class EvaluateArguments(DatasetArguments, CommonArguments):
     split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
 
 
+def _train_arguments() -> tuple[type, ...]:
+    """Not loaded for other commands: Trainer takes its time."""
+    from .training import SpotTrainingArguments, TrainArguments
+
+    return TrainArguments, SpotTrainingArguments
+
+
 @dataclass(kw_only=True)
 class CardArguments(CommonArguments):
     results: str = field(metadata={"help": "What `spot-hf evaluate` wrote."})
@@ -410,6 +417,14 @@ def evaluate(arguments: EvaluateArguments) -> int:
     return 0
 
 
+def train(arguments: Any, training: Any) -> int:
+    """Fine-tune a SpotViT for few tokens, with random placements. Takes all of transformers' TrainingArguments too."""
+    from .training import run_training
+
+    run_training(arguments, training, command=shlex.join(["spot-hf", "train", *_ARGV]))
+    return 0
+
+
 def card(arguments: CardArguments) -> int:
     """Put the results of an evaluation on a model's card: metadata that the Hub reads, and a table with the command."""
     from .cards import add_results
@@ -436,13 +451,15 @@ def benchmark(arguments: BenchmarkArguments) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
+# A command's arguments are a dataclass, or a function that gives several.
+COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., int]]] = {
     "convert": (ConvertArguments, convert),
     "classify": (ClassifyArguments, classify),
     "oracle": (OracleArguments, oracle),
     "push": (PushArguments, push),
     "show": (ShowArguments, show),
     "evaluate": (EvaluateArguments, evaluate),
+    "train": (_train_arguments, train),
     "card": (CardArguments, card),
     "benchmark": (BenchmarkArguments, benchmark),
     "quickstart": (QuickstartArguments, quickstart),
@@ -545,18 +562,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, rest: list[str]) -> int:
-    arguments_class, function = COMMANDS[name]
-    parser = _Parser(arguments_class, prog=f"spot-hf {name}", description=function.__doc__)
+    given, function = COMMANDS[name]
+    classes = (given,) if isinstance(given, type) else given()
+    parser = _Parser(classes, prog=f"spot-hf {name}", description=function.__doc__)
     if name == "classify":
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="Files, directories or URLs.")
+    if name == "train":
+        rest = _with_recipe([argument for argument in rest if argument != "--debug"])  # TrainingArguments has one of its own
+        parser.add_argument("--config", metavar="FILE", help="A recipe: YAML of options, which others on the line replace.")
     arguments, *others = parser.parse_args_into_dataclasses(args=rest)
-    if not arguments.debug:
+    if "--debug" not in _ARGV:
         from transformers.utils import logging
 
         # Our own output says what happens.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    return function(arguments, others[0].images) if others else function(arguments)
+    if name == "classify":
+        return function(arguments, others[0].images)
+    return function(arguments, *others[: len(classes) - 1])
+
+
+def _with_recipe(rest: list[str]) -> list[str]:
+    """Options of the YAML file that `--config` names, before the others: argparse takes the last of several."""
+    if "--config" not in rest or rest.index("--config") == len(rest) - 1:
+        return rest
+    import yaml
+
+    path = rest[rest.index("--config") + 1]
+    try:
+        with open(path, encoding="utf-8") as file:
+            recipe = yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config must be a YAML file; {path!r} is none: {str(error).splitlines()[0]}") from None
+    if not isinstance(recipe, dict):
+        raise UsageError(f"--config must be a YAML file of options, such as `learning_rate: 1e-4`; got {path!r}")
+    options: list[str] = []
+    for option, value in recipe.items():
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{option}", *map(str, values)]
+    return [*options, *rest]
 
 
 def main_and_exit() -> NoReturn:

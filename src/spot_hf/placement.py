@@ -30,7 +30,7 @@ def _isotropic_rows(num_tokens: int, aspect_ratio: float) -> list[int]:
     return [(num_tokens * (i + 1)) // num_rows - (num_tokens * i) // num_rows for i in range(num_rows)]
 
 
-def _isotropic_cells(num_tokens: int, aspect_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+def isotropic_cells(num_tokens: int, aspect_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres and sizes `(num_tokens, 2)` of cells of equal area that tile the image in rows."""
     centers, sizes = [], []
     done = 0
@@ -51,7 +51,7 @@ def isotropic(num_tokens: int, aspect_ratio: float = 1.0) -> torch.Tensor:
         num_tokens (`int`): at least 1.
         aspect_ratio (`float`): width / height of the image.
     """
-    return _isotropic_cells(num_tokens, aspect_ratio)[0]
+    return isotropic_cells(num_tokens, aspect_ratio)[0]
 
 
 def center(num_tokens: int, aspect_ratio: float = 1.0) -> torch.Tensor:
@@ -87,13 +87,13 @@ def sobol(num_tokens: int, generator: torch.Generator) -> torch.Tensor:
 
 def uniform_perturb(num_tokens: int, generator: torch.Generator, aspect_ratio: float = 1.0) -> torch.Tensor:
     """Isotropic, each token uniform within its own cell (stratified sampling)."""
-    centers, sizes = _isotropic_cells(num_tokens, aspect_ratio)
+    centers, sizes = isotropic_cells(num_tokens, aspect_ratio)
     return centers + sizes * (torch.rand(num_tokens, 2, generator=generator) - 0.5)
 
 
 def gaussian_perturb(num_tokens: int, generator: torch.Generator, aspect_ratio: float = 1.0) -> torch.Tensor:
     """Isotropic, each token moved by a normal step of a quarter of its cell, clamped to the image."""
-    centers, sizes = _isotropic_cells(num_tokens, aspect_ratio)
+    centers, sizes = isotropic_cells(num_tokens, aspect_ratio)
     return (centers + sizes / 4 * torch.randn(num_tokens, 2, generator=generator)).clamp(0, 1)
 
 
@@ -134,15 +134,15 @@ def edge_saliency(pixel_values: torch.Tensor) -> torch.Tensor:
     """Edge strength of an image, a saliency map for [`salient`]: magnitude of the brightness gradient.
 
     Args:
-        pixel_values (`torch.Tensor` of shape `(num_channels, height, width)`): the image as the model sees it.
+        pixel_values (`torch.Tensor` of shape `(..., num_channels, height, width)`): an image as the model sees it, or more.
 
     Returns:
-        `torch.Tensor` of shape `(height, width)`; all ones where the image is flat.
+        `torch.Tensor` of shape `(..., height, width)`; all ones where an image is flat.
     """
-    brightness = pixel_values.float().mean(dim=0)
-    d_y, d_x = torch.gradient(brightness)
+    brightness = pixel_values.float().mean(dim=-3)
+    d_y, d_x = torch.gradient(brightness, dim=(-2, -1))
     strength = torch.hypot(d_x, d_y)
-    return strength if strength.any() else torch.ones_like(strength)
+    return torch.where((strength > 0).flatten(-2).any(-1)[..., None, None], strength, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- registry
