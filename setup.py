@@ -27,7 +27,7 @@ INSTALL_REQUIRES = [
     "scipy",  # confidence intervals
     "tenacity",  # uploads that are tried again
     "psutil",  # peak memory in the benchmark
-    "kornia",  # random crops, RandAugment, mixup and cutmix, on the device; torchvision's need a build that not every torch has
+    "kornia",  # random crops, RandAugment, mixup, cutmix; torchvision's need a build that not every torch has
     "pyyaml",  # recipes
     "tqdm",
 ]

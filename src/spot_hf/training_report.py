@@ -64,8 +64,8 @@ def training_summary(directory: Path | None, results: Mapping[str, Any]) -> str:
     lines = [
         f"Fine-tuned from `{parameters['model']}` on {parameters['num_images']} images of `{parameters['dataset_name']}`, "
         f"split `{parameters['dataset_split']}`: {results['steps']} steps of {parameters['total_train_batch_size']} images, "
-        f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes on {results['device']}. Batches of {counts} tokens; "
-        f"placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
+        f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes on {results['device']}. Batches of {counts} "
+        f"tokens; placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
     ]
     for name, value in results["evaluation"].items():
         found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
