@@ -122,6 +122,9 @@ def test_model(case):
 CONFIG = {
     "pooling": ({"pooling": "max"}, "pooling"),
     "heads": ({"num_attention_heads": 5}, "num_attention_heads"),
+    "heads of the decoder": ({"decoder_hidden_size": 500}, "`decoder_hidden_size` .500."),
+    "all masked": ({"mask_ratio": 1.0}, "mask_ratio"),
+    "none masked": ({"mask_ratio": 0.0}, "mask_ratio"),
     "patch larger than the image": ({"patch_size": 64}, "position_grid_size"),
     "sigma": ({"position_kernel_sigma": 0.0}, "position_kernel_sigma"),
     "distillation without its token": ({"pooling": "cls_distillation"}, "num_register_tokens"),

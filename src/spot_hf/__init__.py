@@ -4,7 +4,7 @@ Importing this package registers SpotViT with transformers' Auto classes and `pi
 carries the same files as remote code.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 # Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -16,7 +16,12 @@ from .configuration_spot_vit import SpotViTConfig
 from .conversion import ConversionReport, convert_checkpoint
 from .coordinates import join_coordinates, load_coordinates
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
-from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .modeling_spot_vit import (
+    SpotViTForImageClassification,
+    SpotViTForPreTraining,
+    SpotViTModel,
+    SpotViTPreTrainedModel,
+)
 from .official_coordinates import convert_official_coordinates, coordinates_from_official, coordinates_to_official
 from .oracle import OracleResult, SpotOracle
 from .pipeline_spot_vit import SpotImageClassificationPipeline
@@ -28,6 +33,7 @@ def _register() -> None:
     AutoConfig.register("spot_vit", SpotViTConfig, exist_ok=True)
     AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
     AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
+    AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
     image_processors = {"pil": SpotViTImageProcessorPil}
     if SpotViTImageProcessor is not SpotViTImageProcessorPil:
         image_processors["torchvision"] = SpotViTImageProcessor
@@ -42,6 +48,7 @@ def _register() -> None:
     SpotViTConfig.register_for_auto_class()
     SpotViTModel.register_for_auto_class("AutoModel")
     SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
     SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
     SpotViTPreTrainedModel._write_model_card = write_model_card
@@ -56,6 +63,7 @@ __all__ = [
     "SpotImageClassificationPipeline",
     "SpotViTConfig",
     "SpotViTForImageClassification",
+    "SpotViTForPreTraining",
     "SpotViTImageProcessor",
     "SpotViTImageProcessorPil",
     "SpotViTModel",

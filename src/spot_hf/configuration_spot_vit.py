@@ -19,6 +19,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_spot_vit.SpotViTConfig",
     "AutoModel": "modeling_spot_vit.SpotViTModel",
     "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
+    "AutoModelForPreTraining": "modeling_spot_vit.SpotViTForPreTraining",
 }
 CUSTOM_PIPELINES = {
     "spot-image-classification": {
@@ -44,8 +45,8 @@ class SpotViTConfig(PreTrainedConfig):
             SwiGLU, which is always gated by SiLU.
         hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and each sub-layer.
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention probabilities.
-        drop_path_rate (`float`, defaults to 0.0): stochastic depth while training: how often the last layer's residual branches
-            are left out for an image; from 0 in the first layer, linearly.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth while training: how often the last layer's residual
+            branches are left out for an image; from 0 in the first layer, linearly.
         initializer_range (`float`, defaults to 0.02): standard deviation of freshly initialised weights.
         layer_norm_eps (`float`, defaults to 1e-12): epsilon of the layer norms.
         image_size (`int` or `[height, width]`, defaults to 224): image size in pixels at which the position table
@@ -77,6 +78,16 @@ class SpotViTConfig(PreTrainedConfig):
             depend on their batch mates. Only for comparisons with that code.
         window_spacing (`float`, defaults to 1.0): pixels between a window's samples, where `window_scales` are 1.
         window_border (`str`, defaults to `"repeat"`): what lies outside the image: its border pixel, or `"zero"`.
+        decoder_hidden_size (`int`, defaults to 512): width of the decoder of masked pre-training, which
+            [`SpotViTForPreTraining`] alone has. This and the following as in transformers' `ViTMAEConfig`.
+        decoder_num_hidden_layers (`int`, defaults to 8): number of decoder layers.
+        decoder_num_attention_heads (`int`, defaults to 16): attention heads per decoder layer; must divide
+            `decoder_hidden_size`.
+        decoder_intermediate_size (`int`, defaults to 2048): width of the decoder's feed-forward layer.
+        mask_ratio (`float`, defaults to 0.75): share of an image's tokens that the encoder does not see in pre-training;
+            between 0 and 1.
+        norm_pix_loss (`bool`, defaults to `True`): the decoder predicts each window's pixels less their mean, divided by their
+            standard deviation (He et al. 2021, section 3), rather than the pixels themselves.
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
     """
@@ -110,6 +121,12 @@ class SpotViTConfig(PreTrainedConfig):
     position_kernel_normalization: str | None = None
     window_spacing: float = 1.0
     window_border: str = "repeat"
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
     source_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
@@ -144,6 +161,23 @@ class SpotViTConfig(PreTrainedConfig):
         """Width of `pooler_output`, and of what the classifier takes."""
         return self.hidden_size * (2 if self.pooling in ("cls_mean", "cls_distillation") else 1)
 
+    def decoder_config(self) -> "SpotViTConfig":
+        """Of the decoder of masked pre-training: a plain ViT's layers, and one position per cell, whatever the encoder has."""
+        return SpotViTConfig(
+            hidden_size=self.decoder_hidden_size,
+            num_hidden_layers=self.decoder_num_hidden_layers,
+            num_attention_heads=self.decoder_num_attention_heads,
+            intermediate_size=self.decoder_intermediate_size,
+            hidden_act=self.hidden_act,
+            initializer_range=self.initializer_range,
+            layer_norm_eps=self.layer_norm_eps,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            num_channels=self.num_channels,
+            num_register_tokens=self.num_register_tokens,
+            attn_implementation=self._attn_implementation,
+        )
+
     def validate_architecture(self):
         """Part of `@strict`: raises `ValueError` for a combination that no model can have."""
         for name, accepted in (
@@ -157,10 +191,12 @@ class SpotViTConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(map(str, accepted))}; got {getattr(self, name)!r}")
         if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` ({self.num_attention_heads})"
-            )
+        for part in ("", "decoder_"):
+            width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
+            if width % heads:
+                raise ValueError(f"`{part}hidden_size` ({width}) must be a multiple of `{part}num_attention_heads` ({heads})")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
         for name, least in (("patch_size", 1), ("num_channels", 1), ("num_register_tokens", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")

@@ -1,7 +1,7 @@
 """transformers' model and configuration suites on SpotViT; copied to `tests/models/spot_vit/test_modeling_spot_vit.py`.
 
 Three variants of the same suite: a plain ViT on its full grid, few tokens at given coordinates, and everything else that
-the inputs and the configuration can have. The test images are not square, nor are their grids.
+the inputs and the configuration can have; and masked pre-training. The test images are not square, nor are their grids.
 """
 
 import copy
@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from transformers.testing_utils import torch_device
 
-from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTModel
+from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, floats_tensor
@@ -24,7 +24,7 @@ class SpotViTModelTester:
 
     batch_size = 13
     num_channels = 3
-    image_size = (30, 36)
+    image_size: int | tuple[int, int] = (30, 36)
     patch_size = 6
     hidden_size = 32
     num_hidden_layers = 2
@@ -42,7 +42,7 @@ class SpotViTModelTester:
 
     def get_config(self):
         return SpotViTConfig(
-            image_size=list(self.image_size),
+            image_size=self.image_size,
             patch_size=self.patch_size,
             num_channels=self.num_channels,
             hidden_size=self.hidden_size,
@@ -54,7 +54,8 @@ class SpotViTModelTester:
         )
 
     def prepare_config_and_inputs_for_common(self):
-        inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, *self.image_size])}
+        size = self.get_config().image_height_width
+        inputs = {"pixel_values": floats_tensor([self.batch_size, self.num_channels, *size])}
         if self.num_tokens is not None:
             inputs["coordinates"] = floats_tensor([self.batch_size, self.num_tokens, 2])  # in [0, 1]
         if self.with_mask:  # image i lacks its last i % 4 tokens
@@ -163,3 +164,33 @@ class SpotViTEveryOptionModelTest(SpotViTCoordinatesSuite, unittest.TestCase):
         self.config_tester = ConfigTester(
             self, config_class=SpotViTConfig, has_text_modality=False, **copy.deepcopy(self.options)
         )
+
+
+class SpotViTPreTrainingTest(SpotViTSuite, unittest.TestCase):
+    """The masked autoencoder on its full grid of 36 cells, of which the encoder sees 9. The noise is fixed, or two calls would
+    differ. The suite knows the noise of square images only."""
+
+    all_model_classes = (SpotViTForPreTraining,)
+    options = {
+        "decoder_hidden_size": 24,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 40,
+    }
+
+    def setUp(self):
+        self.model_tester = SpotViTModelTester(self, **self.options)
+        self.model_tester.image_size, self.model_tester.seq_length = 36, 1 + 9
+        self.config_tester = ConfigTester(self, config_class=SpotViTConfig, has_text_modality=False, **self.options)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        noise = torch.rand(len(inputs["pixel_values"]), 36, generator=torch.Generator().manual_seed(0))
+        return {**inputs, "noise": noise.to(torch_device)}
+
+    def test_output_shapes(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        with torch.no_grad():
+            outputs = SpotViTForPreTraining(config).to(torch_device).eval()(**inputs)
+        self.assertEqual(outputs.logits.shape, (self.model_tester.batch_size, 36, 3 * 6 * 6))
+        self.assertEqual(outputs.loss.shape, ())
