@@ -1,10 +1,12 @@
 """`spot-hf evaluate`: metrics, baselines, a run that is killed and goes on, and what it refuses."""
 
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,13 +14,15 @@ from pathlib import Path
 import datasets
 import evaluate
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+from conftest import ROOT, shared
 from oracle_runs import LABELS, picture, save_images
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from tiny import random_images, tiny_model
 
-from spot_hf import SpotViTImageProcessorPil, convert_checkpoint
+from spot_hf import SpotOracle, SpotViTImageProcessorPil, convert_checkpoint
 from spot_hf.baselines import (
     TokenMerging,
     bipartite_soft_matching,
@@ -31,6 +35,8 @@ from spot_hf.baselines import (
 )
 from spot_hf.cli import main
 from spot_hf.evaluation import METRICS, EvaluationArguments, Neighbors, scaled_processor
+from spot_hf.memory import PeakMemory
+from spot_hf.placement import isotropic
 
 
 # --------------------------------------------------------------------------------------------------------- the metrics
@@ -341,6 +347,319 @@ def test_neighbors_are_those_of_brute_force(model, images, tmp_path):
     assert Neighbors.__doc__
 
 
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_peak_memory_of_what_can_be_counted_by_hand():
+    size = 4 * 1000  # bytes of 1000 numbers in float32
+    x, weight = torch.ones(1000), torch.ones(1000, requires_grad=True)
+    with PeakMemory() as memory, torch.inference_mode():
+        a = x + 1
+        b = a * 2  # a and b
+        del a
+        b += 1  # in place
+        c = b.view(10, 100)[:5]
+        d = b + 1  # b and d; c is b's
+    assert memory.peak == memory.now == 2 * size and c.shape == d.view(10, 100)[:5].shape
+    with PeakMemory() as memory:
+        y = (weight * x).exp().sin()  # exp and sin keep what their gradients need: the result of exp, once
+        assert memory.now == 2 * size
+        y.sum().backward()
+    # y, the result of exp, its cosine, and the gradient that this makes; the sum and its gradient, a number each.
+    assert memory.peak == 4 * size + 2 * 4
+
+
+def test_peak_memory_is_the_same_whichever_images_were_first(finished, model, tmp_path):
+    """A broken image makes the first batch smaller; a killed run may begin with it, or with the last batch."""
+    data = save_images(tmp_path / "broken", 9, broken=(0, 1))
+    assert main(command(model, data, tmp_path / "run")) == 0
+    expected = {(row["way"], row["num_tokens"]): row["peak_mib"] for row in figures(finished)}
+    assert {(row["way"], row["num_tokens"]): row["peak_mib"] for row in figures(tmp_path / "run")} == expected
+    assert expected["isotropic", 4] < expected["isotropic", 9] < expected["isotropic", 16]
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_stream_and_two_processes_give_the_same_figures(finished, model, images, tmp_path, num_processes):
+    words = [*command(model, images, tmp_path / "run"), "--streaming"]
+    if num_processes == 1:
+        assert main(words) == 0
+    else:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = [*launch, "scripts/run_evaluation.py", *words[1:]]
+        done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shards = [
+            {json.loads(line)["shard"] for line in (tmp_path / "run" / f"lines-{i}.jsonl").read_text().splitlines()}
+            for i in range(2)
+        ]
+        assert shards == [{0, 2, 4}, {1, 3}]
+    assert figures(tmp_path / "run") == figures(finished)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["parameters"]["num_images"] == 26  # which the stream did not say
+
+
+def test_a_stream_that_does_not_fit(model, tmp_path, capsys):
+    row = {"image": {"bytes": picture(0), "path": "a.png"}, "label": 3}
+    data = save(tmp_path / "outside", [row, {**row, "label": 5}])
+    assert main([*command(model, data, tmp_path / "run"), "--streaming"]) == 2
+    assert "image 'a.png' has the label 5; the model knows 0 to 4" in capsys.readouterr().err
+    assert main([*command(model, save(tmp_path / "empty", []), tmp_path / "none"), "--streaming"]) == 2
+    assert "`dataset_split` must have images; 'test'" in capsys.readouterr().err
+    for more in (["--among_labels"], ["--knn_dataset_split", "test"]):
+        assert main([*command(model, data, tmp_path / "other"), "--streaming", *more]) == 2
+        assert f"`{more[0][2:]}` needs a data set as a whole" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ the oracle's steps
+
+
+@pytest.fixture(scope="module")
+def stepped(model, images, tmp_path_factory) -> Path:
+    """Among three of five classes: of pictures 0 to 2."""
+    directory = tmp_path_factory.mktemp("stepped") / "run"
+    changes = {"num_tokens": "4 9", "placement": "isotropic", "baselines": "full_grid", "max_samples": 13}
+    words = [*command(model, images, directory, **changes), "--oracle_steps", "3", "1", "--oracle_learning_rate", "0.05"]
+    assert main(words) == 0
+    return directory
+
+
+def test_oracle_steps_are_those_of_the_oracle(stepped, model, images):
+    from spot_hf import SpotViTForImageClassification
+
+    spot = SpotViTForImageClassification.from_pretrained(model).eval()
+    processor = SpotViTImageProcessorPil.from_pretrained(model)
+    kept = [i for i in range(13) if i != 7]
+    pictures = [datasets.Image().decode_example({"bytes": picture(i, (40 + i % 3, 32)), "path": None}) for i in kept]
+    labels = torch.tensor([i % len(LABELS) for i in kept])
+    results = json.loads((stepped / "results.json").read_text())
+    rows = {(row["num_tokens"], row["steps"]): row for row in results["oracle"]}
+    assert set(rows) == {(count, steps) for count in (4, 9) for steps in (0, 1, 3)}  # none is measured along
+    for (count, steps), row in rows.items():
+        inputs = processor(pictures, num_tokens=count, placement="isotropic", return_tensors="pt")
+        found = SpotOracle(spot, steps=steps, learning_rate=0.05).optimize(**inputs, labels=labels)
+        assert row["top_1"] == pytest.approx(100 * (found.prediction == labels).double().mean().item())
+        # Batches of another size round otherwise, and the search carries that on.
+        assert row["loss"] == pytest.approx(found.losses.min(1).values.mean().item(), abs=1e-4)
+        assert row["forward_passes"] == 2 * steps + 1 and row["uses_label"]
+    for count in (4, 9):
+        losses = [rows[count, steps]["loss"] for steps in (0, 1, 3)]
+        assert losses[0] > losses[1] > losses[2]
+        assert rows[count, 0]["slow_down"] == 1 and rows[count, 3]["slow_down"] > 1
+        assert rows[count, 3]["peak_mib"] > rows[count, 0]["peak_mib"]
+        ordinary = next(row for row in results["results"] if (row["way"], row["num_tokens"]) == ("isotropic", count))
+        for name in ("top_1", "top_5", "ece", "num_images", "num_failed", "peak_mib"):
+            # The oracle keeps what it needs to tell which positions were the best.
+            assert rows[count, 0][name] == pytest.approx(ordinary[name], rel=0.1 if name == "peak_mib" else 1e-6), name
+
+
+def test_oracle_steps_are_marked_as_a_ceiling_and_stay_off_the_card(stepped, model, tmp_path):
+    report = (stepped / "README.md").read_text()
+    assert "It uses the label: a ceiling, not a method" in report and "![tiny_oracle.png](tiny_oracle.png)" in report
+    assert (stepped / "tiny_oracle.png").read_bytes()[:4] == b"\x89PNG"
+    results = json.loads((stepped / "results.json").read_text())
+    assert all(row["way"] in ("full_grid", "isotropic") for row in results["results"])
+    shutil.copytree(model, tmp_path / "tiny")
+    assert main(["card", "--results", str(stepped), "--model", str(tmp_path / "tiny")]) == 0
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert "isotropic, 9 tokens" in card and "ceiling" not in card and "top-1, oracle" not in card
+
+
+def test_an_oracle_among_classes_knows_no_others(model):
+    spot, images = tiny_model(), random_images(4)
+    coordinates, labels = isotropic(7)[None], torch.tensor([0, 2, 0, 2])
+    found = SpotOracle(spot, steps=2, classes=[0, 2]).optimize(images, labels, coordinates)
+    assert set(found.predictions.flatten().tolist()) <= {0, 2}
+    with torch.no_grad():
+        logits = spot(images, coordinates=coordinates).logits[:, [0, 2]].double()
+    expected = torch.nn.functional.cross_entropy(logits, labels // 2, reduction="none").float()
+    torch.testing.assert_close(found.losses[:, 0], expected, rtol=0, atol=1e-5)  # batched as one, and float32
+    # The gradient is that of a model which has these classes only.
+    own = tiny_model(num_labels=2)
+    own.spot_vit.load_state_dict(spot.spot_vit.state_dict())
+    own.classifier.load_state_dict({name: value[[0, 2]] for name, value in spot.classifier.state_dict().items()})
+    theirs = SpotOracle(own, steps=2).optimize(images, labels // 2, coordinates)
+    torch.testing.assert_close(found.coordinates, theirs.coordinates, rtol=0, atol=1e-6)
+    for objective in ("distill", "feature"):
+        losses = SpotOracle(spot, objective, steps=1, classes=[0, 2]).optimize(images, coordinates=coordinates).losses
+        assert losses.isfinite().all()
+    with pytest.raises(ValueError, match="`labels` must be of `classes`; got 1"):
+        SpotOracle(spot, classes=[0, 2]).optimize(images, torch.tensor([0, 1, 2, 0]), coordinates)
+    with pytest.raises(ValueError, match="`classes` must be class numbers"):
+        SpotOracle(spot, classes=[5])
+
+
+def test_oracle_steps_on_photographs(vit_tiny, tmp_path):
+    """ViT-Ti/16 and real photographs; among their own 8 classes, so that few images already tell."""
+    convert_checkpoint(vit_tiny, tmp_path / "vit-tiny")
+    words = command(
+        tmp_path / "vit-tiny", shared("data/nips2017"), tmp_path / "run", num_tokens=49, placement="isotropic",
+        baselines="none", max_samples=8, batch_size=8,
+    )  # fmt: skip
+    assert main([*words, "--among_labels", "--oracle_steps", "5"]) == 0
+    none, five = json.loads((tmp_path / "run" / "results.json").read_text())["oracle"]
+    assert (none["steps"], five["steps"]) == (0, 5)
+    # Towards certainty: 5 steps take the cross-entropy of 49 tokens from about 1 to nearly 0.
+    assert five["loss"] < none["loss"] / 3 and five["top_1"] >= none["top_1"]
+
+
+# ----------------------------------------------------------------------------------------------------------- saliency
+
+
+BOXES = [[[4.0, 2.0, 20.0, 12.0]], [[0.0, 0.0, 40.0, 32.0]], [[6.5, 5.0, 12.0, 30.0], [20.0, 8.0, 24.25, 20.0]]]
+
+
+def map_of(boxes: list[list[float]]) -> np.ndarray:
+    """`(32, 40)`: 1 in pixels that a box touches; by looking at every pixel."""
+    return np.array([
+        [float(any(x0 < j + 1 and j < x1 and y0 < i + 1 and i < y1 for x0, y0, x1, y1 in boxes)) for j in range(40)]
+        for i in range(32)
+    ])  # fmt: skip
+
+
+def png_of(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def salient_images(tmp_path_factory) -> Path:
+    """Pictures, and for each the same saliency in every form that a column may have."""
+    directory = tmp_path_factory.mktemp("salient") / "pictures"
+    directory.mkdir()
+    maps = [map_of(boxes) for boxes in BOXES] * 3
+    rows = {
+        "image": [{"bytes": picture(i), "path": f"picture_{i}.png"} for i in range(9)],
+        "label": [i % len(LABELS) for i in range(9)],
+        "boxes": BOXES * 3,
+        "box": [boxes[0] for boxes in BOXES] * 3,
+        "array": maps,
+        "rows": [one.tolist() for one in maps],
+        "greyscale": [{"bytes": png_of((255 * one).astype(np.uint8)), "path": None} for one in maps],
+        "colour": [{"bytes": picture(i), "path": None} for i in range(9)],
+        "nothing": [[] for _ in range(9)],
+        "outside": [[[4.0, 2.0, 41.0, 12.0]]] * 9,
+        "empty": [[[4.0, 2.0, 4.0, 12.0]]] * 9,
+        "corner": [[[0.0, 0.0, 2.0, 32.0]]] + [BOXES[0]] * 8,
+        "name": ["a"] * 9,
+    }
+    value = datasets.Value("float32")
+    features = datasets.Features({
+        "image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS), "boxes": datasets.List(datasets.List(value)),
+        "box": datasets.List(value, length=4), "array": datasets.Array2D((32, 40), "float32"),
+        "rows": datasets.List(datasets.List(value)), "greyscale": datasets.Image(), "colour": datasets.Image(),
+        "nothing": datasets.List(datasets.List(value)), "outside": datasets.List(datasets.List(value)),
+        "empty": datasets.List(datasets.List(value)), "corner": datasets.List(datasets.List(value)),
+        "name": datasets.Value("string"),
+    })  # fmt: skip
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(directory / "validation.parquet")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cropping(model, tmp_path_factory) -> Path:
+    """The tiny model behind a processor that crops: saliency must go through the same crop."""
+    directory = tmp_path_factory.mktemp("cropping") / "tiny"
+    shutil.copytree(model, directory)
+    settings = {"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+    SpotViTImageProcessorPil.from_pretrained(model, **settings).save_pretrained(directory)
+    return directory
+
+
+def salient_command(cropping, salient_images, output, column: str, **changes) -> list[str]:
+    changes = {"num_tokens": 5, "placement": "salient inverse_salient", "baselines": "none", **changes}
+    return [*command(cropping, salient_images, output, **changes), "--saliency_column_name", column]
+
+
+def test_salient_placements_are_those_of_the_processor(cropping, salient_images, tmp_path):
+    from spot_hf import SpotViTForImageClassification
+
+    assert main(salient_command(cropping, salient_images, tmp_path / "boxes", "boxes")) == 0
+    spot = SpotViTForImageClassification.from_pretrained(cropping).eval()
+    processor = SpotViTImageProcessorPil.from_pretrained(cropping)
+    losses: dict[str, list[float]] = {"salient": [], "inverse_salient": []}
+    for way, found in losses.items():
+        for seed in (0, 1):
+            for i in range(9):
+                image = datasets.Image().decode_example({"bytes": picture(i), "path": None})
+                inputs = processor(
+                    image, num_tokens=5, placement=way, seed=seed, image_ids=[f"picture_{i}.png"],
+                    saliency=map_of(BOXES[i % 3]), return_tensors="pt",
+                )  # fmt: skip
+                with torch.no_grad():
+                    found.append(torch.nn.functional.cross_entropy(spot(**inputs).logits, torch.tensor([i % 5])).item())
+    rows = {row["way"]: row for row in figures(tmp_path / "boxes")}
+    for way, found in losses.items():
+        assert rows[way]["loss"] == pytest.approx(np.mean(found), abs=1e-5)  # rounded; batches round otherwise
+    assert abs(rows["salient"]["loss"] - rows["inverse_salient"]["loss"]) > 1e-3
+    # The same saliency in other forms, read by workers or from a stream.
+    for column, more in (("array", []), ("rows", ["--num_workers", "1"]), ("greyscale", []), ("greyscale", ["--streaming"])):
+        output = tmp_path / f"{column}{len(more)}"
+        assert main([*salient_command(cropping, salient_images, output, column), *more]) == 0
+        assert figures(output) == figures(tmp_path / "boxes"), (column, more)
+
+
+def test_without_what_is_salient_in_the_crop_an_image_is_left_out(cropping, salient_images, tmp_path):
+    assert main(salient_command(cropping, salient_images, tmp_path / "run", "corner")) == 0
+    assert {(row["num_images"], row["num_failed"]) for row in figures(tmp_path / "run")} == {(8, 1)}
+
+
+@pytest.mark.parametrize(
+    "column, said",
+    [
+        ("absent", "`saliency_column_name` must be one of image, label"),
+        ("label", "`saliency_column_name` must be a column of its own; got 'label'"),
+        ("name", "`saliency_column_name` must name a column of greyscale images"),
+        ("colour", "the saliency of image 'picture_0.png' must be a greyscale image; got one of mode 'RGB'"),
+        ("nothing", "the saliency of image 'picture_0.png' must be of greyscale images or"),
+        ("outside", "which is 40 wide and 32 high; got [4.0, 2.0, 41.0, 12.0]"),
+        ("empty", "are not empty and lie inside of the image, which is 40 wide and 32 high; got [4.0, 2.0, 4.0, 12.0]"),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_saliency_that_cannot_be(cropping, salient_images, tmp_path, capsys, column, said, num_workers):
+    words = salient_command(cropping, salient_images, tmp_path / "run", column, num_workers=num_workers)
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and error.startswith("spot-hf evaluate: error: `saliency_column_name`")
+
+
+@pytest.mark.parametrize("column, name", [("boxes", "saliency by `boxes`"), (None, "edge saliency")])
+def test_the_analysis_tells_how_salient_positions_are(cropping, salient_images, tmp_path, column, name):
+    run = tmp_path / "oracle"
+    words = ["oracle", "--model", str(cropping), "--dataset_name", str(salient_images), "--num_tokens", "5", "--steps", "2"]
+    assert main([*words, "--learning_rate", "0.05", "--num_workers", "0", "--output_dir", str(run)]) == 0
+    words = ["evaluate", "--model", str(cropping), "--dataset_name", str(salient_images), "--coordinates", str(run)]
+    words += ["--output_dir", str(tmp_path / "out"), *(["--saliency_column_name", column] if column else [])]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert result["saliency"] == name and f"| grid bias | {name} |" in (tmp_path / "out" / "transfer.md").read_text()
+    if column is None:
+        return
+    # By the maps themselves: the value under each position, over its mean in the crop, 2 to 38 of 40 columns wide.
+    rows = datasets.load_dataset(str(run), split="validation")
+    processor = SpotViTImageProcessorPil.from_pretrained(cropping)
+    expected = {"initial": [], "shared": []}
+    for row, boxes in zip(rows, BOXES * 3, strict=True):
+        whole = map_of(boxes)
+        centres = (np.arange(32) + 0.5) / 32
+        crop = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
+        for set_name, stored in (("initial", row["initial_coordinates"]), ("shared", row["coordinates"])):
+            pixels = (np.floor(processor.to_model_frame(np.array(stored), (40, 32)) * 32).clip(0, 31) + 0.5) / 32
+            at, everywhere = (
+                [whole[int(y * 32), int(x * 40)] for x, y in processor.to_image_frame(points, (40, 32))]
+                for points in (pixels, crop)
+            )
+            expected[set_name].append(np.mean(at) / np.mean(everywhere))
+    for set_name, values in expected.items():
+        assert result["analysis"][set_name]["saliency"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert 0 < result["analysis"]["random"]["saliency"] < 3
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -357,6 +676,8 @@ def test_neighbors_are_those_of_brute_force(model, images, tmp_path):
         ({"dtype": "int8"}, "dtype"),
         ({"max_samples": 0}, "max_samples"),
         ({"shard_size": 0}, "shard_size"),
+        ({"oracle_steps": -1}, "steps"),
+        ({"oracle_steps": 1, "oracle_learning_rate": 0}, "learning_rate"),
     ],
     ids=str,
 )
@@ -369,7 +690,8 @@ def test_bad_arguments_stop_before_anything_is_loaded(tmp_path, capsys, changes,
 def save(directory: Path, rows: list[dict], split: str = "test", label=None) -> Path:
     directory.mkdir(parents=True)
     features = datasets.Features({"image": datasets.Image(), "label": label or datasets.Value("int64")})
-    datasets.Dataset.from_list(rows, features=features).to_parquet(directory / f"{split}.parquet")
+    columns = {name: [row[name] for row in rows] for name in features}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(directory / f"{split}.parquet")
     return directory
 
 
@@ -380,6 +702,7 @@ def test_data_sets_that_do_not_fit(model, images, tmp_path, capsys):
         "row 1 of 'label' has 5": ({}, save(tmp_path / "outside", [row, {**row, "label": 5}])),
         "row 0 of 'label' has None": ({}, save(tmp_path / "none", [{**row, "label": None}])),
         "`dataset_split` must be one of": ({"dataset_split": "train"}, images),
+        "`dataset_split` must have images": ({}, save(tmp_path / "empty", [])),
     }
     for said, (changes, data) in cases.items():
         assert main(command(model, data, tmp_path / "run", **changes)) == 2, said

@@ -110,6 +110,8 @@ def _load_splits(dataset_name: str, config_name: str | None, revision: str | Non
             ) from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise OSError(f"`dataset_name` {dataset_name!r}: {str(error).splitlines()[0]}") from None
+        if isinstance(error, ValueError) and "corresponds to no data" in str(error):
+            raise ValueError(f"`dataset_split` must have images; {dataset_name!r} has a split without any") from None
         if isinstance(error, ValueError) and "BuilderConfig" in str(error):
             raise ValueError(f"`dataset_config_name`: {str(error).splitlines()[0]}") from None
         raise

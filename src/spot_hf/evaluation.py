@@ -651,7 +651,11 @@ def summarize_oracle(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_metrics() -> dict[str, Any]:
-    return {name: evaluate.load(str(METRICS / name)) for name in ("top_k_accuracy", "expected_calibration_error")}
+    # In memory: in files, runs at the same time would wait for each other's locks.
+    return {
+        name: evaluate.load(str(METRICS / name), keep_in_memory=True)
+        for name in ("top_k_accuracy", "expected_calibration_error")
+    }
 
 
 def group_lines(lines: list[dict[str, Any]]) -> list[tuple[tuple, dict[Cell, dict[int, dict[str, Any]]]]]:
