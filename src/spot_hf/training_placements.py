@@ -60,7 +60,7 @@ def uniforms(seed: int, draws: torch.Tensor, stream: int, count: int) -> torch.T
 
 
 # Streams.
-CHOICE, POSITIONS, CELLS, JITTER, SCALES, OWN, COUNT, PIXELS = range(8)
+CHOICE, POSITIONS, CELLS, JITTER, SCALES, OWN, COUNT, PIXELS, MASK = range(9)
 
 
 def hashed_seed(seed: int, *values: int, stream: int = PIXELS) -> int:
@@ -191,9 +191,9 @@ class TrainingPlacements:
         if name == "gaussian":
             return (_normals(random(num_tokens)) / torch.pi + 0.5).clamp(0, 1)
         if name == "sobol":
-            # One sequence, shifted at random per image (Cranley and Patterson 1976): as even as a scrambled one.
+            # One sequence, whose binary digits are flipped at random per image (a digital shift): as even as a scrambled one.
             sequence = torch.quasirandom.SobolEngine(2).draw(num_tokens).to(device)
-            return (sequence + random(1)) % 1
+            return ((sequence * 2**24).long() ^ (random(1) * 2**24).long()) * 2**-24
         if name == "uniform_perturb":
             return centers + sizes * (random(num_tokens) - 0.5)
         if name == "gaussian_perturb":
