@@ -55,3 +55,4 @@ def test_saliency_is_relative_to_its_mean():
     assert described([[0.5, 0.1], [0.2, 0.3]], saliency)["saliency"] == pytest.approx(2)
     assert described([[0.5, 0.9], [0.2, 0.3]], saliency)["saliency"] == pytest.approx(1)
     assert described([[1.2, 1.1]], saliency)["saliency"] == 0  # beyond the crop: the border
+    assert math.isnan(described([[0.5, 0.5]], torch.zeros(1, 48, 64))["saliency"])  # all that is salient was cut off

@@ -10,8 +10,8 @@ from .pictures import plt
 from .placement import PLACEMENTS
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000", "#7f7f7f", "#8c564b")
+# Okabe and Ito's colours, which the colour-blind tell apart, without their yellow, which is lost on paper.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c564b")
 MARKERS = "osD^v<>pPX*h"
 # ViT-B/16 on ImageNet-1k, top-1 in percent, fine-tuned with random placements: arXiv 2507.01654, table of results.
 PUBLISHED = {
@@ -83,6 +83,8 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| {way} | " + " | ".join(_accuracy(ways.get(count), best[count]) for count in counts) + " |")
     if full is not None:
         lines += ["", f"Full grid ({full['num_tokens']} tokens), the source model: {_accuracy(full, None)}."]
+    if any("knn" in row for row in rows):
+        lines += ["", "In brackets: accuracy of the nearest neighbours among the features of a training split."]
     measured = [
         ("top_5", "top-5, %", ".1f"), ("loss", "loss", ".2f"), ("ece", "ECE, %", ".1f"), ("speed_up", "speed-up", ".2f"),
         ("top_1_spread", "spread over seeds", ".2f"), ("peak_mib", "peak MiB", ".0f"),
