@@ -49,12 +49,14 @@ def test_windows_of_these_tests_are_apart():
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("windows", [{}, {"window_spacing": 8 / 7, "window_border": "zero"}], ids=["ours", "released SPoT"])
 @torch.no_grad()
-def test_loss_by_hand(norm_pix_loss):
-    outputs = (model := pretraining_model(norm_pix_loss=norm_pix_loss))(**inputs())
+def test_loss_by_hand(norm_pix_loss, windows):
+    outputs = (model := pretraining_model(norm_pix_loss=norm_pix_loss, **windows))(**inputs())
     assert outputs.logits.shape == (2, NUM_TOKENS, 3 * 8 * 8)
     assert torch.equal(outputs.mask, MASK)
-    windows = sample_windows(inputs()["pixel_values"], COORDINATES, 8)
+    spacing, border = model.config.window_spacing, model.config.window_border
+    windows = sample_windows(inputs()["pixel_values"], COORDINATES, 8, spacing=spacing, border=border)
     errors = []
     for image in range(2):
         for token in range(NUM_TOKENS):

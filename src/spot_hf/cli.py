@@ -260,6 +260,12 @@ def _train_arguments() -> tuple[type, ...]:
     return TrainArguments, SpotTrainingArguments
 
 
+def _pretrain_arguments() -> tuple[type, ...]:
+    from .pretraining import PretrainArguments, SpotPretrainingArguments
+
+    return PretrainArguments, SpotPretrainingArguments
+
+
 @dataclass(kw_only=True)
 class CardArguments(CommonArguments):
     results: str = field(metadata={"help": "What `spot-hf evaluate` wrote."})
@@ -425,6 +431,14 @@ def train(arguments: Any, training: Any) -> int:
     return 0
 
 
+def pretrain(arguments: Any, training: Any) -> int:
+    """Pre-train a SpotViT without labels, by predicting masked windows. Takes all of transformers' TrainingArguments too."""
+    from .pretraining import run_pretraining
+
+    run_pretraining(arguments, training, command=shlex.join(["spot-hf", "pretrain", *_ARGV]))
+    return 0
+
+
 def card(arguments: CardArguments) -> int:
     """Put the results of an evaluation on a model's card: metadata that the Hub reads, and a table with the command."""
     from .cards import add_results
@@ -460,6 +474,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], Callable[..., int]]] = {
     "show": (ShowArguments, show),
     "evaluate": (EvaluateArguments, evaluate),
     "train": (_train_arguments, train),
+    "pretrain": (_pretrain_arguments, pretrain),
     "card": (CardArguments, card),
     "benchmark": (BenchmarkArguments, benchmark),
     "quickstart": (QuickstartArguments, quickstart),
@@ -567,7 +582,7 @@ def _run(name: str, rest: list[str]) -> int:
     parser = _Parser(classes, prog=f"spot-hf {name}", description=function.__doc__)
     if name == "classify":
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="Files, directories or URLs.")
-    if name == "train":
+    if name in ("train", "pretrain"):
         rest = _with_recipe([argument for argument in rest if argument != "--debug"])  # TrainingArguments has one of its own
         parser.add_argument("--config", metavar="FILE", help="A recipe: YAML of options, which others on the line replace.")
     arguments, *others = parser.parse_args_into_dataclasses(args=rest)

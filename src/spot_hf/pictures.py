@@ -60,6 +60,40 @@ def save_windows_picture(path: str | Path, rows: Sequence[Sequence[tuple[Image.I
     plt.close(figure)
 
 
+def save_reconstruction_picture(
+    file: str | Path | BinaryIO,
+    originals: Sequence[Image.Image],
+    visible: Sequence[np.ndarray],
+    reconstructed: Sequence[np.ndarray],
+    patch_size: float,
+) -> None:
+    """
+    Writes a PNG of masked pre-training: per image what the encoder sees, the reconstruction, and the original.
+
+    Args:
+        file: a path, or what to write to.
+        originals: the images as the model sees them, of one size.
+        visible (each an `np.ndarray` of shape `(num_visible, 2)`): window centres `(x, y)`, relative to them.
+        reconstructed (each an `np.ndarray` of shape `(height, width, 3)`): in [0, 1]; NaN, drawn white, where no window is.
+        patch_size: side of a window in pixels.
+    """
+    # Two images side by side: six columns.
+    num_rows = -(-len(originals) // 2)
+    figure, axes = plt.subplots(num_rows, 6, figsize=(11.4, 2.2 * num_rows), squeeze=False)
+    for one in axes.flat:
+        one.set_axis_off()
+    for i, (original, coordinates, pixels) in enumerate(zip(originals, visible, reconstructed, strict=True)):
+        row = axes[i // 2][3 * (i % 2) :]
+        draw_windows(row[0], original, coordinates, patch_size, f"seen: {len(coordinates)} windows")
+        row[1].imshow(np.where(np.isnan(pixels), 1.0, pixels), interpolation="nearest")
+        row[1].set_title("reconstruction", fontsize=8)
+        row[2].imshow(original, interpolation="nearest")
+        row[2].set_title("original", fontsize=8)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(file, dpi=150, format="png")
+    plt.close(figure)
+
+
 def save_accuracy_plot(
     path: str | Path,
     accuracies: Mapping[str, Mapping[int, float]],
