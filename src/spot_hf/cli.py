@@ -146,6 +146,9 @@ class OracleArguments(DatasetArguments, CommonArguments):
         default=None,
         metadata={"help": "Images whose loss is at or below this take no more steps (label: 0.69 = more than half sure)."},
     )
+    among_labels: bool = field(
+        default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
+    )
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
     compile: bool = field(default=False, metadata={"help": "Run the model through torch.compile."})
     run_name: str | None = field(
@@ -418,6 +421,7 @@ def evaluate(arguments: EvaluateArguments) -> int:
         label_column_name=arguments.label_column_name,
         saliency_column_name=arguments.saliency_column_name,
         max_samples=arguments.max_samples,
+        among_labels=arguments.among_labels,
         batch_size=arguments.batch_size,
     )
     return 0
@@ -599,16 +603,20 @@ def _run(name: str, rest: list[str]) -> int:
 
 def _with_recipe(rest: list[str]) -> list[str]:
     """Options of the YAML file that `--config` names, before the others: argparse takes the last of several."""
-    if "--config" not in rest or rest.index("--config") == len(rest) - 1:
+    finder = _Parser((), add_help=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(rest)[0].config
+    if path is None:
         return rest
     import yaml
 
-    path = rest[rest.index("--config") + 1]
     try:
         with open(path, encoding="utf-8") as file:
             recipe = yaml.safe_load(file)
     except yaml.YAMLError as error:
         raise UsageError(f"--config must be a YAML file; {path!r} is none: {str(error).splitlines()[0]}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config must be a file that can be read; got {path!r}: {error}") from None
     if not isinstance(recipe, dict):
         raise UsageError(f"--config must be a YAML file of options, such as `learning_rate: 1e-4`; got {path!r}")
     options: list[str] = []

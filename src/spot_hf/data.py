@@ -72,6 +72,8 @@ def load_images(
     if not isinstance(dataset.features[image_column_name], datasets.Image):
         kind = type(dataset.features[image_column_name]).__name__
         raise ValueError(f"`image_column_name` must name a column of images; {image_column_name!r} is of type {kind}")
+    if label_column_name == image_column_name:
+        raise ValueError(f"`label_column_name` must be a column of its own; got {label_column_name!r}, which has the images")
     if saliency_column_name is not None:
         if saliency_column_name in (image_column_name, label_column_name):
             raise ValueError(f"`saliency_column_name` must be a column of its own; got {saliency_column_name!r}")

@@ -26,9 +26,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType, sort_checkpoints
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, sort_checkpoints
 
 from .cards import write_model_card
+from .configuration_spot_vit import SpotViTConfig
 from .coordinates import RunDirectory, join_coordinates, load_coordinates
 from .data import label_numbers, load_images, outside_of, resolve_revision
 from .loading import check_classifier, has_classifier, load_image_processor, load_spot_vit_config, public_name
@@ -36,7 +37,7 @@ from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle import distill_loss, feature_loss
 from .oracle_run import device_name, open_run, versions, weights_digest
 from .output_dirs import write_atomically
-from .placement import check_placement
+from .placement import PLACEMENTS, check_placement
 from .training_batches import BatchPreparation, TrainingBatch
 from .training_data import DrawSampler, EvaluationImages, TrainingImages, benchmark_input, collate
 from .training_placements import TrainingPlacements, token_buckets
@@ -71,7 +72,7 @@ class TrainArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images only."})
     coordinates: str | None = field(
         default=None,
-        metadata={"help": "A coordinate data set, a directory or a Hub id: images that are in it are seen at its positions."},
+        metadata={"help": "A coordinate data set, a directory or a Hub id: its images are trained on, at its positions too."},
     )
     coordinates_config: str | None = field(default=None, metadata={"help": "Its config, where there are several."})
     coordinates_split: str | None = field(default=None, metadata={"help": "Its split, where there are several."})
@@ -160,6 +161,10 @@ class TrainArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}")
+        for name, lowest in (("learning_rate", 0), ("weight_decay", 0), ("per_device_train_batch_size", 1)):
+            value = getattr(training, name)
+            if value < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}; got {value}")
         weights = {name: getattr(self, name) for name in ("cross_entropy_weight", "distill_weight", "feature_weight")}
         if min(weights.values()) < 0 or not sum(weights.values()) > 0:
             raise ValueError(f"the losses' weights must be at least 0, not all 0; got {weights}")
@@ -183,9 +188,31 @@ class TrainArguments:
             raise ValueError(f"`distill_temperature` must be above 0; got {self.distill_temperature}")
         if training.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: a training batch is not the model's input yet")
-        for num_tokens in self.evaluated_num_tokens:
-            check_placement(self.eval_placement, num_tokens)
+        self._check_evaluation(training)
         self.placements(224, 224, 16, training.seed)  # what does not depend on the model
+
+    def _check_evaluation(self, training: TrainingArguments) -> None:
+        self.check_eval_placement()
+        measured = ["accuracy", "loss"]
+        measured += [f"n{num_tokens}_{name}" for num_tokens in self.evaluated_num_tokens for name in measured[:2]]
+        metric = str(training.metric_for_best_model).removeprefix("eval_")
+        if metric not in measured:
+            raise ValueError(f"`metric_for_best_model` must be one of {', '.join(measured)}; got {metric!r}")
+        evaluates = training.eval_strategy != IntervalStrategy.NO
+        if evaluates and not self.has_labels:
+            raise ValueError(f"`eval_strategy` must be no without labels; got {_plain(training.eval_strategy)}")
+        if self.early_stopping_patience is not None and not evaluates:
+            raise ValueError("`early_stopping_patience` needs evaluations: `eval_strategy` must be steps or epoch; got no")
+
+    def check_eval_placement(self, num_cells: int | None = None) -> None:
+        """`ValueError` for a placement that evaluations cannot have, in so many cells of the model's grid where known."""
+        for num_tokens in self.evaluated_num_tokens:
+            try:
+                check_placement(self.eval_placement, num_tokens, num_cells)
+            except ValueError as error:
+                raise ValueError(f"`eval_placement` or `eval_num_tokens`: {error}") from None
+        if PLACEMENTS[self.eval_placement].saliency:
+            raise ValueError(f"`eval_placement` {self.eval_placement!r} needs a saliency map per image, which training lacks")
 
     @property
     def has_labels(self) -> bool:
@@ -267,6 +294,12 @@ class SpotTrainingArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "When to push: before the end, without card, code and averaged weights."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Early stopping goes on counting where a killed run was."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
 
     def __post_init__(self) -> None:
@@ -293,6 +326,7 @@ class SpotTrainer(Trainer):
     """
 
     optimizer: Any
+    control: Any
 
     def __init__(
         self,
@@ -335,6 +369,27 @@ class SpotTrainer(Trainer):
             self.train_sampler = DrawSampler(len(images), images.seed)
             return self.train_sampler
         return super()._get_train_sampler(train_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """`dataloader_drop_last` is for training: an evaluation is of all images."""
+        given = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = given and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = given
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a run goes on from the checkpoint at which it had ended: Trainer would take another step."""
+        stopped = any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
@@ -404,7 +459,8 @@ class SpotTrainer(Trainer):
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     rate = self.args.learning_rate * self.layer_decay ** layers_above(name, self._num_layers())
-                    free = name not in decayed or "position_embeddings" in name or "prefix_tokens" in name
+                    one_dimensional = parameter.ndim == 1  # such as layer scales, which `decayed` holds
+                    free = name not in decayed or one_dimensional or "position_embeddings" in name or "prefix_tokens" in name
                     groups.setdefault((rate, 0.0 if free else self.args.weight_decay), []).append(parameter)
             self.optimizer = kind(
                 [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()], **arguments
@@ -422,10 +478,14 @@ class SpotTrainer(Trainer):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(several, dict):
+            means = {}
             for name in ("accuracy", "loss"):
                 found = [metrics[key] for key in (f"{metric_key_prefix}_{one}_{name}" for one in several) if key in metrics]
                 if found:
-                    metrics[f"{metric_key_prefix}_{name}"] = float(np.mean(found))
+                    means[f"{metric_key_prefix}_{name}"] = float(np.mean(found))
+            metrics.update(means)
+            # Trainer tells callbacks of each data set: early stopping waits for the means.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -567,9 +627,12 @@ def run_training(
     processor = load_image_processor(arguments.model, arguments.revision)
     width, height = processor.model_size((1000, 1000))
     placements = arguments.placements(height, width, config.patch_size, training.seed)
+    arguments.check_eval_placement((height // config.patch_size) * (width // config.patch_size))
     images = _load_training_images(arguments)
     num_labels = config.num_labels if arguments.classifier == "keep" else _num_classes(images, arguments)
     classes = _check_labels(arguments, images, num_labels) if arguments.has_labels else None
+    if arguments.needs_teacher:
+        _check_teacher(arguments, config, processor)
     if len(images) < training.train_batch_size * training.world_size * training.gradient_accumulation_steps:
         raise ValueError(
             f"`per_device_train_batch_size` must leave at least one step; got {training.per_device_train_batch_size} and "
@@ -598,7 +661,7 @@ def run_training(
         rand_augment_num_ops=arguments.rand_augment_num_ops,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
     )
-    evaluation = _evaluation_images(arguments, training, processor, num_labels)
+    evaluation = _evaluation_images(arguments, training, processor, num_labels, classes)
 
     run = RunDirectory(Path(training.output_dir).expanduser().resolve())
     parameters = {
@@ -633,8 +696,10 @@ def run_training(
         },
     )  # fmt: skip
     checkpoint = training.resume_from_checkpoint or last_whole_checkpoint(run.directory)
+    resumed_at = 0
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
+        resumed_at = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
     output = trainer.train(resume_from_checkpoint=checkpoint)
     last = trainer.evaluate() if evaluation else {}
     results = {
@@ -642,6 +707,7 @@ def run_training(
         "train_loss": output.training_loss,
         "steps": trainer.state.global_step,
         "seconds": output.metrics["train_runtime"],
+        "resumed_at": resumed_at,  # step from which on loss, time and rate are
         "images_per_second": output.metrics["train_samples_per_second"],
         "evaluation": {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))},
         "log": trainer.state.log_history,
@@ -703,13 +769,15 @@ def _load_training_images(arguments: TrainArguments) -> datasets.Dataset:
 
 
 def _evaluation_images(
-    arguments: TrainArguments, training: SpotTrainingArguments, processor: Any, num_labels: int
+    arguments: TrainArguments,
+    training: SpotTrainingArguments,
+    processor: Any,
+    num_labels: int,
+    classes: list[int] | None,
 ) -> dict[str, EvaluationImages] | None:
-    """By number of tokens, `n25` and so on; none where nothing is to be evaluated, or there are no labels to compare with."""
-    if str(getattr(training.eval_strategy, "value", training.eval_strategy)) == "no":
+    """By number of tokens, `n25` and so on; none where nothing is to be evaluated."""
+    if training.eval_strategy == IntervalStrategy.NO:
         return None
-    if not arguments.has_labels:
-        raise ValueError("`eval_strategy` must be 'no' without labels; got " + repr(str(training.eval_strategy)))
     images: Any = load_images(
         arguments.dataset_name,
         config_name=arguments.dataset_config_name,
@@ -719,7 +787,12 @@ def _evaluation_images(
         label_column_name=arguments.label_column_name,
         max_samples=arguments.max_eval_samples,
     )
-    _check_labels(arguments, images, num_labels)
+    others = set(_check_labels(arguments, images, num_labels)) - set(classes or [])
+    if arguments.among_labels and others:
+        raise ValueError(
+            f"`among_labels` needs the evaluation's classes among those of training; {str(images.split)!r} also has "
+            f"{', '.join(map(str, sorted(others)[:5]))}"
+        )
     return {
         f"n{num_tokens}": EvaluationImages(images, processor, num_tokens, arguments.eval_placement)
         for num_tokens in arguments.evaluated_num_tokens
@@ -760,13 +833,44 @@ def _load_model(arguments: TrainArguments, images: datasets.Dataset, num_labels:
         names = images.features["label"].names
         changes.update(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
         changes.update(num_labels=num_labels, ignore_mismatched_sizes=True)
-    return SpotViTForImageClassification.from_pretrained(arguments.model, revision=arguments.revision, **changes)
+    model = SpotViTForImageClassification.from_pretrained(arguments.model, revision=arguments.revision, **changes)
+    if arguments.classifier == "new":
+        # One for as many other classes would have been kept.
+        nn.init.trunc_normal_(model.classifier.weight, std=model.config.initializer_range)
+        nn.init.zeros_(model.classifier.bias)
+    return model
+
+
+def _teacher_source(arguments: TrainArguments) -> tuple[str, str | None]:
+    """Directory or Hub id, and revision."""
+    return (arguments.model, arguments.revision) if arguments.teacher_model is None else (arguments.teacher_model, None)
+
+
+def _check_teacher(arguments: TrainArguments, config: SpotViTConfig, processor: Any) -> None:
+    """`ValueError` where the student's outputs cannot be compared with the teacher's, or the teacher not see its images."""
+    source, revision = _teacher_source(arguments)
+    teacher = load_spot_vit_config(source, revision)
+    if arguments.distill_weight and not has_classifier(teacher):
+        raise ValueError(f"`teacher_model` must have a classifier for `distill_weight` above 0; {source!r} has none")
+    if arguments.distill_weight and teacher.num_labels != config.num_labels:
+        raise ValueError(
+            f"`teacher_model` must know the model's {config.num_labels} classes for `distill_weight` above 0; {source!r} has "
+            f"{teacher.num_labels}"
+        )
+    if arguments.feature_weight and teacher.pooled_size != config.pooled_size:
+        raise ValueError(
+            f"`teacher_model` must have features of the model's size, {config.pooled_size}, for `feature_weight` above 0; "
+            f"{source!r} has {teacher.pooled_size}"
+        )
+    of_teacher = load_image_processor(source, revision)
+    for name in ("do_normalize", "image_mean", "image_std"):
+        theirs, ours = getattr(of_teacher, name), getattr(processor, name)
+        if theirs != ours:
+            raise ValueError(
+                f"`teacher_model` must normalize images as the model does: it sees the same; {name} is {theirs}, not {ours}"
+            )
 
 
 def _load_teacher(arguments: TrainArguments) -> SpotViTForImageClassification:
-    source = arguments.teacher_model or arguments.model
-    config = load_spot_vit_config(source)
-    if arguments.distill_weight and not has_classifier(config):
-        raise ValueError(f"`teacher_model` must have a classifier for `distill_weight` above 0; {source!r} has none")
-    revision = arguments.revision if arguments.teacher_model is None else None
+    source, revision = _teacher_source(arguments)
     return SpotViTForImageClassification.from_pretrained(source, revision=revision)

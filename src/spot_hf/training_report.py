@@ -60,12 +60,13 @@ def training_summary(directory: Path | None, results: Mapping[str, Any]) -> str:
     ]
     low_high = parameters["num_tokens_range"]
     counts = ", ".join(map(str, parameters["num_tokens"])) if low_high is None else f"{low_high[0]} to {low_high[1]}"
+    resumed = f" from step {results['resumed_at']} on" if results.get("resumed_at") else ""
     among = ", among the classes of that data" if parameters["among_labels"] else ""
     lines = [
         f"Fine-tuned from `{parameters['model']}` on {parameters['num_images']} images of `{parameters['dataset_name']}`, "
         f"split `{parameters['dataset_split']}`: {results['steps']} steps of {parameters['total_train_batch_size']} images, "
-        f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes on {results['device']}. Batches of {counts} "
-        f"tokens; placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
+        f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes{resumed} on {results['device']}. "
+        f"Batches of {counts} tokens; placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
     ]
     for name, value in results["evaluation"].items():
         found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
