@@ -6,7 +6,7 @@ The suites are those of the installed release of transformers. They come from it
 into `.conformance/` (not part of the repository), together with our test modules of `tests/conformance/`:
 
 - ModelTesterMixin on `SpotViTModel` and `SpotViTForImageClassification`, in three variants: full grid, coordinates, every
-  option;
+  option; and on `SpotViTForPreTraining`;
 - ConfigTester on `SpotViTConfig`;
 - ImageProcessingTestMixin on `SpotViTImageProcessorPil`, and on `SpotViTImageProcessor` where torchvision is;
 - PipelineTesterMixin on the pipelines that SpotViT serves.
