@@ -587,7 +587,8 @@ def _run(name: str, rest: list[str]) -> int:
     if name == "classify":
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="Files, directories or URLs.")
     if name in ("train", "pretrain"):
-        rest = _with_recipe([argument for argument in rest if argument != "--debug"])  # TrainingArguments has one of its own
+        # TrainingArguments has a --debug of its own.
+        rest = _with_recipe(parser.prog, [argument for argument in rest if argument != "--debug"])
         parser.add_argument("--config", metavar="FILE", help="A recipe: YAML of options, which others on the line replace.")
     arguments, *others = parser.parse_args_into_dataclasses(args=rest)
     if "--debug" not in _ARGV:
@@ -601,9 +602,9 @@ def _run(name: str, rest: list[str]) -> int:
     return function(arguments, *others[: len(classes) - 1])
 
 
-def _with_recipe(rest: list[str]) -> list[str]:
+def _with_recipe(prog: str, rest: list[str]) -> list[str]:
     """Options of the YAML file that `--config` names, before the others: argparse takes the last of several."""
-    finder = _Parser((), add_help=False)
+    finder = _Parser((), prog=prog, add_help=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(rest)[0].config
     if path is None:

@@ -163,8 +163,11 @@ class TrainArguments:
                 raise ValueError(f"`{name}` must be at least 1; got {value}")
         for name, lowest in (("learning_rate", 0), ("weight_decay", 0), ("per_device_train_batch_size", 1)):
             value = getattr(training, name)
-            if value < lowest:
+            if not value >= lowest:
                 raise ValueError(f"`{name}` must be at least {lowest}; got {value}")
+        checkpoint = training.resume_from_checkpoint
+        if checkpoint is not None and not (Path(checkpoint) / STATE).is_file():
+            raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's directory, with {STATE}; got {checkpoint!r}")
         weights = {name: getattr(self, name) for name in ("cross_entropy_weight", "distill_weight", "feature_weight")}
         if min(weights.values()) < 0 or not sum(weights.values()) > 0:
             raise ValueError(f"the losses' weights must be at least 0, not all 0; got {weights}")
@@ -710,6 +713,7 @@ def run_training(
         "resumed_at": resumed_at,  # step from which on loss, time and rate are
         "images_per_second": output.metrics["train_samples_per_second"],
         "evaluation": {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))},
+        "evaluated_on": _described(evaluation),
         "log": trainer.state.log_history,
     }
     if training.process_index == 0:
@@ -778,15 +782,23 @@ def _evaluation_images(
     """By number of tokens, `n25` and so on; none where nothing is to be evaluated."""
     if training.eval_strategy == IntervalStrategy.NO:
         return None
-    images: Any = load_images(
-        arguments.dataset_name,
-        config_name=arguments.dataset_config_name,
-        split=arguments.eval_dataset_split,
-        revision=arguments.dataset_revision,
-        image_column_name=arguments.image_column_name,
-        label_column_name=arguments.label_column_name,
-        max_samples=arguments.max_eval_samples,
-    )
+    try:
+        images: Any = load_images(
+            arguments.dataset_name,
+            config_name=arguments.dataset_config_name,
+            split=arguments.eval_dataset_split,
+            revision=arguments.dataset_revision,
+            image_column_name=arguments.image_column_name,
+            label_column_name=arguments.label_column_name,
+            max_samples=arguments.max_eval_samples,
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("`dataset_split`", "`eval_dataset_split`")) from None
+    if arguments.eval_dataset_split is None and str(images.split) == arguments.dataset_split:
+        raise ValueError(
+            f"`eval_dataset_split` must be named, or `eval_strategy` be no: {arguments.dataset_name!r} has no split test or "
+            f"validation beside {arguments.dataset_split!r}"
+        )
     others = set(_check_labels(arguments, images, num_labels)) - set(classes or [])
     if arguments.among_labels and others:
         raise ValueError(
@@ -797,6 +809,11 @@ def _evaluation_images(
         f"n{num_tokens}": EvaluationImages(images, processor, num_tokens, arguments.eval_placement)
         for num_tokens in arguments.evaluated_num_tokens
     }
+
+
+def _described(evaluation: dict[str, EvaluationImages] | None) -> dict[str, Any] | None:
+    images = next(iter((evaluation or {}).values()), None)
+    return None if images is None else {"split": images.split, "num_images": len(images)}
 
 
 def _check_labels(arguments: TrainArguments, images: datasets.Dataset, num_labels: int) -> list[int]:

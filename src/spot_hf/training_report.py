@@ -68,10 +68,12 @@ def training_summary(directory: Path | None, results: Mapping[str, Any]) -> str:
         f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes{resumed} on {results['device']}. "
         f"Batches of {counts} tokens; placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
     ]
+    evaluated = results.get("evaluated_on")
+    on = f", on {evaluated['num_images']} images of split `{evaluated['split']}`" if evaluated else ""
     for name, value in results["evaluation"].items():
         found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
         if found:
-            lines.append(f"- top-1 at {found[1]} tokens, {parameters['eval_placement']}: {value:.1f} %")
+            lines.append(f"- top-1 at {found[1]} tokens, {parameters['eval_placement']}{on}: {value:.1f} %")
     if results.get("command") and directory is None:
         lines += ["", "```", results["command"], "```"]
     if directory is not None:
