@@ -488,23 +488,33 @@ def test_snapping_finds_the_nearest_cell(height, width, patch_size):
     assert torch.equal(snap_to_grid(snapped, torch.zeros(3, 3, height, width), patch_size), snapped)
 
 
-def plain_transfer(model_path: str, joined) -> dict[str, np.ndarray]:
+def plain_transfer(model_path: str, joined, classes: list[int] | None = None) -> dict[str, np.ndarray]:
     """Which images are right at each set of positions, one forward pass per image and set."""
     model = AutoModelForImageClassification.from_pretrained(model_path).eval()
     processor = AutoImageProcessor.from_pretrained(model_path)
-    right = {"initial": [], "shared": [], "snapped": []}
-    for row in joined:
+    right = {"initial": [], "shared": [], "snapped": [], "control": []}
+
+    def positions(row, column):
+        return processor(row["image"], coordinates=row[column], return_tensors="pt")["coordinates"]
+
+    for i, row in enumerate(joined):
         for name in right:
-            stored = row["initial_coordinates" if name == "initial" else "coordinates"]
+            stored = row["initial_coordinates" if name in ("initial", "control") else "coordinates"]
             inputs = processor(row["image"], coordinates=stored, return_tensors="pt")
             if name == "snapped":
                 size = inputs["pixel_values"].shape[-2:]
                 cells = nearest_cells(inputs["coordinates"][0].double().numpy(), *size, model.config.patch_size)
                 inputs["coordinates"] = torch.tensor(cells, dtype=torch.float32)[None]
+            if name == "control":
+                other = joined[(i + len(joined) // 2) % len(joined)]
+                moves = positions(other, "coordinates") - positions(other, "initial_coordinates")
+                inputs["coordinates"] = (inputs["coordinates"] + moves).clamp(0, 1)
             if name != "initial" and "window_scales" in row:
                 inputs["window_scales"] = torch.tensor([row["window_scales"]])
             with torch.no_grad():
-                right[name].append(model(**inputs).logits.argmax().item() == row["label"])
+                logits = model(**inputs).logits[0]
+                known = range(len(logits)) if classes is None else classes
+                right[name].append(max(known, key=lambda label: logits[label].item()) == row["label"])
     return {name: np.array(values) for name, values in right.items()}
 
 
@@ -534,7 +544,9 @@ def test_transfer_is_a_plain_loop(made, kind, which, other_model, tmp_path, requ
         accuracy = result["accuracy"][name]
         assert accuracy["value"] == pytest.approx(100 * values.mean())
         assert (accuracy["low"], accuracy["high"]) == pytest.approx(wilson(int(values.sum()), COUNT))
-    for name in ("shared", "snapped"):
+    control = result["difference_to_control"]
+    assert control["value"] == pytest.approx(100 * (right["shared"].mean() - right["control"].mean()))
+    for name in ("shared", "snapped", "control"):
         difference = result["difference_to_initial"][name]
         assert difference["gained"] == (right[name] & ~right["initial"]).sum()
         assert difference["lost"] == (right["initial"] & ~right[name]).sum()
@@ -564,6 +576,33 @@ def test_transfer_of_the_first_images(made):
     # Batches of another size: the same counts.
     again = evaluate_transfer(made.model, made.run, made.pictures, max_samples=5, batch_size=64, **options)
     assert again == result
+
+
+def test_oracle_and_transfer_among_the_classes_that_occur(made, tmp_path):
+    """Five, of a model that knows fifteen."""
+    model, classes = str(tmp_path / "fifteen"), [0, 1, 2, 3, 4]
+    tiny_model(num_labels=15).save_pretrained(model)
+    tiny_processor().save_pretrained(model)
+    arguments = OracleRunArguments(
+        model=model, dataset_name=made.pictures, num_tokens=[9], steps=1, learning_rate=0.03, among_labels=True, num_workers=0
+    )
+    run_oracle(arguments, tmp_path / "run", say=quiet)
+    joined = join_coordinates(made.images, load_coordinates(tmp_path / "run"))
+    spot, processor = AutoModelForImageClassification.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    for row in joined:
+        inputs = processor(row["image"], coordinates=row["initial_coordinates"], return_tensors="pt")
+        with torch.no_grad():
+            logits = spot(**inputs).logits[:, classes]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"]])).item()
+        assert row["losses"][0] == pytest.approx(loss, rel=1e-4)  # of float32, through batches of another size
+        assert row["initial_prediction"] == logits.argmax().item() and row["prediction"] in classes
+
+    result = evaluate_transfer(model, str(tmp_path / "run"), made.pictures, among_labels=True, say=quiet)
+    right, all_classes = plain_transfer(model, joined, classes), plain_transfer(model, joined)
+    assert {name: one["value"] for name, one in result["accuracy"].items()} == {
+        name: pytest.approx(100 * values.mean()) for name, values in right.items()
+    }
+    assert any((right[name] != all_classes[name]).any() for name in right), "no image makes a difference"
 
 
 def test_transfer_with_bad_input(made, nameless, tmp_path):

@@ -419,7 +419,7 @@ def test_a_stream_that_does_not_fit(model, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def stepped(model, images, tmp_path_factory) -> Path:
-    """Among three of five classes: of pictures 0 to 2."""
+    """With 0, 1 and 3 steps."""
     directory = tmp_path_factory.mktemp("stepped") / "run"
     changes = {"num_tokens": "4 9", "placement": "isotropic", "baselines": "full_grid", "max_samples": 13}
     words = [*command(model, images, directory, **changes), "--oracle_steps", "3", "1", "--oracle_learning_rate", "0.05"]
@@ -454,6 +454,28 @@ def test_oracle_steps_are_those_of_the_oracle(stepped, model, images):
         for name in ("top_1", "top_5", "ece", "num_images", "num_failed", "peak_mib"):
             # The oracle keeps what it needs to tell which positions were the best.
             assert rows[count, 0][name] == pytest.approx(ordinary[name], rel=0.1 if name == "peak_mib" else 1e-6), name
+
+
+def test_oracle_steps_among_the_labels_are_a_search_among_them(model, images, tmp_path):
+    from spot_hf import SpotViTForImageClassification
+
+    changes = {"num_tokens": 9, "placement": "isotropic", "baselines": "none", "max_samples": 3}  # 3 of 5 classes
+    words = [*command(model, images, tmp_path / "run", **changes), "--among_labels", "--oracle_steps", "3"]
+    assert main([*words, "--oracle_learning_rate", "0.05"]) == 0
+    spot = SpotViTForImageClassification.from_pretrained(model).eval()
+    pictures = [datasets.Image().decode_example({"bytes": picture(i, (40 + i, 32)), "path": None}) for i in range(3)]
+    processor = SpotViTImageProcessorPil.from_pretrained(model)
+    inputs = processor(pictures, num_tokens=9, placement="isotropic", return_tensors="pt")
+    losses = []
+    for classes in ([0, 1, 2], None):
+        oracle = SpotOracle(spot, steps=3, learning_rate=0.05, classes=classes)
+        found = oracle.optimize(**inputs, labels=torch.arange(3))
+        with torch.no_grad():
+            logits = spot(inputs["pixel_values"], coordinates=found.coordinates).logits[:, :3].double()
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.arange(3)).item())
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["oracle"]
+    assert rows[-1]["loss"] == pytest.approx(losses[0], abs=1e-5)  # rounded to six digits; the rest is float32
+    assert abs(losses[0] - losses[1]) > 1e-3, "it makes no difference"
 
 
 def test_oracle_steps_are_marked_as_a_ceiling_and_stay_off_the_card(stepped, model, tmp_path):

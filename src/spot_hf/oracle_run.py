@@ -57,6 +57,7 @@ class OracleRunArguments:
             streaming: as in [`load_images`].
         num_tokens (`list[int]`): budgets, each a config of the result.
         placement (`str`): where the search begins; seed (`int`): of random ones, which are drawn per image.
+        among_labels (`bool`): classify among the classes that occur in the split only: the loss, too, knows no others.
         objective, steps, learning_rate, optimizer, optimizer_arguments, optimize_window_scales, window_scale_learning_rate,
             early_stop, dtype, compile: as in [`SpotOracle`].
         run_name (`str`, *optional*): configs are called `RUN_NAME_nTOKENS`; by default the model's name.
@@ -86,6 +87,7 @@ class OracleRunArguments:
     optimize_window_scales: bool = False
     window_scale_learning_rate: float = 0.05
     early_stop: float | None = None
+    among_labels: bool = False
     dtype: str = "float32"
     compile: bool = False
     run_name: str | None = None
@@ -122,6 +124,9 @@ class OracleRunArguments:
             raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
         if self.objective == "label" and self.label_column_name is None:
             raise ValueError("`label_column_name` is needed by objective='label'; got none")
+        if self.among_labels and (self.label_column_name is None or self.streaming):
+            missing = "`label_column_name`" if self.label_column_name is None else "all of the data set: not `streaming`"
+            raise ValueError(f"`among_labels` needs {missing}, to know which classes occur")
         check_config_name("run_name", self.config_names[0])
 
     @property
@@ -304,6 +309,7 @@ def _search(
         optimize_window_scales=arguments.optimize_window_scales,
         window_scale_learning_rate=arguments.window_scale_learning_rate,
         early_stop=arguments.early_stop,
+        classes=np.unique(label_numbers(images)).astype(int).tolist() if arguments.among_labels else None,
         dtype=arguments.dtype,
         compile=arguments.compile,
     )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .analysis import analysis_table, describe_positions, means
 from .coordinates import join_coordinates, load_coordinates, load_record, source_of
-from .data import load_images, stored_saliency
+from .data import label_numbers, load_images, stored_saliency
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .oracle_batches import model_saliency
@@ -24,6 +24,7 @@ POSITIONS = {
     "initial": "where the search began",
     "shared": "best positions that the other model's oracle found",
     "snapped": "the same, each moved to the centre of the nearest grid cell",
+    "control": "where the search began, moved as another image's positions were: what a gain owes to moving alone",
 }
 
 
@@ -42,13 +43,15 @@ def evaluate_transfer(
     label_column_name: str = "label",
     saliency_column_name: str | None = None,
     max_samples: int | None = None,
+    among_labels: bool = False,
     batch_size: int = 32,
     device: str = "cpu",
     say: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
     """
     Accuracy of a model at the positions of a coordinate data set, which another model's oracle may have found: at the initial
-    positions, at the shared ones, and at the shared ones snapped to this model's grid, on the same images.
+    positions, at the shared ones, at the shared ones snapped to this model's grid, and, as a control, at the initial ones
+    moved as those of another image were, half the data set away; on the same images.
 
     Args:
         model (`str`): directory or Hub id of a SpotViT classifier; revision (`str`, *optional*): of a Hub id.
@@ -60,6 +63,7 @@ def evaluate_transfer(
         output_dir (`str`, *optional*): where `transfer.json` and `transfer.md` are written.
         config, coordinates_split (`str`, *optional*): of the coordinate data set, where it has several.
         max_samples (`int`, *optional*): the first so many images that have coordinates.
+        among_labels (`bool`): classify among the classes that occur in the split only.
         batch_size (`int`): images per forward pass.
         device (`str`): of the model.
         say: is called with the table.
@@ -89,7 +93,8 @@ def evaluate_transfer(
     joined = join_coordinates(images, rows)
     if max_samples is not None:
         joined = joined.select(range(min(max_samples, len(joined))))
-    right, analysis = _measure(model, revision, joined, batch_size, device)
+    classes = np.unique(label_numbers(images)).astype(int).tolist() if among_labels else None
+    right, analysis = _measure(model, revision, joined, classes, batch_size, device)
     result = {
         "model": Path(model).name if Path(model).exists() else model,
         "coordinates": Path(coordinates).name if Path(coordinates).exists() else coordinates,
@@ -102,6 +107,8 @@ def evaluate_transfer(
         "difference_to_initial": {
             name: vars(Difference.of(right["initial"], values)) for name, values in right.items() if name != "initial"
         },
+        "difference_to_control": vars(Difference.of(right["control"], right["shared"])),
+        "among_labels": among_labels,
         "saliency": "edge saliency" if saliency_column_name is None else f"saliency by `{saliency_column_name}`",
         "analysis": analysis,
     }
@@ -117,7 +124,7 @@ def evaluate_transfer(
 
 @torch.inference_mode()
 def _measure(
-    model: str, revision: str | None, joined: Any, batch_size: int, device: str
+    model: str, revision: str | None, joined: Any, classes: list[int] | None, batch_size: int, device: str
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """Which images are classified correctly at each of `POSITIONS`, `(num_images,)`, bool; and what the positions are like,
     beside random ones."""
@@ -125,20 +132,24 @@ def _measure(
     right: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
     described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
     counts = dict.fromkeys(POSITIONS, 0)
+    positions_of = joined.select_columns(["image_size", "coordinates", "initial_coordinates"])
     with tqdm(total=len(joined), desc="transfer", unit="image") as progress:
         for start in range(0, len(joined), batch_size):
             rows = joined[start : start + batch_size]
             # Positions in the model frame, three sets per image, from one decoding of it.
             inputs = processor(rows["image"], coordinates=rows["coordinates"], return_tensors="pt")
             sizes = [image.size for image in rows["image"]]
-            initial = torch.stack([
-                processor.to_model_frame(torch.tensor(one), size)
-                for one, size in zip(rows["initial_coordinates"], sizes, strict=True)
-            ])  # fmt: skip
+            initial = _in_model_frame(rows["initial_coordinates"], sizes, processor)
+            count = len(joined)
+            others = positions_of[[(start + i + count // 2) % count for i in range(len(sizes))]]
+            moves = _in_model_frame(others["coordinates"], others["image_size"], processor) - _in_model_frame(
+                others["initial_coordinates"], others["image_size"], processor
+            )
             sets = {
                 "initial": initial,
                 "shared": inputs["coordinates"],
                 "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
+                "control": (initial + moves).clamp(0, 1),
             }
             labels = torch.tensor(rows["label"])
             if "saliency" in rows:
@@ -158,12 +169,26 @@ def _measure(
                 # Windows have their own sizes at the positions for which these were found.
                 own = scales if name != "initial" else {}
                 logits = spot(inputs["pixel_values"].to(device), coordinates=positions.to(device), **own).logits
-                right[name].append((logits.argmax(-1).cpu() == labels).numpy())
+                right[name].append((_predict(logits.cpu(), classes) == labels).numpy())
                 counts[name] += int(right[name][-1].sum())
             progress.update(len(labels))
             progress.set_postfix_str(", ".join(f"{name} {100 * n / progress.n:.1f} %" for name, n in counts.items()))
     right_at = {name: np.concatenate(parts) for name, parts in right.items()}
     return right_at, {name: means(parts) for name, parts in described.items()}
+
+
+def _predict(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
+    """`(batch_size, num_labels)` to `(batch_size,)`: the likeliest class, of `classes` where given."""
+    if classes is None:
+        return logits.argmax(-1)
+    return torch.tensor(classes)[logits[:, classes].argmax(-1)]
+
+
+def _in_model_frame(sets: list[Any], sizes: list[Any], processor: Any) -> torch.Tensor:
+    """`(batch_size, num_tokens, 2)`: positions of images of those `(width, height)`, from the image frame."""
+    return torch.stack([
+        processor.to_model_frame(torch.tensor(one), tuple(size)) for one, size in zip(sets, sizes, strict=True)
+    ])  # fmt: skip
 
 
 def _random_like(coordinates: torch.Tensor, image_ids: list[str]) -> torch.Tensor:
@@ -204,7 +229,8 @@ def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_si
 def transfer_table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']} at the positions of {result['coordinates']} {result['config']}: {result['num_tokens']} tokens, "
-        f"{result['num_images']} images of {result['dataset']}, {result['split']}",
+        f"{result['num_images']} images of {result['dataset']}, {result['split']}"
+        + (", among the classes that occur" if result["among_labels"] else ""),
         "",
         "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
         "|---|---:|---:|---:|",
@@ -219,6 +245,12 @@ def transfer_table(result: dict[str, Any]) -> str:
                 f"| {name} | {cell} | {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f}) | "
                 f"{difference['gained']} / {difference['lost']} |"
             )
+    control = result["difference_to_control"]
+    lines += [
+        "",
+        f"Shared positions against the control (another image's moves): {control['value']:+.1f} points "
+        f"({control['low']:+.1f} to {control['high']:+.1f}, paired).",
+    ]
     if "analysis" in result:
         lines += ["", *analysis_table(result["analysis"], result["saliency"])]
     return "\n".join(lines)
