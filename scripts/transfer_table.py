@@ -95,8 +95,8 @@ def table(arguments: TransferTableArguments, results: list[dict[str, Any]]) -> l
     ]  # fmt: skip
     lines = [
         f"`{public_name(arguments.dataset_name)}`, {images} images{among}; isotropic start, label objective, "
-        f"{arguments.steps} steps of AdamW at {arguments.learning_rate:g}. Top-1 in percent, differences in points with paired "
-        "95 % intervals (bootstrap over images).",
+        f"{arguments.steps} steps of AdamW at {arguments.learning_rate:g}. Top-1 in percent, differences in points with "
+        "paired 95 % intervals (bootstrap over images).",
         "",
         f"| {' | '.join(names)} |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",

@@ -47,7 +47,7 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
-    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification"}
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForPreTraining"}
     assert set(config["custom_pipelines"]) == {"spot-image-classification"}
     card = (output / "README.md").read_text()
     assert "5 tokens, center" in card and str(output) in card and "More Information Needed" not in card
