@@ -28,6 +28,19 @@ def test_compile_fullgraph():
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, **TOLERANCE)
 
 
+@torch.no_grad()
+def test_compile_for_several_sizes():
+    """From the second size on, images' sizes are symbols; those of a mask that comes later are not yet."""
+    model = tiny_model()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for count, masked in ((2, False), (3, False), (4, False), (3, True), (2, True)):
+        inputs = {"pixel_values": random_images(count), "coordinates": random_coordinates(count, 9)}
+        if masked:
+            inputs["coordinates_mask"] = torch.arange(9).expand(count, -1) < 4
+            inputs["window_scales"] = torch.full((count, 9), 1.7)
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, **TOLERANCE)
+
+
 @pytest.mark.slow
 def test_compiled_gradients_reach_positions():
     model = tiny_model()

@@ -130,7 +130,7 @@ def test_a_pushed_repository_is_complete(hub, published, repo_id):
     recipe = json.loads(pushed["preprocessor_config.json"])
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 6
+    assert len(references) == 7
     for reference in references:
         module, name = reference.split(".")
         assert f"class {name}(" in pushed[f"{module}.py"].decode()

@@ -399,6 +399,12 @@ class SpotViTLayer(GradientCheckpointingLayer):
 # ------------------------------------------------------------------------------------------------------------ models
 
 
+def _serves(tensor: torch.Tensor, batch_size: int) -> bool:
+    """Whether it has an entry for all images or one for each. Not by `in`: where sizes are symbols, as in a graph that was
+    compiled for several, that compares which symbol it is."""
+    return tensor.shape[0] == 1 or tensor.shape[0] == batch_size
+
+
 class SpotViTPreTrainedModel(PreTrainedModel):
     config: SpotViTConfig
     config_class = SpotViTConfig
@@ -547,7 +553,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 if value is not None:
                     raise ValueError(f"`{name}` needs `coordinates`: it has one entry per coordinate; got none")
             return
-        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or coordinates.shape[0] not in (1, batch_size):
+        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or not _serves(coordinates, batch_size):
             raise ValueError(
                 f"`coordinates` must have shape (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
                 f"got {tuple(coordinates.shape)}"
@@ -562,7 +568,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 )
         for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
             if value is not None and (
-                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or value.shape[0] not in (1, batch_size)
+                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or not _serves(value, batch_size)
             ):
                 raise ValueError(
                     f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
