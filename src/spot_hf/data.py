@@ -160,6 +160,11 @@ def label_numbers(images: datasets.Dataset) -> np.ndarray:
     return images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
 
 
+def classes_of(images: datasets.Dataset) -> list[int]:
+    """The class numbers that occur, in order. Every image must have one."""
+    return np.unique(label_numbers(images)).astype(int).tolist()
+
+
 def outside_of(labels: np.ndarray, num_labels: int) -> np.ndarray:
     """The rows whose label is no class from 0 to `num_labels - 1`."""
     return np.flatnonzero(~((labels >= 0) & (labels < num_labels)))

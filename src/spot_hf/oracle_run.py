@@ -36,7 +36,7 @@ from .coordinates import (
     coordinate_features,
     summarize,
 )
-from .data import count_images, label_numbers, load_images, outside_of, resolve_revision
+from .data import classes_of, count_images, label_numbers, load_images, outside_of, resolve_revision
 from .loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config, public_name
 from .oracle import OracleResult, SpotOracle, check_oracle_arguments
 from .oracle_batches import Batch, Plan, Preparation, Shards, Start, batches_of
@@ -309,7 +309,7 @@ def _search(
         optimize_window_scales=arguments.optimize_window_scales,
         window_scale_learning_rate=arguments.window_scale_learning_rate,
         early_stop=arguments.early_stop,
-        classes=np.unique(label_numbers(images)).astype(int).tolist() if arguments.among_labels else None,
+        classes=classes_of(images) if arguments.among_labels else None,
         dtype=arguments.dtype,
         compile=arguments.compile,
     )

@@ -28,7 +28,7 @@ from .modeling_spot_vit import SpotViTForPreTraining, sample_windows
 from .oracle_run import device_name, open_run, versions, weights_digest
 from .output_dirs import write_atomically
 from .pictures import save_reconstruction_picture
-from .training import OF_TRAINER, SpotTrainer, SpotTrainingArguments, last_whole_checkpoint
+from .training import OF_TRAINER, SpotTrainer, SpotTrainingArguments, last_whole_checkpoint, total_batch_size
 from .training_batches import BatchPreparation
 from .training_data import TrainingImages
 from .training_placements import MASK, TrainingPlacements, uniforms
@@ -212,12 +212,7 @@ def run_pretraining(
     images: Any = load_images(
         arguments.dataset_name, split=arguments.dataset_split, max_samples=arguments.max_samples, **source
     )
-    total = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    if len(images) < total:
-        raise ValueError(
-            f"`per_device_train_batch_size` must leave at least one step; got {training.per_device_train_batch_size} and "
-            f"{len(images)} images"
-        )
+    total = total_batch_size(training, len(images))
     training_images = TrainingImages(
         images,
         processor,

@@ -31,7 +31,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from .cards import write_model_card
 from .configuration_spot_vit import SpotViTConfig
 from .coordinates import RunDirectory, join_coordinates, load_coordinates
-from .data import label_numbers, load_images, outside_of, resolve_revision
+from .data import classes_of, label_numbers, load_images, outside_of, resolve_revision
 from .loading import check_classifier, has_classifier, load_image_processor, load_spot_vit_config, public_name
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle import distill_loss, feature_loss
@@ -636,11 +636,7 @@ def run_training(
     classes = _check_labels(arguments, images, num_labels) if arguments.has_labels else None
     if arguments.needs_teacher:
         _check_teacher(arguments, config, processor)
-    if len(images) < training.train_batch_size * training.world_size * training.gradient_accumulation_steps:
-        raise ValueError(
-            f"`per_device_train_batch_size` must leave at least one step; got {training.per_device_train_batch_size} and "
-            f"{len(images)} images"
-        )
+    total = total_batch_size(training, len(images))
     training_images = TrainingImages(
         images,
         processor,
@@ -669,7 +665,7 @@ def run_training(
     run = RunDirectory(Path(training.output_dir).expanduser().resolve())
     parameters = {
         **arguments.recorded(training),
-        "total_train_batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+        "total_train_batch_size": total,
         "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
         "num_images": len(images),
     }
@@ -736,6 +732,17 @@ def run_training(
         trainer.push_to_hub()
     say(training_summary(run.directory, results))
     return results
+
+
+def total_batch_size(training: TrainingArguments, num_images: int) -> int:
+    """Images of a step, on all processes; `ValueError` where there are not that many."""
+    total = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    if num_images < total:
+        raise ValueError(
+            f"`per_device_train_batch_size` must leave at least one step; got {training.per_device_train_batch_size} and "
+            f"{num_images} images"
+        )
+    return total
 
 
 def last_whole_checkpoint(directory: Path) -> str | None:
@@ -831,7 +838,7 @@ def _check_labels(arguments: TrainArguments, images: datasets.Dataset, num_label
             f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more of {str(images.split)!r} have labels that the "
             f"model does not know: {labels[wrong[0]]:g}, not 0 to {num_labels - 1}. `classifier='new'` takes the data set's"
         )
-    return np.unique(labels).astype(int).tolist()
+    return classes_of(images)
 
 
 def _num_classes(images: datasets.Dataset, arguments: TrainArguments) -> int:

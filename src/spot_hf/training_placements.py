@@ -7,6 +7,7 @@ depends on neither its batch mates, nor the number of processes, nor whether tra
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -181,18 +182,18 @@ class TrainingPlacements:
         def random(count: int, size: int = 2) -> torch.Tensor:
             return uniforms(self.seed, draws, POSITIONS, count * size).unflatten(1, (count, size))
 
-        centers, sizes = (part.to(device) for part in isotropic_cells(num_tokens, aspect_ratio))
+        centers, sizes = (part.to(device) for part in _cells(num_tokens, aspect_ratio))
         if name == "isotropic":
             return centers.expand(len(draws), -1, -1)
         if name == "center":
-            return center(num_tokens, aspect_ratio).to(device).expand(len(draws), -1, -1)
+            return _center(num_tokens, aspect_ratio).to(device).expand(len(draws), -1, -1)
         if name == "uniform":
             return random(num_tokens)
         if name == "gaussian":
             return (_normals(random(num_tokens)) / torch.pi + 0.5).clamp(0, 1)
         if name == "sobol":
             # One sequence, whose binary digits are flipped at random per image (a digital shift): as even as a scrambled one.
-            sequence = torch.quasirandom.SobolEngine(2).draw(num_tokens).to(device)
+            sequence = _sobol(num_tokens).to(device)
             return ((sequence * 2**24).long() ^ (random(1) * 2**24).long()) * 2**-24
         if name == "uniform_perturb":
             return centers + sizes * (random(num_tokens) - 0.5)
@@ -208,6 +209,15 @@ class TrainingPlacements:
         pixels = (weights.log() - (-noise.log()).log()).topk(num_tokens, dim=1).indices
         corners = torch.stack([pixels % self.width, pixels // self.width], dim=-1)
         return (corners + random(num_tokens)) / torch.tensor([self.width, self.height], device=device)
+
+
+# What every step needs again, and a loop in Python makes: once per number of tokens.
+_cells, _center = cache(isotropic_cells), cache(center)
+
+
+@cache
+def _sobol(num_tokens: int) -> torch.Tensor:
+    return torch.quasirandom.SobolEngine(2).draw(num_tokens)
 
 
 def _choose(random: torch.Tensor, weights: list[float] | None, values: list) -> torch.Tensor:

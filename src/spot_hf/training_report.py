@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .evaluation_report import COLORS, MARKERS
 from .pictures import plt
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
-COLORS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 LOSSES = ("cross_entropy_weight", "distill_weight", "feature_weight")
 
 
@@ -25,7 +24,7 @@ def save_learning_curves(file: BinaryIO, results: Mapping[str, Any]) -> None:
                 measured.setdefault(f"{found[1]} tokens", []).append((entry["step"], value))
     figure, left = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     if steps:
-        left.plot(*zip(*steps, strict=True), color="#0072b2", linewidth=1, label="training loss")
+        left.plot(*zip(*steps, strict=True), color=COLORS[0], linewidth=1, label="training loss")
     left.set_xlabel("step")
     left.set_ylabel("training loss")
     left.set_ylim(bottom=0)
@@ -34,8 +33,8 @@ def save_learning_curves(file: BinaryIO, results: Mapping[str, Any]) -> None:
         right = left.twinx()
         for i, (name, points) in enumerate(measured.items()):
             style: dict[str, Any] = {
-                "color": COLORS[i % len(COLORS)],
-                "marker": "osD^v<"[i % 6],
+                "color": COLORS[(i + 1) % len(COLORS)],  # the first is the loss's
+                "marker": MARKERS[i % len(MARKERS)],
                 "markersize": 4,
                 "linewidth": 1.3,
             }

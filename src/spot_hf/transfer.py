@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .analysis import analysis_table, describe_positions, means
 from .coordinates import join_coordinates, load_coordinates, load_record, source_of
-from .data import label_numbers, load_images, stored_saliency
+from .data import classes_of, load_images, stored_saliency
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .oracle_batches import model_saliency
@@ -93,7 +93,7 @@ def evaluate_transfer(
     joined = join_coordinates(images, rows)
     if max_samples is not None:
         joined = joined.select(range(min(max_samples, len(joined))))
-    classes = np.unique(label_numbers(images)).astype(int).tolist() if among_labels else None
+    classes = classes_of(images) if among_labels else None
     right, analysis = _measure(model, revision, joined, classes, batch_size, device)
     result = {
         "model": Path(model).name if Path(model).exists() else model,
