@@ -331,9 +331,9 @@ def one_process(options, tmp_path_factory) -> Path:
 TWENTY_STEPS = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 8, "save_total_limit": 5}
 
 
-def in_two_processes(options, output) -> str:
+def in_two_processes(options, output, script="scripts/train.py") -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "scripts/train.py"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     arguments = command(options, output, **{**TWENTY_STEPS, "per_device_train_batch_size": 4})[1:]
     done = subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -358,6 +358,22 @@ def test_two_processes_and_one_have_the_same_losses(options, one_process, tmp_pa
     shutil.rmtree(tmp_path / "resumed/checkpoint-20")
     assert "checkpoint-8" in in_two_processes(options, tmp_path / "resumed")
     assert log_of(tmp_path / "resumed") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_of_gloo_is_left_at_exit(options, tmp_path):
+    """One that is can abort its process, by chance (pytorch/pytorch#179291): the exit status is no test."""
+    script = tmp_path / "train_and_list_threads.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        "from spot_hf.cli import main\n"
+        "status = main(['train', *sys.argv[1:]])\n"
+        "print('threads:', *{file.read_text().strip() for file in pathlib.Path('/proc/self/task').glob('*/comm')})\n"
+        "sys.exit(status)\n"
+    )
+    said = in_two_processes(options, tmp_path / "run", script)
+    threads = [line for line in said.splitlines() if line.startswith("threads:")]
+    assert len(threads) == 2 and all("python" in line and "gloo" not in line for line in threads)
 
 
 class RecordTokens(TrainerCallback):

@@ -3,6 +3,7 @@
 Exit status: 0, 1 (failed), 2 (bad usage). A user's mistake is one line on stderr; `--debug` shows the traceback.
 """
 
+import gc
 import json
 import os
 import shlex
@@ -559,7 +560,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spot-hf: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return _run(name, rest)
+        status = _run(name, rest)
+        _end_process_group()
+        return status
     except SystemExit as stop:  # argparse's --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -578,6 +581,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _is_first_process():
             print(f"spot-hf {name}: error: {lines[-1 if isinstance(error, StrictDataclassError) else 0]}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError) else 1
+
+
+def _end_process_group() -> None:
+    """
+    Ends what torchrun or `accelerate launch` began, where it did. A process that exits with gloo's threads running can abort
+    (pytorch/pytorch#179291), and then the launcher kills the others, which may not have written all yet.
+    """
+    if "torch" not in sys.modules:  # not every command needs it
+        return
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+        gc.collect()  # a wrapped model holds the group, in a cycle; the threads end with its last reference
 
 
 def _run(name: str, rest: list[str]) -> int:
