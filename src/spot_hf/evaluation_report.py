@@ -15,10 +15,10 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^v<>pPX*h"
 # ViT-B/16 on ImageNet-1k, top-1 in percent, fine-tuned with random placements: arXiv 2507.01654, table of results.
 PUBLISHED = {
-    "published: IN21k, PatchDropout": {25: 24.72, 49: 56.29, 100: 78.75, 196: 85.11},
-    "published: IN21k, SPoT isotropic": {25: 46.85, 49: 70.61, 100: 82.20, 196: 85.15},
-    "published: MAE, PatchDropout": {25: 55.43, 49: 70.69, 100: 79.53, 196: 83.60},
-    "published: MAE, SPoT isotropic": {25: 61.72, 49: 76.84, 100: 82.76, 196: 83.89},
+    "published, ViT-B IN21k: PatchDropout": {25: 24.72, 49: 56.29, 100: 78.75, 196: 85.11},
+    "published, ViT-B IN21k: SPoT isotropic": {25: 46.85, 49: 70.61, 100: 82.20, 196: 85.15},
+    "published, ViT-B MAE: PatchDropout": {25: 55.43, 49: 70.69, 100: 79.53, 196: 83.60},
+    "published, ViT-B MAE: SPoT isotropic": {25: 61.72, 49: 76.84, 100: 82.76, 196: 83.89},
 }
 
 
@@ -168,9 +168,15 @@ def plot(
         axes.plot(
             across, up, linestyle="--" if baseline else "-", label=name, markerfacecolor="white" if baseline else None, **style
         )
-    for i, (name, values) in enumerate(published.items()):
+    for name, values in published.items():
         axes.plot(
-            list(values), list(values.values()), color="#999999", marker="x+1|"[i], linestyle=":", linewidth=1, label=name
+            list(values),
+            list(values.values()),
+            color="#777777",
+            marker="x" if "PatchDropout" in name else "+",
+            linestyle="-." if "IN21k" in name else ":",
+            linewidth=0.9,
+            label=name,
         )
     axes.set_xscale("log")
     if x == "num_tokens":
