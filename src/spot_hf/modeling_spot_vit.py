@@ -766,15 +766,19 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def windows(self, pixel_values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+        """Of all tokens, `(batch_size, num_tokens, num_channels, patch_size, patch_size)`: as [`sample_windows`] cuts them."""
+        config = self.config
+        return sample_windows(
+            pixel_values, coordinates, config.patch_size, spacing=config.window_spacing, border=config.window_border
+        )
+
     @torch.no_grad()
     def targets(self, pixel_values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
         """What `logits` are compared with, of the same shape, float32. Without gradient: positions that are optimised cannot
         make the task easier by moving to flat parts of the image."""
-        config = self.config
-        windows = sample_windows(
-            pixel_values, coordinates, config.patch_size, spacing=config.window_spacing, border=config.window_border
-        ).flatten(2)
-        if config.norm_pix_loss:
+        windows = self.windows(pixel_values, coordinates).flatten(2)
+        if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(windows, dim=2, keepdim=True)
             windows = (windows - mean) / (variance + 1e-6).sqrt()
         return windows.float()

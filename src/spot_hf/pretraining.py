@@ -18,21 +18,19 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from .cards import write_model_card
 from .configuration_spot_vit import SpotViTConfig
-from .coordinates import RunDirectory
-from .data import load_images, resolve_revision
+from .data import load_images
 from .image_processing_spot_vit import SpotViTImageProcessor
 from .loading import load_image_processor, load_spot_vit_config, public_name
-from .modeling_spot_vit import SpotViTForPreTraining, sample_windows
-from .oracle_run import device_name, open_run, versions, weights_digest
-from .output_dirs import write_atomically
+from .modeling_spot_vit import SpotViTForPreTraining
+from .oracle_run import weights_digest
 from .pictures import save_reconstruction_picture
-from .training import OF_TRAINER, SpotTrainer, SpotTrainingArguments, last_whole_checkpoint, total_batch_size
+from .training import OF_TRAINER, SpotTrainer, SpotTrainingArguments
 from .training_batches import BatchPreparation
 from .training_data import TrainingImages
 from .training_placements import MASK, TrainingPlacements, uniforms
 from .training_report import save_learning_curves
+from .training_runs import TrainingRun
 
 
 RESULTS = "pretraining.json"  # is written last
@@ -212,7 +210,6 @@ def run_pretraining(
     images: Any = load_images(
         arguments.dataset_name, split=arguments.dataset_split, max_samples=arguments.max_samples, **source
     )
-    total = total_batch_size(training, len(images))
     training_images = TrainingImages(
         images,
         processor,
@@ -222,20 +219,12 @@ def run_pretraining(
         seed=training.seed,
     )
 
-    run = RunDirectory(Path(training.output_dir).expanduser().resolve())
-    parameters = {
-        **arguments.recorded(training),
-        "total_train_batch_size": total,
-        "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
-        "num_images": len(images),
-    }
-    facts = {"command": command, "versions": versions(), "device": device_name(training.device)}
-    inputs = [one for one in (arguments.model, arguments.dataset_name) if one]
-    open_run(training.distributed_state, run, parameters, facts, arguments.overwrite_output_dir, inputs)
-    if (run.directory / RESULTS).exists():
-        results = json.loads((run.directory / RESULTS).read_text(encoding="utf-8"))
-        say(f"this run is finished\n{pretraining_summary(results)}")
-        return results
+    run = TrainingRun(training, RESULTS, say)
+    run.open(arguments, len(images), [arguments.model, arguments.dataset_name], command)
+    finished = run.results
+    if finished is not None:
+        say(f"this run is finished\n{pretraining_summary(finished)}")
+        return finished
 
     set_seed(training.seed)
     if arguments.model is None:
@@ -251,34 +240,18 @@ def run_pretraining(
         processing_class=processor,
         preparation=BatchPreparation(placements, processor),
     )
-    checkpoint = training.resume_from_checkpoint or last_whole_checkpoint(run.directory)
-    if checkpoint is not None:
-        say(f"going on from {checkpoint}")
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    results = {
-        **run.ledger,
-        "train_loss": output.training_loss,
-        "steps": trainer.state.global_step,
-        "seconds": output.metrics["train_runtime"],
-        "images_per_second": output.metrics["train_samples_per_second"],
-        "log": trainer.state.log_history,
-    }
-    if training.process_index == 0:
-        # Before the model is saved, which writes a card only where there is none.
-        repo_id = training.hub_model_id or run.directory.name
-        write_model_card(model, run.directory, repo_id=repo_id, measured=pretraining_summary(results))
-    trainer.save_model(_internal_call=True)
-    if training.process_index == 0:
+    results = run.train(trainer)
+
+    def reconstructions(picture: BinaryIO) -> None:
         others: Any = load_images(arguments.dataset_name, **source)
         shown = [others[i * len(others) // PICTURED]["image"] for i in range(min(PICTURED, len(others)))]
-        with write_atomically(run.directory / "reconstruction.png") as picture:
-            save_reconstructions(picture, model, processor, shown, placements)
-        with write_atomically(run.directory / "pretraining.png") as picture:
-            save_learning_curves(picture, results)
-        with write_atomically(run.directory / RESULTS) as file:
-            file.write((json.dumps(results, indent=2) + "\n").encode())
-    if training.push_to_hub:
-        trainer.push_to_hub()
+        save_reconstructions(picture, model, processor, shown, placements)
+
+    pictures = {
+        "reconstruction.png": reconstructions,
+        "pretraining.png": lambda picture: save_learning_curves(picture, results),
+    }
+    run.save(trainer, results, {"measured": pretraining_summary(results)}, pictures)
     say(f"{pretraining_summary(results)}\nwritten to {run.directory}: the model, README.md, {RESULTS} and pictures")
     return results
 
@@ -288,12 +261,13 @@ def pretraining_summary(results: Mapping[str, Any]) -> str:
     parameters = results["parameters"]
     losses = [entry["loss"] for entry in results["log"] if "loss" in entry]
     curve = f"Its loss went from {losses[0]:.3f} to {losses[-1]:.3f}. " if losses else ""
+    resumed = f" from step {results['resumed_at']} on" if results["resumed_at"] else ""
     begin = f"`{parameters['model']}`" if parameters["model"] else "random weights"
     return (
         f"Pre-trained by masked windows, from {begin}, on {parameters['num_images']} images of "
         f"`{parameters['dataset_name']}`, split `{parameters['dataset_split']}`: {results['steps']} steps of "
         f"{parameters['total_train_batch_size']} images, {parameters['mask_ratio']:.0%} of their tokens masked, seed "
-        f"{parameters['seed']}, {results['seconds'] / 60:.1f} minutes on {results['device']}. {curve}"
+        f"{parameters['seed']}, {results['seconds'] / 60:.1f} minutes{resumed} on {results['device']}. {curve}"
         "It has no classifier; what its features are worth was not measured."
     )
 
@@ -321,22 +295,17 @@ def reconstruct(
     outputs = model(pixel_values, coordinates, noise=noise)
     windows = outputs.logits.float()
     if config.norm_pix_loss:
-        variance, mean = torch.var_mean(sample(pixel_values, coordinates, config).flatten(2), dim=2, keepdim=True)
+        variance, mean = torch.var_mean(model.windows(pixel_values, coordinates).flatten(2), dim=2, keepdim=True)
         windows = windows * (variance + 1e-6).sqrt() + mean
     with torch.enable_grad():
         canvas = torch.zeros_like(pixel_values, dtype=torch.float32).requires_grad_()
-        sampled = sample(canvas, coordinates, config)
+        sampled = model.windows(canvas, coordinates)
         # The transpose of sampling: what each window says of each pixel, and with which weight.
         masked = outputs.mask[..., None, None, None].expand_as(sampled)
         parts = (windows.view_as(sampled) * masked, masked, 1 - masked)
         predicted, weight, seen = (torch.autograd.grad(sampled, canvas, part, retain_graph=True)[0] for part in parts)
     predicted = torch.where(weight > 0, predicted / weight, torch.nan)
     return torch.where(seen > 0, pixel_values.float(), predicted), outputs.mask
-
-
-def sample(images: torch.Tensor, coordinates: torch.Tensor, config: SpotViTConfig) -> torch.Tensor:
-    """The windows of a model, `(batch_size, num_tokens, num_channels, patch_size, patch_size)`."""
-    return sample_windows(images, coordinates, config.patch_size, spacing=config.window_spacing, border=config.window_border)
 
 
 def save_reconstructions(

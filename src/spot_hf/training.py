@@ -9,7 +9,6 @@ loggers, checkpoints, pushing. Data flows: `training_data.py` (images by draw) â
 `training_placements.py` (where tokens sit) â†’ here.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -26,26 +25,24 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType, sort_checkpoints
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 
-from .cards import write_model_card
 from .configuration_spot_vit import SpotViTConfig
-from .coordinates import RunDirectory, join_coordinates, load_coordinates
-from .data import classes_of, label_numbers, load_images, outside_of, resolve_revision
+from .coordinates import join_coordinates, load_coordinates
+from .data import classes_of, label_numbers, load_images, outside_of
 from .loading import check_classifier, has_classifier, load_image_processor, load_spot_vit_config, public_name
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle import distill_loss, feature_loss
-from .oracle_run import device_name, open_run, versions, weights_digest
-from .output_dirs import write_atomically
+from .oracle_run import weights_digest
 from .placement import PLACEMENTS, check_placement
 from .training_batches import BatchPreparation, TrainingBatch
 from .training_data import DrawSampler, EvaluationImages, TrainingImages, benchmark_input, collate
 from .training_placements import TrainingPlacements, token_buckets
 from .training_report import save_learning_curves, training_summary
+from .training_runs import STATE, TrainingRun
 
 
 EMA_WEIGHTS = "ema.safetensors"
-STATE = "trainer_state.json"
 RESULTS = "training.json"  # is written last
 CLASSIFIERS = ("keep", "new")
 
@@ -259,6 +256,8 @@ class TrainArguments:
             if parameters[name] is not None:
                 parameters[name] = public_name(parameters[name])
         parameters["model_sha256"] = weights_digest(self.model)
+        if self.teacher_model is not None:
+            parameters["teacher_model_sha256"] = weights_digest(self.teacher_model)
         return {**parameters, **{name: _plain(getattr(training, name)) for name in OF_TRAINER}}
 
 
@@ -266,7 +265,7 @@ class TrainArguments:
 OF_TRAINER = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "optim",
     "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
-    "bf16", "fp16", "seed",
+    "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "bf16", "fp16", "seed",
 )  # fmt: skip
 
 
@@ -636,7 +635,6 @@ def run_training(
     classes = _check_labels(arguments, images, num_labels) if arguments.has_labels else None
     if arguments.needs_teacher:
         _check_teacher(arguments, config, processor)
-    total = total_batch_size(training, len(images))
     training_images = TrainingImages(
         images,
         processor,
@@ -662,20 +660,13 @@ def run_training(
     )
     evaluation = _evaluation_images(arguments, training, processor, num_labels, classes)
 
-    run = RunDirectory(Path(training.output_dir).expanduser().resolve())
-    parameters = {
-        **arguments.recorded(training),
-        "total_train_batch_size": total,
-        "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
-        "num_images": len(images),
-    }
-    facts = {"command": command, "versions": versions(), "device": device_name(training.device)}
-    inputs = [one for one in (arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates) if one]
-    open_run(training.distributed_state, run, parameters, facts, arguments.overwrite_output_dir, inputs)
-    if (run.directory / RESULTS).exists():
-        results = json.loads((run.directory / RESULTS).read_text(encoding="utf-8"))
-        say(f"this run is finished\n{training_summary(run.directory, results)}")
-        return results
+    run = TrainingRun(training, RESULTS, say)
+    inputs = [arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates]
+    run.open(arguments, len(images), inputs, command)
+    finished = run.results
+    if finished is not None:
+        say(f"this run is finished\n{training_summary(run.directory, finished)}")
+        return finished
 
     set_seed(training.seed)
     trainer = SpotTrainer(
@@ -694,66 +685,18 @@ def run_training(
                          "ema_decay")
         },
     )  # fmt: skip
-    checkpoint = training.resume_from_checkpoint or last_whole_checkpoint(run.directory)
-    resumed_at = 0
-    if checkpoint is not None:
-        say(f"going on from {checkpoint}")
-        resumed_at = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+    results = run.train(trainer)
     last = trainer.evaluate() if evaluation else {}
-    results = {
-        **run.ledger,
-        "train_loss": output.training_loss,
-        "steps": trainer.state.global_step,
-        "seconds": output.metrics["train_runtime"],
-        "resumed_at": resumed_at,  # step from which on loss, time and rate are
-        "images_per_second": output.metrics["train_samples_per_second"],
-        "evaluation": {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))},
-        "evaluated_on": _described(evaluation),
-        "log": trainer.state.log_history,
+    results["evaluation"] = {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))}
+    results["evaluated_on"] = _described(evaluation)
+    card = {
+        "num_tokens": processor.num_tokens,
+        "placement": processor.placement,
+        "measured": training_summary(None, results),
     }
-    if training.process_index == 0:
-        # Before the model is saved, which writes a card only where there is none.
-        write_model_card(
-            trainer.model,
-            run.directory,
-            repo_id=training.hub_model_id or run.directory.name,
-            num_tokens=processor.num_tokens,
-            placement=processor.placement,
-            measured=training_summary(None, results),
-        )
-    trainer.save_model(_internal_call=True)
-    if training.process_index == 0:
-        with write_atomically(run.directory / "training.png") as picture:
-            save_learning_curves(picture, results)
-        with write_atomically(run.directory / RESULTS) as file:
-            file.write((json.dumps(results, indent=2) + "\n").encode())
-    if training.push_to_hub:
-        trainer.push_to_hub()
+    run.save(trainer, results, card, {"training.png": lambda picture: save_learning_curves(picture, results)})
     say(training_summary(run.directory, results))
     return results
-
-
-def total_batch_size(training: TrainingArguments, num_images: int) -> int:
-    """Images of a step, on all processes; `ValueError` where there are not that many."""
-    total = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    if num_images < total:
-        raise ValueError(
-            f"`per_device_train_batch_size` must leave at least one step; got {training.per_device_train_batch_size} and "
-            f"{num_images} images"
-        )
-    return total
-
-
-def last_whole_checkpoint(directory: Path) -> str | None:
-    """The newest that a killed run has finished: Trainer writes `trainer_state.json` last."""
-    for checkpoint in reversed(sort_checkpoints(output_dir=str(directory))):
-        try:
-            json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
-            return str(checkpoint)
-        except (OSError, ValueError):
-            continue
-    return None
 
 
 def _load_training_images(arguments: TrainArguments) -> datasets.Dataset:
