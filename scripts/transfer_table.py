@@ -55,18 +55,16 @@ def main() -> None:
 def measure(arguments: TransferTableArguments, directory: Path, finder: str, user: str, num_tokens: int) -> dict[str, Any]:
     """Searches with one model, and classifies with it and with the other at what it found."""
     coordinates = directory / public_name(finder) / f"n{num_tokens}"
+    names = ("dataset_config_name", "dataset_split", "image_column_name", "label_column_name", "among_labels")
+    images: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     search = OracleRunArguments(
         model=finder,
         dataset_name=arguments.dataset_name,
-        dataset_config_name=arguments.dataset_config_name,
-        dataset_split=arguments.dataset_split,
-        image_column_name=arguments.image_column_name,
-        label_column_name=arguments.label_column_name,
         max_samples=arguments.max_samples,
         num_tokens=[num_tokens],
         steps=arguments.steps,
         learning_rate=arguments.learning_rate,
-        among_labels=arguments.among_labels,
+        **images,
     )
     run_oracle(search, coordinates, command=shlex.join(["python", *sys.argv]))
     found: dict[str, Any] = {"finder": public_name(finder), "user": public_name(user), "num_tokens": num_tokens}
@@ -75,11 +73,7 @@ def measure(arguments: TransferTableArguments, directory: Path, finder: str, use
             model,
             str(coordinates),
             arguments.dataset_name,
-            dataset_config_name=arguments.dataset_config_name,
-            dataset_split=arguments.dataset_split,
-            image_column_name=arguments.image_column_name,
-            label_column_name=arguments.label_column_name,
-            among_labels=arguments.among_labels,
+            **images,
             say=lambda _: None,
         )
     return found

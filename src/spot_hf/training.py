@@ -29,7 +29,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 
 from .configuration_spot_vit import SpotViTConfig
 from .coordinates import join_coordinates, load_coordinates
-from .data import classes_of, label_numbers, load_images, outside_of
+from .data import classes_of, label_numbers, likeliest_class, load_images, outside_of
 from .loading import check_classifier, has_classifier, load_image_processor, load_spot_vit_config, public_name
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle import distill_loss, feature_loss
@@ -586,11 +586,11 @@ class Accuracies:
     """Trainer's `compute_metrics`: top-1 accuracy in percent, among `classes` where given."""
 
     def __init__(self, classes: list[int] | None):
-        self.classes = None if classes is None else np.array(classes)
+        self.classes = classes
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         logits: Any = prediction.predictions
-        chosen = logits.argmax(-1) if self.classes is None else self.classes[logits[:, self.classes].argmax(-1)]
+        chosen = likeliest_class(logits, self.classes)
         return {"accuracy": 100 * float((chosen == prediction.label_ids).mean())}
 
 

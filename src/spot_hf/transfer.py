@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .analysis import analysis_table, describe_positions, means
 from .coordinates import join_coordinates, load_coordinates, load_record, source_of
-from .data import classes_of, load_images, stored_saliency
+from .data import classes_of, likeliest_class, load_images, stored_saliency
 from .intervals import Accuracy, Difference
 from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .oracle_batches import model_saliency
@@ -151,7 +151,7 @@ def _measure(
                 "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
                 "control": (initial + moves).clamp(0, 1),
             }
-            labels = torch.tensor(rows["label"])
+            labels = np.array(rows["label"])
             if "saliency" in rows:
                 columns = (rows["saliency"], sizes, rows["image_id"])
                 maps = [
@@ -169,19 +169,12 @@ def _measure(
                 # Windows have their own sizes at the positions for which these were found.
                 own = scales if name != "initial" else {}
                 logits = spot(inputs["pixel_values"].to(device), coordinates=positions.to(device), **own).logits
-                right[name].append((_predict(logits.cpu(), classes) == labels).numpy())
+                right[name].append(likeliest_class(logits.float().cpu().numpy(), classes) == labels)
                 counts[name] += int(right[name][-1].sum())
             progress.update(len(labels))
             progress.set_postfix_str(", ".join(f"{name} {100 * n / progress.n:.1f} %" for name, n in counts.items()))
     right_at = {name: np.concatenate(parts) for name, parts in right.items()}
     return right_at, {name: means(parts) for name, parts in described.items()}
-
-
-def _predict(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
-    """`(batch_size, num_labels)` to `(batch_size,)`: the likeliest class, of `classes` where given."""
-    if classes is None:
-        return logits.argmax(-1)
-    return torch.tensor(classes)[logits[:, classes].argmax(-1)]
 
 
 def _in_model_frame(sets: list[Any], sizes: list[Any], processor: Any) -> torch.Tensor:
