@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
@@ -46,9 +46,9 @@ setup(
     license="Apache-2.0",
     author="the spot_hf authors",
     python_requires=">=3.10",
-    packages=["spot_hf", "spot_hf.hub_cards"],
-    package_dir={"spot_hf": "src/spot_hf", "spot_hf.hub_cards": "hub_cards"},
-    package_data={"spot_hf": ["metrics/*/*"], "spot_hf.hub_cards": ["*.md"]},
+    packages=[*find_packages("src"), "spot_hf.hub_cards"],
+    package_dir={"": "src", "spot_hf.hub_cards": "hub_cards"},
+    package_data={"spot_hf.evaluation": ["metrics/*/*"], "spot_hf.hub_cards": ["*.md"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["spot-hf=spot_hf.cli:main_and_exit"]},

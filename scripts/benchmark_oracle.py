@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from spot_hf import OracleResult, SpotOracle, SpotViTConfig, SpotViTForImageClassification
-from spot_hf.data import load_images
-from spot_hf.loading import load_image_processor, load_spot_vit
+from spot_hf.data.source import load_images
+from spot_hf.hub.loading import load_image_processor, load_spot_vit
 from spot_hf.placement import isotropic
 
 

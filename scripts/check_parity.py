@@ -18,7 +18,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
 from spot_hf.cli import DatasetArguments
-from spot_hf.data import load_images
+from spot_hf.data.source import load_images
 
 
 @dataclass(kw_only=True)

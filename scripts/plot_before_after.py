@@ -13,8 +13,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from transformers import HfArgumentParser
 
-from spot_hf.evaluation_report import COLORS
-from spot_hf.output_dirs import write_atomically
+from spot_hf.evaluation.report import COLORS
+from spot_hf.jobs.files import write_atomically
 
 
 @dataclass(kw_only=True)

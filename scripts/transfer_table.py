@@ -18,10 +18,11 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from spot_hf.cli import DatasetArguments
-from spot_hf.loading import public_name
-from spot_hf.oracle_run import OracleRunArguments, run_oracle
-from spot_hf.output_dirs import write_atomically
-from spot_hf.transfer import evaluate_transfer
+from spot_hf.evaluation.transfer import evaluate_transfer
+from spot_hf.jobs.files import write_atomically
+from spot_hf.jobs.versions import public_name
+from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.oracle.run import run_oracle
 
 
 @dataclass(kw_only=True)

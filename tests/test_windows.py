@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import random_coordinates, random_images, tiny_config
 
-from spot_hf.modeling_spot_vit import SpotViTPositionEmbeddings, gaussian_kernel, sample_windows, solve_kernel_weights
 from spot_hf.placement import grid
+from spot_hf.positions import SpotViTPositionEmbeddings, gaussian_kernel, solve_kernel_weights
+from spot_hf.windows import sample_windows
 
 
 def cut_patches(images: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -10,22 +10,19 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .cards import write_model_card
-from .checkpoints import ConversionError
 from .configuration_spot_vit import SpotViTConfig
-from .conversion import ConversionReport, convert_checkpoint
-from .coordinates import join_coordinates, load_coordinates
+from .conversion.convert import ConversionReport, convert_checkpoint
+from .conversion.errors import ConversionError
+from .coordinates.joining import join_coordinates
+from .coordinates.loading import load_coordinates
+from .coordinates.official import convert_official_coordinates, coordinates_from_official, coordinates_to_official
+from .hub.cards import write_model_card
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
-from .modeling_spot_vit import (
-    SpotViTForImageClassification,
-    SpotViTForPreTraining,
-    SpotViTModel,
-    SpotViTPreTrainedModel,
-)
-from .official_coordinates import convert_official_coordinates, coordinates_from_official, coordinates_to_official
-from .oracle import OracleResult, SpotOracle
+from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .oracle.search import OracleResult, SpotOracle
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import PLACEMENTS, place
+from .pretraining_spot_vit import SpotViTForPreTraining
 from .version import __version__
 
 

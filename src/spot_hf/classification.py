@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from transformers.image_utils import load_image
 
+from .hub.loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .image_processing_spot_vit import check_coordinates
-from .loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import PLACEMENTS, check_placement
 

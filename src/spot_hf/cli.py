@@ -259,13 +259,13 @@ class EvaluateArguments(DatasetArguments, CommonArguments):
 
 def _train_arguments() -> tuple[type, ...]:
     """Not loaded for other commands: Trainer takes its time."""
-    from .training import SpotTrainingArguments, TrainArguments
+    from .training.arguments import SpotTrainingArguments, TrainArguments
 
     return TrainArguments, SpotTrainingArguments
 
 
 def _pretrain_arguments() -> tuple[type, ...]:
-    from .pretraining import PretrainArguments, SpotPretrainingArguments
+    from .training.pretraining import PretrainArguments, SpotPretrainingArguments
 
     return PretrainArguments, SpotPretrainingArguments
 
@@ -282,8 +282,8 @@ class CardArguments(CommonArguments):
 
 def convert(arguments: ConvertArguments) -> int:
     """Convert a ViT, DeiT, DINO, DINOv2, MAE or SPoT checkpoint to a SpotViT that AutoModel and pipeline load."""
-    from .conversion import convert_checkpoint
-    from .publishing import push_folder
+    from .conversion.convert import convert_checkpoint
+    from .hub.uploads import push_folder
 
     _check_push(arguments.push_to_hub, "hub_model_id", arguments.hub_model_id)
     report = convert_checkpoint(
@@ -331,7 +331,8 @@ def classify(arguments: ClassifyArguments, images: Sequence[str]) -> int:
 
 def oracle(arguments: OracleArguments) -> int:
     """Find the positions that serve a frozen model best, for every image of a data set, and share them."""
-    from .oracle_run import OracleRunArguments, run_oracle
+    from .oracle.arguments import OracleRunArguments
+    from .oracle.run import run_oracle
 
     values = {name: value for name, value in vars(arguments).items() if name in OracleRunArguments.__dataclass_fields__}
     values["optimizer_arguments"] = _json_object("optimizer_arguments", arguments.optimizer_arguments)
@@ -355,7 +356,7 @@ def oracle(arguments: OracleArguments) -> int:
 
 def push(arguments: PushArguments) -> int:
     """Publish a finished run of `spot-hf oracle` as a data set on the Hub."""
-    from .publishing import push_coordinates
+    from .hub.uploads import push_coordinates
 
     url = push_coordinates(
         arguments.output_dir, arguments.hub_dataset_id, private=arguments.hub_private, license=arguments.license
@@ -366,7 +367,7 @@ def push(arguments: PushArguments) -> int:
 
 def show(arguments: ShowArguments) -> int:
     """Draw the ways of an image's tokens, and the windows that the model saw, from a coordinate data set."""
-    from .showing import show_coordinates
+    from .coordinates.show import show_coordinates
 
     show_coordinates(
         arguments.coordinates,
@@ -383,8 +384,10 @@ def show(arguments: ShowArguments) -> int:
 
 def evaluate(arguments: EvaluateArguments) -> int:
     """Measure accuracy by tokens and placement, beside baselines; or, with --coordinates, at another model's positions."""
-    from .evaluation import BASELINES, EvaluationArguments, default_placements, run_evaluation
-    from .transfer import evaluate_transfer
+    from .evaluation.arguments import EvaluationArguments, default_placements
+    from .evaluation.baselines import BASELINES
+    from .evaluation.run import run_evaluation
+    from .evaluation.transfer import evaluate_transfer
 
     if arguments.coordinates is None:
         for name in ("dataset_name", "output_dir"):
@@ -430,7 +433,7 @@ def evaluate(arguments: EvaluateArguments) -> int:
 
 def train(arguments: Any, training: Any) -> int:
     """Fine-tune a SpotViT for few tokens, with random placements. Takes all of transformers' TrainingArguments too."""
-    from .training import run_training
+    from .training.fine_tuning import run_training
 
     run_training(arguments, training, command=shlex.join(["spot-hf", "train", *_ARGV]))
     return 0
@@ -438,7 +441,7 @@ def train(arguments: Any, training: Any) -> int:
 
 def pretrain(arguments: Any, training: Any) -> int:
     """Pre-train a SpotViT without labels, by predicting masked windows. Takes all of transformers' TrainingArguments too."""
-    from .pretraining import run_pretraining
+    from .training.pretraining import run_pretraining
 
     run_pretraining(arguments, training, command=shlex.join(["spot-hf", "pretrain", *_ARGV]))
     return 0
@@ -446,7 +449,7 @@ def pretrain(arguments: Any, training: Any) -> int:
 
 def card(arguments: CardArguments) -> int:
     """Put the results of an evaluation on a model's card: metadata that the Hub reads, and a table with the command."""
-    from .cards import add_results
+    from .evaluation.model_card import add_results
 
     print(f"written to {add_results(arguments.model, arguments.results, arguments.model_name)}")
     return 0
@@ -463,7 +466,7 @@ def quickstart(arguments: QuickstartArguments) -> int:
 
 def benchmark(arguments: BenchmarkArguments) -> int:
     """Time SpotViT at several token counts against the ordinary ViT, alternately, in one run."""
-    from .benchmark import run_benchmark
+    from .evaluation.benchmark import run_benchmark
 
     _at_least_one(arguments, "batch_size", "num_threads", "repeats")
     run_benchmark(**{name: value for name, value in vars(arguments).items() if name != "debug"})
@@ -499,7 +502,7 @@ def _check_push(push_to_hub: bool, name: str, repo_id: str | None) -> None:
     if repo_id and not push_to_hub:
         raise UsageError(f"--{name} goes with --push_to_hub; got {repo_id!r} alone")
     if repo_id:
-        from .publishing import check_repo_id
+        from .hub.uploads import check_repo_id
 
         check_repo_id(name, repo_id)
 
@@ -573,7 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, SafetensorError, StrictDataclassError) as error:
         if "--debug" in rest:
             raise
-        from .checkpoints import ConversionError
+        from .conversion.errors import ConversionError
 
         # A strict config's error says on its last line what is wrong, others on their first.
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [type(error).__name__]

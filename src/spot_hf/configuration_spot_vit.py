@@ -19,7 +19,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_spot_vit.SpotViTConfig",
     "AutoModel": "modeling_spot_vit.SpotViTModel",
     "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
-    "AutoModelForPreTraining": "modeling_spot_vit.SpotViTForPreTraining",
+    "AutoModelForPreTraining": "pretraining_spot_vit.SpotViTForPreTraining",
 }
 CUSTOM_PIPELINES = {
     "spot-image-classification": {

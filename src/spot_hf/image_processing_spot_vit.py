@@ -16,17 +16,15 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
     PILImageResampling,
-    SizeDict,
-    get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from .frames import Frame, resized_size
 from .placement import PLACEMENTS, check_placement, generator_for, place
 
 
@@ -277,7 +275,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
 
     @staticmethod
-    def _map_sets(coordinates: tuple[list[np.ndarray], bool], frames: list["_Frame"]) -> list[np.ndarray]:
+    def _map_sets(coordinates: tuple[list[np.ndarray], bool], frames: list["Frame"]) -> list[np.ndarray]:
         """What a person gave, as [`check_coordinates`] read it: one set per image, in the model frame."""
         sets, one_set = coordinates
         if one_set:
@@ -290,7 +288,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         return [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
 
     @staticmethod
-    def _crop_saliency(saliency: Any, images: list, frames: list["_Frame"], placement: str) -> list[torch.Tensor | None]:
+    def _crop_saliency(saliency: Any, images: list, frames: list["Frame"], placement: str) -> list[torch.Tensor | None]:
         """The saliency map of each image over what the model sees of it; none where the placement needs none."""
         if not PLACEMENTS[placement].saliency:
             return [None] * len(images)
@@ -350,19 +348,19 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         names = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
         return {name: getattr(self, name, None) for name in names}
 
-    def _frame(self, image_size: tuple[int, int], **recipe) -> "_Frame":
+    def _frame(self, image_size: tuple[int, int], **recipe) -> "Frame":
         width, height = image_size
         if recipe.get("do_pad"):
             raise ValueError("`do_pad` must be false: a padded image has no frame of its own; got true")
         resized_height, resized_width = height, width
         if recipe.get("do_resize"):
-            resized_height, resized_width = _resized_size(height, width, recipe["size"])
+            resized_height, resized_width = resized_size(height, width, recipe["size"])
         model_height, model_width, top, left = resized_height, resized_width, 0, 0
         if recipe.get("do_center_crop"):
             model_height, model_width = recipe["crop_size"].height, recipe["crop_size"].width
             top = self._crop_offset(resized_height, model_height)
             left = self._crop_offset(resized_width, model_width)
-        return _Frame(
+        return Frame(
             model_size=(model_width, model_height),
             scale=np.array([resized_width / model_width, resized_height / model_height]),
             offset=np.array([-left / model_width, -top / model_height]),
@@ -379,38 +377,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         return result
 
 
-class _Frame:
-    """`model = image * scale + offset`, per axis `(x, y)`, in relative units; computed in float64."""
-
-    def __init__(self, model_size: tuple[int, int], scale: np.ndarray, offset: np.ndarray):
-        self.model_size, self.scale, self.offset = model_size, scale, offset
-
-    def to_model(self, coordinates):
-        return self._apply(coordinates, lambda c, scale, offset: c * scale + offset)
-
-    def to_image(self, coordinates):
-        return self._apply(coordinates, lambda c, scale, offset: (c - offset) / scale)
-
-    def _apply(self, coordinates, function):
-        if isinstance(coordinates, torch.Tensor):
-            scale = torch.tensor(self.scale, device=coordinates.device)
-            offset = torch.tensor(self.offset, device=coordinates.device)
-            return function(coordinates.double(), scale, offset).to(coordinates.dtype)
-        coordinates = np.asarray(coordinates)
-        dtype = coordinates.dtype if coordinates.dtype.kind == "f" else np.float32
-        return function(coordinates.astype(np.float64), self.scale, self.offset).astype(dtype)
-
-    def crop_map(self, saliency: np.ndarray) -> torch.Tensor:
-        """A map over the original image, as a map `(height, width)` over the model's: the value under each pixel."""
-        width, height = self.model_size
-        x = self.to_image(np.stack([(np.arange(width) + 0.5) / width, np.zeros(width)], axis=-1))[:, 0]
-        y = self.to_image(np.stack([np.zeros(height), (np.arange(height) + 0.5) / height], axis=-1))[:, 1]
-        rows = np.floor(y * saliency.shape[0]).clip(0, saliency.shape[0] - 1).astype(int)
-        columns = np.floor(x * saliency.shape[1]).clip(0, saliency.shape[1] - 1).astype(int)
-        return torch.from_numpy(saliency[rows[:, None], columns[None]])
-
-
-def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int], frame: _Frame) -> torch.Tensor:
+def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int], frame: Frame) -> torch.Tensor:
     """The checked map of image number `i`, over what the model sees of it."""
     width, height = image_size
     if saliency.shape[0] > height or saliency.shape[1] > width:
@@ -419,20 +386,6 @@ def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int],
             f"got {saliency.shape}"
         )
     return frame.crop_map(saliency)
-
-
-def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """`(height, width)` after the backends' resize: by the functions that they call."""
-    if size.shortest_edge and size.longest_edge:
-        return get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
-    if size.shortest_edge:
-        image = np.broadcast_to(np.uint8(0), (3, height, width))  # only its shape is read
-        return get_resize_output_image_size(
-            image, size=size.shortest_edge, default_to_square=False, input_data_format="channels_first"
-        )
-    if size.max_height and size.max_width:
-        return get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
-    return size.height, size.width
 
 
 def _content_id(image: np.ndarray | torch.Tensor) -> str:

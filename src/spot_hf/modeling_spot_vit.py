@@ -11,7 +11,6 @@ Conventions, for every function here:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,209 +23,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
 from .placement import grid
+from .positions import SpotViTPositionEmbeddings
+from .windows import sample_windows
 
 
 if TYPE_CHECKING:
-    # Saving a model copies the files that this one imports: these two, so that a saved model also has its processor
-    # and its pipeline.
+    # Saving a model copies the files that this one imports: these, so that a saved model also has its processor, its
+    # pipeline and its class for pre-training.
     from .image_processing_spot_vit import SpotViTImageProcessor  # noqa: F401
     from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
-
-
-# ---------------------------------------------------------------------------------------------------------- windows
-
-
-def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions within float rounding of a pixel's centre mean that pixel: a cell's window is then exactly its patch.
-
-    A relative coordinate in [0, 1] is rounded to `eps / 2`, and its product with `size` again: `size * eps` pixels at
-    the most. The gradient passes through unchanged.
-    """
-    nearest = positions.detach().round()
-    on_pixel = (positions.detach() - nearest).abs() <= size * torch.finfo(positions.dtype).eps
-    return torch.where(on_pixel, nearest + (positions - positions.detach()), positions)
-
-
-def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, border: str) -> torch.Tensor:
-    """
-    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token.
-
-    Args:
-        image: `(batch_size, num_channels, height, width)`.
-        x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
-        border: beyond the centres of the border pixels, `"repeat"` them, or samples are `"zero"`.
-
-    Returns:
-        `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
-    """
-    batch_size, num_channels, height, width = image.shape
-    num_tokens, patch_size = x.shape[1:]
-    x, y = _snap_to_pixels(x, width), _snap_to_pixels(y, height)
-    left, top = x.detach().floor(), y.detach().floor()
-    weight_right, weight_bottom = x - left, y - top
-    columns = [(left + i).long().clamp(0, width - 1) for i in (0, 1)]
-    rows = [(top + i).long().clamp(0, height - 1) for i in (0, 1)]
-    pixels = image.flatten(2)  # (batch_size, num_channels, height * width)
-
-    def corner(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        index = (row[..., :, None] * width + column[..., None, :]).flatten(1)  # (batch_size or 1, tokens * patch²)
-        index = index[:, None].expand(batch_size, num_channels, -1)
-        return pixels.gather(2, index).unflatten(2, (num_tokens, patch_size, patch_size))
-
-    weight_right = weight_right[:, None, :, None, :]  # (batch_size or 1, 1, num_tokens, 1, patch_size)
-    weight_bottom = weight_bottom[:, None, :, :, None]
-    upper = torch.lerp(corner(rows[0], columns[0]), corner(rows[0], columns[1]), weight_right)
-    lower = torch.lerp(corner(rows[1], columns[0]), corner(rows[1], columns[1]), weight_right)
-    samples = torch.lerp(upper, lower, weight_bottom).transpose(1, 2)
-    if border == "zero":
-        inside_x, inside_y = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
-        samples = samples * (inside_y[..., :, None] & inside_x[..., None, :])[:, :, None]
-    return samples
-
-
-def sample_windows(
-    pixel_values: torch.Tensor,
-    coordinates: torch.Tensor,
-    patch_size: int,
-    window_scales: torch.Tensor | None = None,
-    spacing: float = 1.0,
-    border: str = "repeat",
-) -> torch.Tensor:
-    """
-    Cuts each token's window out of its image. Differentiable in all three tensors.
-
-    Args:
-        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): computed in float32 at least.
-        coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`): window centres `(x, y)`, relative to
-            the image, 0 and 1 being its edges.
-        patch_size (`int`): samples per side.
-        window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): multiples of `spacing`, above
-            0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2 means, linearly
-            between the two levels whose pixels are nearest to the scale.
-        spacing (`float`): distance between samples in pixels.
-        border (`str`): samples outside the image `"repeat"` its border pixel, or are `"zero"`.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, float32 (or float64).
-    """
-    dtype = torch.promote_types(torch.promote_types(pixel_values.dtype, coordinates.dtype), torch.float32)
-    image, coordinates = pixel_values.to(dtype), coordinates.to(dtype)
-    height, width = image.shape[-2:]
-    center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
-    center_y = coordinates[..., 1:2] * height - 0.5
-    offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
-    if window_scales is None:
-        return _sample_bilinear(image, center_x + offsets, center_y + offsets, border)
-
-    offsets = offsets * window_scales.to(dtype)[..., None]
-    num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
-    level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
-    windows = torch.zeros((), dtype=dtype, device=image.device)
-    for k in range(num_levels):
-        if k > 0:  # An odd last row or column is averaged alone: the same as repeating the border pixel.
-            image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
-        # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
-        x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))
-        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y, border)
-    return windows
-
-
-# --------------------------------------------------------------------------------------------- position embeddings
-
-
-def gaussian_kernel(
-    positions: torch.Tensor, num_centers: int, sigma: float, size: int, unit: str = "cells", centers: str = "cells"
-) -> torch.Tensor:
-    """
-    `exp(-d² / 2σ²)` of the distances `d` of relative positions to the centres of a table's entries along one axis.
-
-    Args:
-        positions: `(...)`, relative: 0 and 1 are the edges of the image.
-        num_centers: entries along the axis.
-        sigma: bandwidth, in `unit`.
-        size: of the image along the axis, in pixels. Matters to the units and centres that are counted in pixels.
-        unit: `"cells"`, equal parts of the image, or `"pixels"`.
-        centers: of the entries: those of `"cells"`, or a `"mesh"` from the centre of the first pixel to one pixel past the
-            last.
-
-    Returns:
-        `(..., num_centers)`.
-    """
-    index = torch.arange(num_centers, dtype=positions.dtype, device=positions.device)
-    if centers == "cells":
-        scaled_positions, scaled_centers, cell = positions[..., None] * num_centers, index + 0.5, 1 / num_centers
-    else:
-        cell = 1 / max(1, num_centers - 1)
-        scaled_positions, scaled_centers = (positions[..., None] - 0.5 / size) / cell, index
-    distances = scaled_positions - scaled_centers
-    if unit == "pixels":
-        distances = distances * (cell * size)
-    return torch.exp(distances.square() / (-2 * sigma**2))
-
-
-def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
-    """
-    Weights of the Gaussian kernel interpolation that reproduces a position table at the centres of its cells.
-
-    Args:
-        table (`torch.Tensor` of shape `(rows, columns, hidden_size)`): the source model's position embeddings.
-        sigma (`float`): bandwidth of the kernel, in cells.
-
-    Returns:
-        `torch.Tensor` of the same shape and dtype; solved in float64, axis by axis, as the kernel is separable.
-    """
-    weights = table.double()
-    for axis in (0, 1):
-        count = table.shape[axis]
-        centers = (torch.arange(count, dtype=torch.float64, device=table.device) + 0.5) / count
-        kernel = gaussian_kernel(centers, count, sigma, size=count)
-        weights = torch.linalg.solve(kernel, weights.movedim(axis, 0).flatten(1)).unflatten(
-            1, weights.movedim(axis, 0).shape[1:]
-        )
-        weights = weights.movedim(0, axis)
-    return weights.to(table.dtype)
-
-
-class SpotViTPositionEmbeddings(nn.Module):
-    """Position embedding at any point of the image: `e(s) = Σ_j exp(-|s - c_j|² / 2σ²) w_j` over the entries `c_j` of the
-    source model's table. Computed in float32, whatever the model's dtype."""
-
-    def __init__(self, config: SpotViTConfig):
-        super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.zeros(*config.position_rows_columns, config.hidden_size))
-
-    def kernel(
-        self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`(batch_size, num_tokens, 2)` in an image of `height` × `width` pixels to `(batch_size, num_tokens, rows *
-        columns)`. Padding has no part in the normalization."""
-        config = self.config
-        rows, columns = config.position_rows_columns
-        kind = {"unit": config.position_kernel_unit, "centers": config.position_kernel_centers}
-        kernel_x = gaussian_kernel(coordinates[..., 0], columns, config.position_kernel_sigma, width, **kind)
-        kernel_y = gaussian_kernel(coordinates[..., 1], rows, config.position_kernel_sigma, height, **kind)
-        kernel = (kernel_y[..., :, None] * kernel_x[..., None, :]).flatten(-2)
-        if config.position_kernel_normalization is None:
-            return kernel
-        counted = kernel if coordinates_mask is None else kernel * coordinates_mask[..., None]
-        over = (-2, -1) if config.position_kernel_normalization == "image" else (-3, -2, -1)
-        # Where all tokens are far outside the image, the largest value is 0.
-        return kernel / counted.amax(over, keepdim=True).clamp_min(torch.finfo(kernel.dtype).tiny)
-
-    def forward(
-        self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        # Autocast would round the kernel, and with it the position, to bfloat16.
-        with torch.autocast(coordinates.device.type, enabled=False):
-            kernel = self.kernel(coordinates, height, width, coordinates_mask)
-            return kernel @ self.weight.flatten(0, 1).to(kernel.dtype)
+    from .pretraining_spot_vit import SpotViTForPreTraining  # noqa: F401
 
 
 class SpotViTEmbeddings(nn.Module):
@@ -432,8 +244,6 @@ class SpotViTPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SpotViTLayerScale):
             init.constant_(module.scale, self.config.layerscale_value)
-        elif isinstance(module, SpotViTDecoder):
-            init.normal_(module.mask_token, std=self.config.initializer_range)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
@@ -625,169 +435,4 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         )
 
 
-# -------------------------------------------------------------------------------------------------- masked pre-training
-
-
-@dataclass
-class SpotViTForPreTrainingOutput(ModelOutput):
-    """
-    What [`SpotViTForPreTraining`] returns.
-
-    Args:
-        loss (`torch.Tensor` of shape `()`, float32): mean squared error over the masked windows.
-        logits (`torch.Tensor` of shape `(batch_size, num_tokens, num_channels * patch_size²)`): predicted windows, in the
-            order of `coordinates`, flattened as [`sample_windows`] orders them: channels, rows, columns. With
-            `config.norm_pix_loss`, in standard deviations from the mean of their window.
-        mask (`torch.Tensor` of shape `(batch_size, num_tokens)`, float32): 1 for masked tokens, 0 for those that the
-            encoder saw.
-        ids_restore (`torch.Tensor` of shape `(batch_size, num_tokens)`, int64): each token's rank by `noise`; the lowest are
-            seen.
-        hidden_states, attentions: of the encoder, on request.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    ids_restore: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class SpotViTDecoder(SpotViTPreTrainedModel):
-    """MAE's decoder: encoded tokens and mask tokens, each with the embedding of its position, to the pixels of all windows."""
-
-    def __init__(self, config: SpotViTConfig):
-        super().__init__(config.decoder_config())
-        width = config.decoder_hidden_size
-        self.embed = nn.Linear(config.hidden_size, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position_embeddings = SpotViTPositionEmbeddings(self.config)
-        self.layers = nn.ModuleList([SpotViTLayer(self.config, i) for i in range(config.decoder_num_hidden_layers)])
-        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.prediction = nn.Linear(width, config.num_channels * config.patch_size**2)
-        self.post_init()
-
-    def forward(
-        self, hidden_states: torch.Tensor, coordinates: torch.Tensor, ids_restore: torch.Tensor, height: int, width: int
-    ) -> torch.Tensor:
-        """Encoded tokens `(batch_size, num_prefix_tokens + num_visible, hidden_size)`, the coordinates and ranks of all
-        tokens, and the image's size in pixels, to `(batch_size, num_tokens, num_channels * patch_size²)`."""
-        hidden_states = self.embed(hidden_states)
-        num_prefix_tokens = self.config.num_prefix_tokens
-        prefix_tokens, visible = hidden_states[:, :num_prefix_tokens], hidden_states[:, num_prefix_tokens:]
-        num_masked = coordinates.shape[1] - visible.shape[1]
-        masked = self.mask_token.to(visible.dtype).expand(visible.shape[0], num_masked, -1)
-        tokens = torch.cat([visible, masked], dim=1)  # (batch_size, num_tokens, decoder_hidden_size), by rank
-        tokens = tokens.gather(1, ids_restore[..., None].expand_as(tokens))
-        tokens = tokens + self.position_embeddings(coordinates, height, width).to(tokens.dtype)
-        hidden_states = torch.cat([prefix_tokens, tokens], dim=1)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
-        return self.prediction(self.layernorm(hidden_states[:, num_prefix_tokens:]))
-
-
-class SpotViTForPreTraining(SpotViTPreTrainedModel):
-    """Masked autoencoder (MAE; He et al. 2021, arXiv 2111.06377) with continuous positions: the encoder sees a few windows
-    of each image, a light decoder predicts the others from their positions. The encoder is what one keeps: loading a saved
-    model as [`SpotViTModel`] or [`SpotViTForImageClassification`] leaves the decoder behind."""
-
-    def __init__(self, config: SpotViTConfig):
-        super().__init__(config)
-        self.spot_vit = SpotViTModel(config)
-        self.decoder = SpotViTDecoder(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        coordinates: torch.Tensor | None = None,
-        coordinates_mask: torch.Tensor | None = None,
-        window_scales: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SpotViTForPreTrainingOutput:
-        r"""
-        Args:
-            pixel_values, coordinates: as in [`SpotViTModel.forward`]; the coordinates are those of all tokens, of which the
-                encoder sees a share of `1 - config.mask_ratio`. Windows that overlap show some of each other's pixels: the
-                more they do, the easier the task.
-            coordinates_mask, window_scales: not supported; must be `None`. All images have the same number of tokens, and
-                the decoder would not know how large a masked window is.
-            noise (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): the tokens with the lowest values in
-                their image are seen. Drawn anew by default, also in evaluation mode; given, it repeats a mask.
-
-        Returns:
-            [`SpotViTForPreTrainingOutput`].
-
-        Raises:
-            `ValueError`: a tensor's shape or dtype is not as above; too few tokens to mask some and see some.
-        """
-        self.spot_vit._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
-        for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
-            if value is not None:
-                raise ValueError(f"`{name}` must be None in pre-training; got a tensor of shape {tuple(value.shape)}")
-        assert pixel_values is not None  # or the check has raised
-        batch_size, _, height, width = pixel_values.shape
-        if coordinates is None:
-            coordinates = grid(height, width, self.config.patch_size).to(pixel_values.device)[None]
-        coordinates = coordinates.expand(batch_size, -1, -1)
-        num_tokens = coordinates.shape[1]
-        num_visible = num_tokens - round(num_tokens * self.config.mask_ratio)
-        if not 0 < num_visible < num_tokens:
-            raise ValueError(
-                f"`coordinates` must hold enough tokens that mask_ratio={self.config.mask_ratio} masks at least one and "
-                f"leaves at least one; got {num_tokens} per image"
-            )
-        if noise is None:
-            noise = torch.rand(batch_size, num_tokens, device=pixel_values.device)
-        if not isinstance(noise, torch.Tensor) or noise.shape != (batch_size, num_tokens):
-            got = tuple(noise.shape) if isinstance(noise, torch.Tensor) else type(noise).__name__
-            raise ValueError(
-                f"`noise` must be a torch.Tensor of shape (batch_size, num_tokens) = ({batch_size}, {num_tokens}); got {got}"
-            )
-
-        ids_shuffle = noise.argsort(dim=1)
-        ids_restore = ids_shuffle.argsort(dim=1)
-        mask = (ids_restore >= num_visible).float()
-        visible = coordinates.gather(1, ids_shuffle[:, :num_visible, None].expand(-1, -1, 2))
-        outputs = self.spot_vit(pixel_values, visible, **kwargs)
-        hidden_states = outputs.last_hidden_state
-        if self.config.norm_after_pooling:  # There is no pooled token here: the norm is part of every token.
-            hidden_states = self.spot_vit.layernorm(hidden_states)
-        logits = self.decoder(hidden_states, coordinates, ids_restore, height, width)
-        loss = (logits.float() - self.targets(pixel_values, coordinates)).square().mean(dim=2)
-        return SpotViTForPreTrainingOutput(
-            loss=(loss * mask).sum() / mask.sum(),
-            logits=logits,
-            mask=mask,
-            ids_restore=ids_restore,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def windows(self, pixel_values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-        """Of all tokens, `(batch_size, num_tokens, num_channels, patch_size, patch_size)`: as [`sample_windows`] cuts them."""
-        config = self.config
-        return sample_windows(
-            pixel_values, coordinates, config.patch_size, spacing=config.window_spacing, border=config.window_border
-        )
-
-    @torch.no_grad()
-    def targets(self, pixel_values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
-        """What `logits` are compared with, of the same shape, float32. Without gradient: positions that are optimised cannot
-        make the task easier by moving to flat parts of the image."""
-        windows = self.windows(pixel_values, coordinates).flatten(2)
-        if self.config.norm_pix_loss:
-            variance, mean = torch.var_mean(windows, dim=2, keepdim=True)
-            windows = (windows - mean) / (variance + 1e-6).sqrt()
-        return windows.float()
-
-
-__all__ = [
-    "SpotViTForImageClassification",
-    "SpotViTForPreTraining",
-    "SpotViTForPreTrainingOutput",
-    "SpotViTModel",
-    "SpotViTPreTrainedModel",
-]
+__all__ = ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"]

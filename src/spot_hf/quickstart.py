@@ -23,16 +23,19 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from .conversion import convert_checkpoint
-from .coordinates import load_coordinates
-from .data import DIGITS, DIGITS_SIZE, load_images
+from .conversion.convert import convert_checkpoint
+from .coordinates.loading import load_coordinates
+from .coordinates.pictures import save_windows_picture
+from .coordinates.show import show_coordinates
+from .data.digits import DIGITS, DIGITS_SIZE
+from .data.source import load_images
+from .evaluation.plots import save_accuracy_plot
+from .evaluation.transfer import evaluate_transfer, transfer_table
+from .jobs.files import replaced_directory
 from .modeling_spot_vit import SpotViTForImageClassification
-from .oracle_run import OracleRunArguments, run_oracle
-from .output_dirs import replaced_directory
-from .pictures import save_accuracy_plot, save_windows_picture
+from .oracle.arguments import OracleRunArguments
+from .oracle.run import run_oracle
 from .placement import PLACEMENTS, generator_for, place
-from .showing import show_coordinates
-from .transfer import evaluate_transfer, transfer_table
 
 
 # Full-grid logits of a converted model equal its source's to this, in float32: the rounding of a dozen layers.

@@ -1,0 +1,1 @@
+"""Checkpoints that people already have → SpotViT."""

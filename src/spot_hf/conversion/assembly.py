@@ -1,0 +1,214 @@
+"""From a source's tensors to a SpotViT's parameters, part by part, with every name and shape checked."""
+
+import torch
+from torch import nn
+
+from ..configuration_spot_vit import SpotViTConfig
+from ..modeling_spot_vit import SpotViTForImageClassification
+from ..positions import solve_kernel_weights
+from .errors import ConversionError
+from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, _count_layers, detect_family
+from .sources import Source, Tensors
+
+
+def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+    """`(source name → target, skipped source name → reason)`; a name that is in neither is an error."""
+    num_layers = _count_layers(source, family.layer_name)
+    expected: dict[str, str] = {}
+    for pattern, target in family.table.items():
+        for i in range(num_layers) if "{i}" in pattern else [0]:
+            name, to = pattern.format(i=i), target.format(i=i)
+            if to.endswith(BARE_PARAMETERS):
+                expected[name] = to
+            else:
+                expected.update({f"{name}.{kind}": f"{to}.{kind}" for kind in ("weight", "bias")})
+    used, skipped, unexpected = {}, {}, []
+    for name in source.tensors:
+        reason = next((reason for start, reason in SKIPPED.items() if name.startswith(start)), None)
+        if reason is not None:
+            skipped[name] = reason
+        elif name in expected:
+            used[name] = expected[name]
+        else:
+            unexpected.append(source.file_names[name])
+    if unexpected:
+        more = f" and {len(unexpected) - 3} more" if len(unexpected) > 3 else ""
+        raise ConversionError(
+            f"unexpected tensor `{'`, `'.join(unexpected[:3])}`{more} in {source.name}: the family has no such part, so the "
+            f"converted model would not compute what its source does"
+        )
+    doubled = [source.file_names[name] for name, target in used.items() if list(used.values()).count(target) > 1]
+    if doubled:
+        raise ConversionError(f"tensors `{'`, `'.join(doubled)}` in {source.name} stand for the same parameter")
+    return used, skipped
+
+
+class _Assembly:
+    """Turns a source's tensors, under the targets of its table, into the state of a SpotViT, part by part.
+
+    `state` holds what is done and what is left; `origins` says for each key what it was made of, for messages.
+    """
+
+    def __init__(self, parts: Tensors, names: dict[str, str], config: SpotViTConfig, family: Family, source: Source):
+        self.state, self.origins = dict(parts), dict(names)
+        self.config, self.family, self.source = config, family, source
+
+    def take(self, target: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+        """Removes a part from the state, and checks its shape; `None` is any size."""
+        if target not in self.state:
+            raise ConversionError(f"missing tensor `{_source_name(target, self.source)}` in {self.source.name}")
+        tensor = self.state.pop(target)
+        if len(shape) != tensor.ndim or any(b is not None and a != b for a, b in zip(tensor.shape, shape, strict=True)):
+            expected = tuple("any" if size is None else size for size in shape)
+            raise ConversionError(
+                f"wrong shape of tensor `{self.origins[target]}` in {self.source.name}: expected {expected}, "
+                f"got {tuple(tensor.shape)}"
+            )
+        return tensor
+
+    def put(self, target: str, tensor: torch.Tensor, *parts: str) -> None:
+        """Adds a parameter of the model that was made of `parts`."""
+        self.origins[target] = " + ".join(dict.fromkeys(self.origins[part] for part in parts))
+        self.state[target] = tensor.contiguous()
+
+    def run(self, table_size: tuple[int, int]) -> None:
+        """`table_size`: `(rows, columns)` of the position table as it lies in the source."""
+        if self.family.position_channel:
+            self.split_position_channel()
+        else:
+            self.add_table_and_prefix(table_size)
+            self.flatten_patch_projection()
+        if self.config.use_swiglu_ffn:
+            self.rename_packed_gates()
+        self.split_fused_projections()
+        if self.config.pooling == "cls_distillation":
+            self.join_heads()
+
+    def split_position_channel(self) -> None:
+        """SPoT's one projection of pixels and position kernel, into a projection of each. Class tokens have no position."""
+        width, patch_size, channels = self.config.hidden_size, self.config.patch_size, self.config.num_channels
+        self.state.pop("position_kernel_sigma")  # in the config
+        name = "embeddings.patch_projection.weight"
+        projection = self.take(name, (width, (channels + 1) * patch_size**2))
+        pixels, positions = projection.split([channels * patch_size**2, patch_size**2], dim=1)
+        self.put("embeddings.position_embeddings.weight", positions.T.unflatten(0, (patch_size, patch_size)), name)
+        self.put(name, pixels, name)
+        self.put("embeddings.prefix_tokens", self.take("cls_token", (1, 1, width)), "cls_token")
+
+    def add_table_and_prefix(self, table_size: tuple[int, int]) -> None:
+        """Class and register tokens with their own positions, and kernel weights that reproduce the position table."""
+        width, rows, columns = self.config.hidden_size, *table_size
+        table = self.take("position_table", (1, None, width))[0]
+        num_leading = len(table) - rows * columns
+        prefix_tokens = {"cls_token": 1}
+        if self.config.num_register_tokens:
+            prefix_tokens[self.extra_token()] = self.config.num_register_tokens
+        prefix = torch.cat([self.take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
+        # A distillation token has a position in the table, registers have none.
+        positions = {2 if "distillation_token" in prefix_tokens else 1}
+        if self.family.varied_positions:
+            positions = {0, len(prefix)} if "reg_token" in self.source.tensors else {0, *positions}
+        if num_leading not in positions:
+            raise ConversionError(
+                f"wrong shape of tensor `{self.origins['position_table']}` in {self.source.name}: expected {rows} × {columns} "
+                f"positions and {' or '.join(map(str, sorted(positions)))} before them, got {len(table)}"
+            )
+        prefix[:num_leading] += table[:num_leading]
+        self.put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
+        cells = table[num_leading:].unflatten(0, (rows, columns))
+        if self.config.position_rows_columns != (rows, columns) and self.family.interpolation is not None:
+            size = self.config.position_rows_columns
+            resized = nn.functional.interpolate(cells.permute(2, 0, 1)[None], size=size, **self.family.interpolation)
+            cells = resized[0].permute(1, 2, 0)
+        weights = solve_kernel_weights(cells, self.config.position_kernel_sigma)
+        self.put("embeddings.position_embeddings.weight", weights, "position_table")
+
+    def extra_token(self) -> str:
+        """Which kind of token stands between class token and patches."""
+        distilled = "distillation_token" in self.state or self.config.pooling == "cls_distillation"
+        has_registers = "register_tokens" in self.family.table.values()
+        return "distillation_token" if distilled or not has_registers else "register_tokens"
+
+    def flatten_patch_projection(self) -> None:
+        """A convolution with the stride of its kernel is a linear map of patches."""
+        config, name = self.config, "embeddings.patch_projection.weight"
+        shape = (config.hidden_size, config.num_channels, config.patch_size, config.patch_size)
+        self.put(name, self.take(name, shape).flatten(1), name)
+
+    def rename_packed_gates(self) -> None:
+        """timm calls the packed gates of SwiGLU `fc1`, as it does the first layer of a perceptron."""
+        for name in [name for name in self.state if ".mlp.fc" in name]:
+            new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
+            self.origins[new] = self.origins[name]
+            self.state[new] = self.state.pop(name)
+
+    def split_fused_projections(self) -> None:
+        for name in [name for name in self.state if ".qkv." in name or ".gate_up_proj." in name]:
+            layer, _, kind = name.rsplit(".", 2)
+            targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
+            for target, chunk in zip(targets, self.state.pop(name).chunk(len(targets)), strict=False):
+                self.put(f"{layer}.{target}.{kind}", chunk, name)
+
+    def join_heads(self) -> None:
+        """The mean of two linear heads is one linear head of both tokens."""
+        width, num_labels = self.config.hidden_size, self.config.num_labels
+        names = ("classifier", "distillation_classifier")
+        weights = [self.take(f"{name}.weight", (num_labels, width)) / 2 for name in names]
+        biases = [self.take(f"{name}.bias", (num_labels,)) / 2 for name in names]
+        self.put("classifier.weight", torch.cat(weights, dim=1), *(f"{name}.weight" for name in names))
+        self.put("classifier.bias", biases[0] + biases[1], *(f"{name}.bias" for name in names))
+
+
+def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
+    """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
+    inner = "spot_vit." if isinstance(model, SpotViTForImageClassification) else ""
+    state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
+    fresh = {name: "the source has no classifier" for name in missing if fresh_head and name.startswith("classifier.")}
+    lost = [name for name in missing if name not in fresh]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        wanted = "`, `".join(_source_name(name.removeprefix(inner), source) for name in lost[:3])
+        raise ConversionError(f"missing tensor `{wanted}`{more} in {source.name}")
+    for name, tensor in state.items():
+        if name not in expected:
+            raise ConversionError(
+                f"unexpected tensor `{origins[name.removeprefix(inner)]}` in {source.name}: its config has no such part"
+            )
+        if tensor.shape != expected[name].shape:
+            raise ConversionError(
+                f"wrong shape of tensor `{origins[name.removeprefix(inner)]}` in {source.name}: "
+                f"{tuple(tensor.shape)} where its config says {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict({**expected, **state})
+    return fresh
+
+
+# Parts of a layer that a source may hold as one.
+WHOLES = {
+    "q_proj": ["qkv"],
+    "k_proj": ["qkv"],
+    "v_proj": ["qkv"],
+    "gate_proj": ["gate_up_proj", "fc1"],
+    "up_proj": ["gate_up_proj", "fc1"],
+    "down_proj": ["fc2"],
+}
+
+
+def _source_name(target: str, source: Source) -> str:
+    """What a parameter is called in the source's files, for a message."""
+    module, _, kind = target.rpartition(".")
+    parent, _, leaf = module.rpartition(".")
+    modules = [module, *(f"{parent}.{whole}" for whole in WHOLES.get(leaf, []))]
+    layer = next((part for part in module.split(".") if part.isdecimal()), "0")
+    candidates = []
+    for name, to in FAMILIES[detect_family(source)].table.items():
+        name, to = name.format(i=layer), to.format(i=layer)
+        if to == target:
+            candidates.append(name)
+        elif to in modules:
+            candidates.append(f"{name}.{kind}")
+    # Of several possible names, one whose sibling is there: a bias has its weight.
+    siblings = [name for name in candidates if any(one.startswith(name.rpartition(".")[0] + ".") for one in source.tensors)]
+    return next(iter([*siblings, *candidates, target]))

@@ -1,0 +1,87 @@
+"""Preprocessing recipes: transformers' and timm's, as keywords of SpotViT's image processor."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torchvision_available
+
+from .errors import ConversionError
+
+
+RECIPE_NAMES = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std",
+)  # fmt: skip
+
+
+# Steps of other image processors that SpotViT's has not.
+UNSUPPORTED_STEPS = ("crop_pct", "do_pad", "do_thumbnail", "do_flip_channel_order")
+
+
+TIMM_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def _read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
+    """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
+    if "architecture" in config:
+        return _timm_recipe(timm_pretrained_cfg(config), notes)
+    if not (directory / "preprocessor_config.json").exists():
+        return None
+    try:
+        source = AutoImageProcessor.from_pretrained(
+            directory, backend="torchvision" if is_torchvision_available() else "pil", trust_remote_code=False
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise ConversionError(f"cannot read preprocessor_config.json: {str(error).strip().splitlines()[0]}") from None
+    for name in UNSUPPORTED_STEPS:
+        if getattr(source, name, None):
+            raise ConversionError(f"preprocessor_config.json asks for `{name}`, which SpotViT's image processor does not do")
+    recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
+    return {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
+
+
+def timm_pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's account of a checkpoint; its older files hold it at the top."""
+    return config.get("pretrained_cfg") or config
+
+
+def _timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """timm's evaluation transform at the size of training: short side to `input_size / crop_pct`, centre crop."""
+    _, height, width = pretrained.get("input_size") or (3, 224, 224)
+    crop = pretrained.get("crop_pct") or 0.875
+    mode = pretrained.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ConversionError(f"`crop_mode` of the timm config must be center or squash; got {mode!r}")
+    size = {"shortest_edge": int(height / crop)}
+    if mode == "squash" or height != width:
+        size = {"height": int(height / crop), "width": int(width / crop)}
+    if mode == "center" and height != width:
+        notes.append(
+            "timm crops images to the aspect ratio of its model's input, which is not square; the image processor, which "
+            "has no such step, squeezes them"
+        )
+    return {
+        "do_resize": True,
+        "size": size,
+        "resample": TIMM_RESAMPLE.get(pretrained.get("interpolation") or "bicubic", 3),
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "image_mean": list(pretrained.get("mean") or IMAGENET_MEAN),
+        "image_std": list(pretrained.get("std") or IMAGENET_STD),
+    }
+
+
+def default_recipe(height: int, width: int) -> dict[str, Any]:
+    return _timm_recipe({"input_size": (3, height, width)}, notes=[])
+
+
+def recipe_size(recipe: dict[str, Any] | None) -> tuple[int, int] | None:
+    """`(height, width)` of `pixel_values` under a recipe, where it is the same for every image."""
+    if recipe is None:
+        return None
+    size = recipe.get("crop_size") if recipe.get("do_center_crop") else recipe.get("size") if recipe.get("do_resize") else None
+    return (size["height"], size["width"]) if size and size.get("height") and size.get("width") else None

@@ -1,0 +1,1 @@
+"""Coordinate data sets: token positions per image, that people share and use with models of their own."""

@@ -1,0 +1,118 @@
+"""Coordinates beside their images: rows are matched by `image_id`, and every image's bytes by their hash."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..data.encoded import encoded, encoded_image
+
+
+MAX_SLICES = 1000  # that a joined data set is made of
+
+
+def join_coordinates(
+    images: datasets.Dataset | datasets.IterableDataset,
+    coordinates: datasets.Dataset,
+    *,
+    image_column_name: str = "image",
+    split: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Puts coordinates beside their images, by `image_id`, and compares the hash of every image's bytes.
+
+    Args:
+        images (`datasets.Dataset` or `datasets.IterableDataset`): the source, or a part of it, with images as they were
+            loaded: after `map` or `cast` to another form their bytes are others.
+        coordinates (`datasets.Dataset`): rows of [`load_coordinates`].
+        image_column_name (`str`): the column of the images.
+        split (`str`, *optional*): the source's split, for images without file names, whose ids are `SPLIT/INDEX`; by default
+            what `images` says. Join such images before you shuffle, select or filter them.
+
+    Returns:
+        The rows of `images` that have coordinates, in their order, with the columns of `coordinates` that `images` does not
+        have. A stream stays a stream.
+
+    Raises:
+        `ValueError`: images whose bytes are not those that the coordinates were found for, with their number and examples;
+        or no image has coordinates. Of a stream, while it is read; one without any image that has coordinates is empty.
+    """
+    split = split or str(images.split or "")
+    if images.features is None:
+        images = images._resolve_features()  # of a stream that does not state them: reads its first rows
+    if image_column_name not in images.features:
+        raise ValueError(f"`image_column_name` must be one of {', '.join(images.features)}; got {image_column_name!r}")
+    finder = _Finder(coordinates, split)
+    new = [name for name in coordinates.column_names if name not in images.features]
+    undecoded = encoded(images, image_column_name)
+    if isinstance(images, datasets.IterableDataset):
+        return _join_stream(undecoded, coordinates, finder, new, image_column_name)
+    stored = (row[image_column_name] for row in undecoded.select_columns([image_column_name]))
+    kept, found = finder.find(stored, range(len(images)))
+    if not kept:
+        raise ValueError(f"`coordinates` hold none of the {len(images)} images: are they of this data set and split?")
+    columns = coordinates.select_columns(new)
+    table = datasets.table.InMemoryTable(columns.with_format("arrow")[found])
+    beside = datasets.Dataset(table, info=datasets.DatasetInfo(features=columns.features))
+    return datasets.concatenate_datasets([_select_without_copy(images, np.array(kept)), beside], axis=1)
+
+
+def _select_without_copy(images: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
+    """Rows of it, as slices that follow each other: from a list of numbers, joining columns would copy all images."""
+    slices = np.split(kept, np.flatnonzero(np.diff(kept) != 1) + 1)
+    if len(slices) > MAX_SLICES:
+        return images.select(kept)
+    return datasets.concatenate_datasets([images.select(range(part[0], part[-1] + 1)) for part in slices])
+
+
+class _Finder:
+    """Finds the coordinates of images, by their ids and the hashes of their bytes."""
+
+    def __init__(self, coordinates: datasets.Dataset, split: str):
+        self.split = split
+        self.hashes = list(coordinates["image_sha256"])
+        self.rows_of: dict[str, list[int]] = {}
+        for row, image_id in enumerate(coordinates["image_id"]):
+            self.rows_of.setdefault(image_id, []).append(row)
+        self.used: set[int] = set()  # rows whose image was there
+
+    def find(self, stored: Iterable[dict[str, Any]], indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Which of these undecoded images have coordinates, by their place among them, and which rows those are."""
+        kept, found, differing = [], [], []
+        for place, (one, index) in enumerate(zip(stored, indices, strict=True)):
+            image = encoded_image({"image": one}, index, self.split)
+            if image.image_id.startswith("/"):
+                raise ValueError("`split` is needed: images without file names are known by their split; got none")
+            rows = self.rows_of.get(image.image_id, [])
+            digest = image.sha256 if rows else ""
+            matching = [row for row in rows if self.hashes[row] == digest]
+            if matching:
+                kept.append(place)
+                found.append(matching[0])
+            elif rows:
+                differing.append((image.image_id, rows))
+        self.used.update(found)
+        # Several images may have one name, not all of them coordinates.
+        wrong = [image_id for image_id, rows in differing if not self.used.issuperset(rows)]
+        if wrong:
+            more = ", ..." if len(wrong) > 3 else ""
+            raise ValueError(
+                f"`coordinates` were found for other images: the bytes of {len(wrong)} of {len(indices)} differ, such as "
+                f"{', '.join(wrong[:3])}{more}. The source may be another one or resized, or, where names are numbers, "
+                "shuffled"
+            )
+        return kept, found
+
+
+def _join_stream(undecoded, coordinates, finder, new, image_column_name) -> datasets.IterableDataset:
+    image = {image_column_name: datasets.Image()}
+    features = datasets.Features({**undecoded.features, **image, **{name: coordinates.features[name] for name in new}})
+    beside = coordinates.select_columns(new)
+
+    def join(rows: dict[str, list], indices: list[int]) -> dict[str, list]:
+        kept, found = finder.find(rows[image_column_name], indices)
+        return {**{name: [values[i] for i in kept] for name, values in rows.items()}, **beside[found]}
+
+    # Not `map(features=...)`: its images would stay undecoded.
+    return undecoded.map(join, batched=True, batch_size=100, with_indices=True).cast(features)

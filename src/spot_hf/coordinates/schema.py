@@ -1,0 +1,45 @@
+"""The columns of a coordinate data set, and the names that its configs may have."""
+
+from typing import Any
+
+import datasets
+
+
+def coordinate_features(
+    label: Any, num_tokens: int, trajectory_length: int | None = None, window_scales: bool = False
+) -> datasets.Features:
+    """
+    The columns of a coordinate data set; positions are `(x, y)` in the image frame.
+
+    Args:
+        label (`datasets.ClassLabel`): the feature of the source's labels.
+        num_tokens (`int`): tokens per image.
+        trajectory_length (`int`, *optional*): positions per token in `trajectory`, steps + 1; without it there is no such
+            column.
+        window_scales (`bool`): whether there is a column of each token's window scale, in the model that found it.
+    """
+    point = datasets.List(datasets.Value("float32"), length=2)
+    columns = {
+        "image_id": datasets.Value("string"),
+        "image_index": datasets.Value("int64"),
+        "image_sha256": datasets.Value("string"),
+        "image_size": datasets.List(datasets.Value("int32"), length=2),  # (width, height)
+        "label": label,
+        "coordinates": datasets.List(point, length=num_tokens),
+        "initial_coordinates": datasets.List(point, length=num_tokens),
+        "losses": datasets.List(datasets.Value("float32")),
+        "initial_prediction": datasets.Value("int64"),
+        "prediction": datasets.Value("int64"),
+    }
+    if window_scales:
+        columns["window_scales"] = datasets.List(datasets.Value("float32"), length=num_tokens)
+    if trajectory_length is not None:
+        coarse_point = datasets.List(datasets.Value("float16"), length=2)
+        columns["trajectory"] = datasets.List(datasets.List(coarse_point, length=num_tokens), length=trajectory_length)
+    return datasets.Features(columns)
+
+
+def check_config_name(argument: str, name: str) -> None:
+    """`ValueError` where `name` can be no config of a data set. In brackets, it would be read as a pattern of file names."""
+    if not name or name == "data" or set(name) & set('<>:/\\|?*"[]') or name.startswith("."):
+        raise ValueError(f"`{argument}` must be a name without any of <>:/\\|?*\"[], and not 'data'; got {name!r}")

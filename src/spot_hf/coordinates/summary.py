@@ -1,0 +1,90 @@
+"""What all shards of a config say together: counts, accuracy, losses, where tokens were and are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .shards import shard_facts
+
+
+DENSITY_CELLS = 56  # per axis
+
+
+@dataclass
+class Summary:
+    """
+    Of all shards of a config's split, read one at a time.
+
+    Attributes:
+        num_images, num_labelled, num_steps (`int`): rows; those with a label and a prediction; steps taken, over all images.
+        num_bytes, download_size (`int`): of the shards, in memory and on disk.
+        failed (`list`): images that could not be read: `image_index`, `image_id`, `error`.
+        accuracy_per_step (`list[float]`): percent, of iterates 0 to `steps`. The last iterate need not be the best one.
+        accuracy_before, accuracy_after (`float`): percent, at the initial and at the best positions. `None` without labels.
+        loss_per_step (`list[float]`): means of the objective.
+        start_density, end_density (`np.ndarray`): tokens per cell of the image, `(rows, columns)`, summing to 1.
+    """
+
+    num_images: int
+    num_labelled: int
+    num_steps: int
+    num_bytes: int
+    download_size: int
+    failed: list[dict[str, Any]]
+    accuracy_per_step: list[float]
+    accuracy_before: float | None
+    accuracy_after: float | None
+    loss_per_step: list[float]
+    start_density: np.ndarray
+    end_density: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = ("start_density", "end_density")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+
+def summarize(shards: Iterable[Path]) -> Summary:
+    """Reads a config's shards, one at a time."""
+    totals = dict.fromkeys(("num_images", "num_labelled", "num_steps", "num_bytes", "download_size"), 0)
+    failed: list[dict[str, Any]] = []
+    correct: np.ndarray | int = 0
+    losses: np.ndarray | int = 0
+    before = after = 0
+    densities = {name: np.zeros((DENSITY_CELLS, DENSITY_CELLS)) for name in ("initial_coordinates", "coordinates")}
+    for path in shards:
+        facts = shard_facts(path)
+        facts["download_size"] = path.stat().st_size
+        for name in totals:
+            totals[name] += facts[name]
+        failed += facts["failed"]
+        correct = correct + np.array(facts["correct_per_step"])
+        table = pq.read_table(path, columns=["label", "initial_prediction", "prediction", "losses", *densities])
+        if not len(table):
+            continue
+        losses = losses + np.stack(table["losses"].to_numpy()).astype(np.float64).sum(0)
+        label, initial, final = (table[name].to_numpy() for name in ("label", "initial_prediction", "prediction"))
+        before, after = before + int((initial == label).sum()), after + int((final == label).sum())
+        for name, density in densities.items():
+            points = _points(table[name])
+            density += np.histogram2d(points[:, 1], points[:, 0], bins=DENSITY_CELLS, range=[[0, 1], [0, 1]])[0]
+    labelled = totals["num_labelled"]
+    return Summary(
+        **totals,
+        failed=failed,
+        accuracy_per_step=[round(100 * float(x) / labelled, 3) for x in np.atleast_1d(correct)] if labelled else [],
+        accuracy_before=round(100 * before / labelled, 3) if labelled else None,
+        accuracy_after=round(100 * after / labelled, 3) if labelled else None,
+        loss_per_step=[float(x) / totals["num_images"] for x in np.atleast_1d(losses)] if totals["num_images"] else [],
+        start_density=densities["initial_coordinates"] / max(1.0, densities["initial_coordinates"].sum()),
+        end_density=densities["coordinates"] / max(1.0, densities["coordinates"].sum()),
+    )
+
+
+def _points(column: pa.ChunkedArray) -> np.ndarray:
+    """`(num_points, 2)` of a column of lists of points."""
+    return column.combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2)

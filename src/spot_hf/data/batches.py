@@ -1,0 +1,288 @@
+"""What the oracle and the evaluation work through: the shards that a run lacks, cut into batches, read and decoded ahead of
+the model."""
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+
+from ..placement import PLACEMENTS, generator_for, place
+from .encoded import EncodedImage, encoded, encoded_image, image_id_of, iterate_encoded
+from .saliency import read_saliency
+
+
+READ_AHEAD = 256  # images of a stream that wait in memory
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where tokens are to be placed: a prior, how many, and the seed of a random one."""
+
+    placement: str
+    num_tokens: int
+    seed: int = 0
+
+
+class Shards:
+    """
+    Which shards of a source a run has, and which it lacks, over all tasks: what is to be done with every image.
+
+    Args:
+        done (`dict`): task → the shards that are done for it.
+        split (`str`): of the source.
+        num_images (`int`, *optional*): in the source; `None` for a stream whose source does not say.
+        shard_size (`int`): images per shard.
+    """
+
+    def __init__(self, done: Mapping[Any, Set[int]], split: str, num_images: int | None, shard_size: int):
+        self.done, self.split, self.num_images, self.shard_size = done, split, num_images, shard_size
+        self.total = None if num_images is None else -(-num_images // self.shard_size)
+        self.missing = [shard for shard in range(self.total or 0) if self.lacks(shard)]
+
+    def lacks(self, shard: int) -> list[Any]:
+        """The tasks that a shard is missing for."""
+        return [task for task, done in self.done.items() if shard not in done]
+
+    def starts(self, shard: int) -> list[Start]:
+        """Where tokens are to be placed for them. Here, that is what a task is."""
+        return self.lacks(shard)
+
+    def rows_of(self, shard: int) -> range:
+        stop = (shard + 1) * self.shard_size
+        return range(shard * self.shard_size, stop if self.num_images is None else min(stop, self.num_images))
+
+
+@dataclass
+class Work:
+    """A batch of the source: consecutive images of one shard."""
+
+    shard: int
+    images: list[int] | list[EncodedImage]  # rows of a data set, or what was read from a stream
+    starts: list[Start]  # what is to be done with them
+    closes_shard: bool
+
+
+@dataclass
+class Batch:
+    """The images of a batch that could be read, ready for the model."""
+
+    work: Work
+    image_index: list[int] = field(default_factory=list)
+    image_id: list[str] = field(default_factory=list)
+    image_sha256: list[str] = field(default_factory=list)
+    image_size: list[tuple[int, int]] = field(default_factory=list)
+    label: list[int | None] = field(default_factory=list)
+    pixel_values: torch.Tensor | None = None
+    starts: dict[Start, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
+    smaller: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # the images at other (height, width)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    refused: str | None = None  # why the run cannot go on with it
+
+    def labels(self, num_labels: int, advice: str = "") -> torch.Tensor:
+        """`(batch_size,)`, int64; `ValueError` where an image has none of the model's classes."""
+        for image_id, label in zip(self.image_id, self.label, strict=True):
+            if not isinstance(label, int) or not 0 <= label < num_labels:
+                raise ValueError(
+                    f"`label_column_name`: image {image_id!r} has the label {label!r}; the model knows 0 to {num_labels - 1}"
+                    + advice
+                )
+        return torch.tensor(self.label)
+
+
+class Preparation(torch.utils.data.Dataset):
+    """
+    What the workers do: read, hash and decode images, prepare them for the model, place their tokens.
+
+    Args:
+        images (`datasets.Dataset` or `datasets.IterableDataset`): of which work names rows; a stream's work brings its images.
+        image_processor: of the model.
+        smaller (`dict`, *optional*): `(height, width)` → a processor that also gives the images at that size.
+    """
+
+    def __init__(
+        self,
+        images: datasets.Dataset | datasets.IterableDataset,
+        image_processor: Any,
+        smaller: dict[tuple[int, int], Any] | None = None,
+    ):
+        self.images = encoded(images) if isinstance(images, datasets.Dataset) else None
+        self.split, self.image_processor, self.smaller = str(images.split), image_processor, smaller or {}
+
+    def __getitem__(self, work: Work) -> Batch:
+        batch = Batch(work)
+        try:
+            self._prepare(work, batch)
+        except ValueError as error:
+            batch.refused = str(error)  # raised where the batch arrives: a worker would wrap it in its own traceback
+        return batch
+
+    def _prepare(self, work: Work, batch: Batch) -> None:
+        pixel_values: list[torch.Tensor] = []
+        with_saliency = any(PLACEMENTS[start.placement].saliency for start in work.starts)
+        starts: dict[Start, list[torch.Tensor]] = {start: [] for start in work.starts}
+        smaller: dict[tuple[int, int], list[torch.Tensor]] = {size: [] for size in self.smaller}
+        for one in work.images:
+            image = self._read(one)
+            try:
+                decoded = image.decode()
+                pixels = _pixels(self.image_processor, decoded)
+                for size, processor in self.smaller.items():
+                    smaller[size].append(_pixels(processor, decoded))
+            except Exception as error:  # whatever a decoder makes of a broken file
+                reason = str(error).strip().splitlines()
+                _fail(batch, image, f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}")
+                continue
+            saliency = self._saliency(image, decoded.size) if with_saliency else None
+            if saliency is not None and not saliency.any():
+                _fail(batch, image, "all that is salient lies outside of what the model sees")
+                continue
+            batch.image_index.append(image.index)
+            batch.image_id.append(image.image_id)
+            batch.image_sha256.append(image.sha256)
+            batch.image_size.append(decoded.size)
+            batch.label.append(image.label)
+            pixel_values.append(pixels)
+            for start, sets in starts.items():
+                generator = generator_for(start.seed, image.image_id) if PLACEMENTS[start.placement].random else None
+                patch_size = self.image_processor.patch_size
+                sets.append(place(start.placement, start.num_tokens, pixels, patch_size, generator, saliency))
+        if pixel_values:
+            batch.pixel_values = torch.stack(pixel_values)
+            batch.starts = {start: torch.stack(sets) for start, sets in starts.items()}
+            batch.smaller = {size: torch.stack(images) for size, images in smaller.items()}
+
+    def _saliency(self, image: EncodedImage, image_size: tuple[int, int]) -> torch.Tensor:
+        """`(height, width)` of `pixel_values`."""
+        return model_saliency(image.saliency, image_size, image.image_id, self.image_processor)
+
+    def _read(self, one: int | EncodedImage) -> EncodedImage:
+        if isinstance(one, EncodedImage):
+            return one
+        assert self.images is not None
+        try:
+            return encoded_image(self.images[one], one, self.split)
+        except OSError:  # a file that is gone: an image without content, which cannot be decoded
+            return EncodedImage(one, image_id_of(None, one, self.split), b"", None)
+
+
+def model_saliency(value: Any, image_size: tuple[int, int], image_id: str, image_processor: Any) -> torch.Tensor:
+    """What the model sees of the saliency that a data set states, as [`read_saliency`] takes it: `(height, width)`."""
+    saliency = read_saliency(value, image_size, image_id)
+    try:
+        return image_processor.saliency_to_model_frame(saliency, image_size)
+    except ValueError as error:
+        raise ValueError(f"`saliency_column_name`, image {image_id!r}: {error}") from None
+
+
+def _fail(batch: Batch, image: EncodedImage, reason: str) -> None:
+    batch.failed.append({"image_index": image.index, "image_id": image.image_id, "error": reason})
+
+
+def _pixels(image_processor: Any, image: Any) -> torch.Tensor:
+    return image_processor(image, placement="grid", return_tensors="pt")["pixel_values"][0]
+
+
+def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int) -> Iterator[Batch]:
+    """Prepares work in worker processes, ahead of whoever iterates."""
+    batches = torch.utils.data.DataLoader(
+        preparation,
+        sampler=work,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        num_workers=num_workers,
+    )
+    for batch in batches:
+        if batch.refused is not None:
+            raise ValueError(batch.refused)
+        yield batch
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class Plan:
+    """Iterates the work of this process: batches of the shards that are missing."""
+
+    def __init__(self, shards: Shards, images: Any, state: PartialState, batch_size: int):
+        self.shards, self.images, self.batch_size = shards, images, batch_size
+        self.process_index, self.num_processes = state.process_index, state.num_processes
+        self.num_seen: int | None = None  # images of a stream that was read to its end
+
+    def __iter__(self) -> Iterator[Work]:
+        return self._rows() if isinstance(self.images, datasets.Dataset) else self._stream()
+
+    def my_shards(self) -> list[int]:
+        """Of a source of known length."""
+        return list(self.shards.missing)[self.process_index :: self.num_processes]
+
+    def _batches(self, shard: int, images: list) -> Iterator[Work]:
+        for start in range(0, len(images), self.batch_size):
+            part = images[start : start + self.batch_size]
+            yield Work(shard, part, self.shards.starts(shard), start + self.batch_size >= len(images))
+
+    def _rows(self) -> Iterator[Work]:
+        for shard in self.my_shards():
+            yield from self._batches(shard, list(self.shards.rows_of(shard)))
+
+    def _stream(self) -> Iterator[Work]:
+        """Every process reads the stream, from its first missing shard on, and computes its own shards."""
+        size = self.shards.shard_size
+        known = self.shards.total is not None
+        mine = set(self.my_shards()) if known else None
+        if mine is not None and not mine:
+            return
+        first = min(mine) if mine else 0
+        rows = _read_ahead(iterate_encoded(self.images, self.shards.split, first * size), READ_AHEAD)
+        for shard in itertools.count(first):
+            if mine is not None and shard > max(mine):
+                break
+            images = list(itertools.islice(rows, size))
+            if known and len(images) < len(self.shards.rows_of(shard)):
+                raise OSError(
+                    f"the stream ended after {shard * size + len(images)} images; its source says that it has "
+                    f"{self.shards.num_images}"
+                )
+            wanted = shard in mine if mine is not None else shard % self.num_processes == self.process_index
+            if images and wanted and self.shards.lacks(shard):
+                yield from self._batches(shard, images)
+            if len(images) < size:
+                self.num_seen = shard * size + len(images)
+                break
+
+
+def _read_ahead(rows: Iterable[EncodedImage], size: int) -> Iterator[EncodedImage]:
+    """Reads in a thread, so that the network and the model work at the same time."""
+    waiting: queue.Queue = queue.Queue(maxsize=size)
+    end, stopped = object(), threading.Event()
+
+    def read() -> None:
+        last: Any = end
+        try:
+            for row in rows:
+                while not stopped.is_set():
+                    try:
+                        waiting.put(row, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if stopped.is_set():
+                    return
+        except BaseException as error:
+            last = error
+        waiting.put(last)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while (row := waiting.get()) is not end:
+            if isinstance(row, BaseException):
+                raise row
+            yield row
+    finally:
+        stopped.set()

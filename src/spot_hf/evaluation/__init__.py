@@ -1,0 +1,1 @@
+"""What a model is worth at how many tokens, against what one would use otherwise."""

@@ -1,0 +1,1 @@
+"""The Hub: cards, uploads, and loading SpotViTs."""

@@ -1,0 +1,40 @@
+"""What the oracle minimizes: a loss per image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss per image, of what the model says with few tokens and what it is to say."""
+
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    target: str  # "labels", or which output of the full grid: "logits" or "features"
+    description: str
+
+
+def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, as in the paper: `(batch_size, num_labels)` and int64 `(batch_size,)` to `(batch_size,)`."""
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def distill_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence from the full grid's prediction: logits `(batch_size, num_labels)` to `(batch_size,)`."""
+    return nn.functional.kl_div(
+        logits.log_softmax(-1), targets.to(logits.dtype).log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+
+
+def feature_loss(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """1 - cosine similarity to the full grid's pooled feature: two `(batch_size, pooled_size)` to `(batch_size,)`."""
+    return 1 - nn.functional.cosine_similarity(features, targets.to(features.dtype), dim=-1)
+
+
+OBJECTIVES = {
+    "label": Objective(label_loss, "labels", "cross-entropy with the true label"),
+    "distill": Objective(distill_loss, "logits", "KL divergence from the same model's full-grid prediction"),
+    "feature": Objective(feature_loss, "features", "1 - cosine to the same model's full-grid pooled feature"),
+}

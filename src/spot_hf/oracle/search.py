@@ -1,0 +1,478 @@
+"""SPoT-ON, the oracle: token positions of each image that serve a frozen model best, found by gradient descent.
+
+An image's windows are sampled bilinearly, so the gradient of a loss reaches their positions (SPoT, arXiv 2507.01654,
+section on the oracle neighbourhood). The weights stay as they are, and no gradient is computed for them. Each image is a
+problem of its own: no result depends on batch mates.
+
+With the label as objective the result is a ceiling of what positions can do, not a method: it has seen the answer.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..placement import grid
+from .objectives import OBJECTIVES
+from .optimizers import OPTIMIZERS
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# In float16, gradients of a small loss with respect to activations would be rounded to 0. Divided out again.
+FLOAT16_LOSS_SCALE = 1024.0
+
+
+# -------------------------------------------------------------------------------------------------------- objectives
+
+
+# -------------------------------------------------------------------------------------------------------- optimizers
+
+
+# ------------------------------------------------------------------------------------------------------------ result
+
+
+@dataclass
+class OracleResult:
+    """
+    Of a batch. Positions are `(x, y)` in the model frame, float32. An iterate is a set of positions that was evaluated: number
+    0 is where the search began, number `steps` the last.
+
+    Attributes:
+        coordinates (`(batch_size, num_tokens, 2)`): each image's iterate of the lowest loss.
+        last_coordinates (`(batch_size, num_tokens, 2)`): the last iterate.
+        trajectory (`(batch_size, steps + 1, num_tokens, 2)`): all iterates.
+        losses (`(batch_size, steps + 1)`): float32, the objective at each iterate.
+        predictions (`(batch_size, steps + 1)` or `None`): int64, the class at each iterate; `None` without a classifier.
+        best_steps (`(batch_size,)`): int64, which iterate `coordinates` is.
+        num_steps (`(batch_size,)`): int64, steps that were taken. After them, with `early_stop`, an image's positions, loss
+            and prediction repeat.
+        window_scales (`(batch_size, num_tokens)` or `None`): those of the best iterate, where they were optimized.
+    """
+
+    coordinates: torch.Tensor
+    last_coordinates: torch.Tensor
+    trajectory: torch.Tensor
+    losses: torch.Tensor
+    predictions: torch.Tensor | None
+    best_steps: torch.Tensor
+    num_steps: torch.Tensor
+    window_scales: torch.Tensor | None = None
+
+    @property
+    def initial_prediction(self) -> torch.Tensor | None:
+        """`(batch_size,)`: the class at the start."""
+        return None if self.predictions is None else self.predictions[:, 0]
+
+    @property
+    def prediction(self) -> torch.Tensor | None:
+        """`(batch_size,)`: the class at `coordinates`."""
+        return None if self.predictions is None else self.predictions.gather(1, self.best_steps[:, None])[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ oracle
+
+
+class SpotOracle:
+    """
+    Finds the token positions that serve a frozen model best.
+
+    ```python
+    >>> oracle = SpotOracle(model, objective="label", steps=5)
+    >>> inputs = processor(images, num_tokens=49, placement="isotropic", return_tensors="pt")
+    >>> result = oracle.optimize(**inputs, labels=labels)
+    >>> model(pixel_values=inputs["pixel_values"], coordinates=result.coordinates)
+    ```
+
+    Args:
+        model ([`SpotViTForImageClassification`] or [`SpotViTModel`]): is not changed. Without a classifier, the objective must
+            be `"feature"`.
+        objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
+            the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
+            no labels.
+        steps (`int`): updates of the positions. Costs `steps` forward and backward passes, and one forward pass.
+        learning_rate (`float`): in units of the image's width and height.
+        optimizer (`str`): a name in `torch.optim`, in any case, such as `"adamw"`, `"sgd"` or `"rmsprop"`; or `"sign"`, plain
+            sign descent. Weight decay, which would pull positions to the corner (0, 0), is off unless given.
+        optimizer_arguments (`dict`, *optional*): further arguments of the optimizer.
+        optimize_window_scales (`bool`): also optimize each window's scale, from 1, within a quarter and the whole image.
+        window_scale_learning_rate (`float`): of the scales' logarithms.
+        early_stop (`float`, *optional*): an image whose loss is at or below this takes no more steps and leaves the batch. For
+            `"label"`, below `log(2)` the true class has more than half of the probability: the image is classified
+            correctly, so that accuracy loses nothing.
+        classes (`list[int]`, *optional*): the only ones among which images are classified: predictions and losses of logits
+            know no others. Labels must be of them.
+        dtype (`str`): `"float32"`, or `"bfloat16"` or `"float16"` for autocast. Positions and losses stay float32.
+        compile (`bool`): run the model through `torch.compile`.
+
+    Raises:
+        `ValueError`: an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        model: SpotViTPreTrainedModel,
+        objective: str = "label",
+        *,
+        steps: int = 5,
+        learning_rate: float = 3e-3,
+        optimizer: str = "adamw",
+        optimizer_arguments: dict[str, Any] | None = None,
+        optimize_window_scales: bool = False,
+        window_scale_learning_rate: float = 0.05,
+        early_stop: float | None = None,
+        classes: list[int] | None = None,
+        dtype: str = "float32",
+        compile: bool = False,
+    ):
+        check_oracle_arguments(
+            objective=objective,
+            steps=steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            optimizer_arguments=optimizer_arguments,
+            window_scale_learning_rate=window_scale_learning_rate,
+            early_stop=early_stop,
+            dtype=dtype,
+        )
+        if not isinstance(model, SpotViTForImageClassification | SpotViTModel):
+            raise ValueError(
+                f"`model` must be a SpotViTForImageClassification or a SpotViTModel; got {type(model).__name__}: convert it "
+                "with `convert_checkpoint` first"
+            )
+        self.has_classifier = isinstance(model, SpotViTForImageClassification) and model.config.num_labels > 0
+        if objective != "feature" and not self.has_classifier:
+            raise ValueError(f"`objective` must be 'feature' with a model that has no classifier; got {objective!r}")
+        self.other_classes: torch.Tensor | None = None  # bool (num_labels,)
+        if classes is not None:
+            num_labels = model.config.num_labels
+            if not self.has_classifier or not classes or not all(0 <= one < num_labels for one in classes):
+                raise ValueError(f"`classes` must be class numbers of the model, 0 to {num_labels - 1}; got {classes!r:.80}")
+            self.other_classes = torch.ones(num_labels, dtype=torch.bool, device=model.device)
+            self.other_classes[classes] = False
+        self.model = model
+        self.objective = objective
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer.lower()
+        self.optimizer_arguments = dict(optimizer_arguments or {})
+        self.optimize_window_scales = optimize_window_scales
+        self.window_scale_learning_rate = window_scale_learning_rate
+        self.early_stop = early_stop
+        self.dtype = DTYPES[dtype]
+        self._run: Callable = torch.compile(self._run_model) if compile else self._run_model
+
+    # ------------------------------------------------------------------------------------------------------ the search
+
+    def optimize(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        coordinates: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        coordinates_mask: torch.Tensor | None = None,
+    ) -> OracleResult:
+        """
+        Moves the tokens of each image down the gradient of its own loss. A window's centre stays inside the image.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): on the model's device.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): for the objective `"label"`.
+            coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`, float32, *optional*): where the search
+                begins: `(x, y)`, model frame, in [0, 1]. All grid cells by default.
+            targets (`torch.Tensor`, *optional*): the full grid's logits `(batch_size, num_labels)` for `"distill"`, or
+                pooled features `(batch_size, pooled_size)` for `"feature"`; computed where not given.
+            coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): 0 for padding, which does
+                not move. At least one token per image.
+
+        Returns:
+            [`OracleResult`], on the model's device.
+
+        Raises:
+            `ValueError`: an input has another shape, dtype or range, or the objective's target is missing.
+        """
+        self._check_inputs(pixel_values, labels, coordinates, targets, coordinates_mask)
+        pixel_values = pixel_values.detach()
+        if coordinates is None:
+            height, width = pixel_values.shape[-2:]
+            coordinates = grid(height, width, self.model.config.patch_size).to(pixel_values.device)[None]
+        coordinates = coordinates.detach().expand(len(pixel_values), -1, -1)
+        if coordinates_mask is not None:
+            coordinates_mask = coordinates_mask.expand(len(pixel_values), -1)
+        # The caller may compute without gradients; the positions' are needed.
+        with torch.inference_mode(False), torch.enable_grad(), self._frozen():
+            if self.objective == "label":
+                targets = labels
+            elif targets is None:
+                targets = self.full_grid_targets(pixel_values)
+            assert targets is not None
+            return self._search(pixel_values, coordinates, targets.detach(), coordinates_mask)
+
+    @torch.no_grad()
+    def full_grid_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the objectives `"distill"` and `"feature"` aim at: the model's logits or pooled features with all cells."""
+        with self._frozen():
+            logits, features = self._run_model(pixel_values, None, None, None)
+        if OBJECTIVES[self.objective].target == "features":
+            return features
+        assert logits is not None
+        return logits
+
+    def _search(
+        self,
+        pixel_values: torch.Tensor,
+        coordinates: torch.Tensor,
+        targets: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> OracleResult:
+        batch_size, num_tokens = coordinates.shape[:2]
+        device = pixel_values.device
+        mask = None if mask is None else mask.bool()
+        # One parameter per image, without padding: whichever the optimizer, an image's update never sees its batch mates, nor
+        # how long they are. One that leaves the batch is one that gets no gradient.
+        positions = [nn.Parameter(one.clone() if mask is None else one[mask[i]]) for i, one in enumerate(coordinates)]
+        # Matrices, like the positions: Muon takes nothing else.
+        log_scales = [nn.Parameter(torch.zeros(len(one), 1, device=device)) for one in positions]
+        optimizer = self._make_optimizer(positions, log_scales)
+        highest = self._largest_window_scale(pixel_values)
+
+        trajectory = torch.empty(batch_size, self.steps + 1, num_tokens, 2, device=device)
+        scales = torch.empty(batch_size, self.steps + 1, num_tokens, device=device) if self.optimize_window_scales else None
+        losses = torch.empty(batch_size, self.steps + 1, device=device)
+        predictions = torch.empty(batch_size, self.steps + 1, dtype=torch.int64, device=device)
+        num_steps = torch.full((batch_size,), self.steps, device=device)
+
+        active = torch.arange(batch_size, device=device)  # the images that are still being optimized
+        inputs: list[Any] = [pixel_values, targets, mask]
+        for step in range(self.steps + 1):
+            chosen = active.tolist()
+            with torch.set_grad_enabled(step < self.steps):
+                now = _padded([positions[i] for i in chosen], inputs[2], coordinates[active])
+                scales_now = None
+                if scales is not None:
+                    unscaled = now.new_zeros(len(chosen), num_tokens, 1)
+                    scales_now = _padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
+                logits, features = self._run(inputs[0], now, scales_now, inputs[2])
+                loss = self._loss(logits, features, inputs[1])
+            # What an image that left the batch had at last is its value from here on.
+            trajectory[active, step:] = now.detach()[:, None]
+            losses[active, step:] = loss.detach().float()[:, None]
+            if scales is not None and scales_now is not None:
+                scales[active, step:] = scales_now.detach()[:, None]
+            if logits is not None:
+                predictions[active, step:] = logits.detach().argmax(-1)[:, None]
+            if step == self.steps:
+                break
+            if self.early_stop is not None:
+                stay = ~(loss.detach() <= self.early_stop)
+                num_steps[active[~stay]] = step
+                if not stay.all():
+                    active = active[stay]
+                    if not len(active):
+                        break
+                    inputs = [value if value is None else value[stay] for value in inputs]
+                    loss = loss[stay]
+            self._update(optimizer, loss, positions, log_scales, highest)
+
+        comparable = torch.where(losses.isfinite(), losses, torch.inf)
+        best = comparable.argmin(1)  # the earliest, of equals
+        rows = torch.arange(batch_size, device=device)
+        return OracleResult(
+            coordinates=trajectory[rows, best],
+            last_coordinates=trajectory[:, -1],
+            trajectory=trajectory,
+            losses=losses,
+            predictions=predictions if self.has_classifier else None,
+            best_steps=best,
+            num_steps=num_steps,
+            window_scales=scales[rows, best] if scales is not None else None,
+        )
+
+    def _update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss: torch.Tensor,
+        positions: list[nn.Parameter],
+        log_scales: list[nn.Parameter],
+        highest: float,
+    ) -> None:
+        """One step. The sum of the losses gives each image the gradient of its own."""
+        loss_scale = FLOAT16_LOSS_SCALE if self.dtype == torch.float16 else 1.0
+        optimizer.zero_grad(set_to_none=True)
+        (loss.sum() * loss_scale).backward()
+        with torch.no_grad():
+            for parameter in positions + log_scales:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.div(loss_scale).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            optimizer.step()
+            for parameter in positions:
+                parameter.clamp_(0, 1)
+            for parameter in log_scales:
+                parameter.exp_().clamp_(0.25, highest).log_()
+
+    def _make_optimizer(self, positions: list[nn.Parameter], log_scales: list[nn.Parameter]) -> torch.optim.Optimizer:
+        kind = OPTIMIZERS[self.optimizer]
+        arguments = {"lr": self.learning_rate, **self.optimizer_arguments}
+        for name in {"weight_decay", "lambd"} & set(signature(kind).parameters):  # `lambd` is ASGD's word for it
+            arguments.setdefault(name, 0.0)
+        groups: list[dict[str, Any]] = [{"params": positions}]
+        if self.optimize_window_scales:
+            groups.append({"params": log_scales, "lr": self.window_scale_learning_rate})
+        return kind(groups, **arguments)
+
+    def _largest_window_scale(self, pixel_values: torch.Tensor) -> float:
+        """At which a window is as large as the image."""
+        config = self.model.config
+        return max(1.0, min(pixel_values.shape[-2:]) / (config.patch_size * config.window_spacing))
+
+    # ------------------------------------------------------------------------------------------------------- the model
+
+    def _run_model(
+        self,
+        pixel_values: torch.Tensor,
+        coordinates: torch.Tensor | None,
+        window_scales: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Logits `(batch_size, num_labels)`, where there is a classifier, and pooled features `(batch_size, pooled_size)`."""
+        low = self.dtype != torch.float32
+        with torch.autocast(pixel_values.device.type, dtype=self.dtype) if low else nullcontext():
+            model = self.model
+            encoder = model.spot_vit if isinstance(model, SpotViTForImageClassification) else model
+            features = encoder(
+                pixel_values, coordinates=coordinates, coordinates_mask=mask, window_scales=window_scales
+            ).pooler_output
+            logits = model.classifier(features) if self.has_classifier else None
+            if logits is not None and self.other_classes is not None:
+                # No probability is left to them. Not by -inf: its differences are no numbers.
+                logits = logits.masked_fill(self.other_classes, torch.finfo(logits.dtype).min)
+            return logits, features
+
+    def _loss(self, logits: torch.Tensor | None, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Per image, in float64 where the device has it: of a confident prediction, float32 keeps few digits of `1 - p`."""
+        objective = OBJECTIVES[self.objective]
+        output = features if objective.target == "features" else logits
+        assert output is not None
+        return objective.loss(output.float() if output.device.type == "mps" else output.double(), targets)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """In eval mode and without gradients of weights; afterwards the model is as it was."""
+        training = [module for module in self.model.modules() if module.training]
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def _check_inputs(self, pixel_values, labels, coordinates, targets, coordinates_mask) -> None:
+        """What the model's own checks do not see: values, and the objective's target. One synchronization with a device."""
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
+            got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"`pixel_values` must be a tensor (batch_size, num_channels, height, width); got {got}")
+        batch_size = len(pixel_values)
+        if coordinates is not None:
+            if (
+                not isinstance(coordinates, torch.Tensor)
+                or coordinates.dtype != torch.float32
+                or coordinates.ndim != 3
+                or coordinates.shape[0] not in (1, batch_size)
+                or coordinates.shape[1] == 0
+                or coordinates.shape[2] != 2
+            ):
+                raise ValueError(
+                    f"`coordinates` must be a float32 tensor (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
+                    f"got {_describe(coordinates)}"
+                )
+            if not ((coordinates >= 0) & (coordinates <= 1)).all():  # also refuses NaN
+                raise ValueError(f"`coordinates` must lie in [0, 1], relative to pixel_values; got {_describe(coordinates)}")
+        if coordinates_mask is not None:
+            if coordinates is None:
+                raise ValueError("`coordinates_mask` needs `coordinates`: it has one entry per coordinate; got none")
+            num_tokens = coordinates.shape[1]
+            if (
+                not isinstance(coordinates_mask, torch.Tensor)
+                or coordinates_mask.shape not in ((1, num_tokens), (batch_size, num_tokens))
+                or not coordinates_mask.bool().any(1).all()
+            ):
+                raise ValueError(
+                    f"`coordinates_mask` must be a tensor {(batch_size, num_tokens)} with at least one token per image; "
+                    f"got {_describe(coordinates_mask)}"
+                )
+        if self.objective == "label":
+            num_labels = self.model.config.num_labels
+            if labels is None:
+                raise ValueError("`labels` are needed by objective='label'; got none. 'distill' and 'feature' need none")
+            if (
+                not isinstance(labels, torch.Tensor)
+                or labels.shape != (batch_size,)
+                or labels.dtype != torch.int64
+                or not ((labels >= 0) & (labels < num_labels)).all()
+            ):
+                raise ValueError(
+                    f"`labels` must be int64 ({batch_size},) with values from 0 to {num_labels - 1}; got {_describe(labels)}"
+                )
+            if self.other_classes is not None and self.other_classes[labels].any():
+                outside = labels[self.other_classes[labels]][0].item()
+                raise ValueError(f"`labels` must be of `classes`; got {outside}, which is not")
+        elif targets is not None:
+            size = self.model.config.pooled_size if self.objective == "feature" else self.model.config.num_labels
+            if not isinstance(targets, torch.Tensor) or targets.shape != (batch_size, size):
+                raise ValueError(
+                    f"`targets` must be a tensor {(batch_size, size)} with objective={self.objective!r}; "
+                    f"got {_describe(targets)}"
+                )
+
+
+def check_oracle_arguments(
+    *,
+    objective: str,
+    steps: int,
+    learning_rate: float,
+    optimizer: str,
+    optimizer_arguments: dict[str, Any] | None,
+    window_scale_learning_rate: float,
+    early_stop: float | None,
+    dtype: str,
+) -> None:
+    """`ValueError` that names the argument of [`SpotOracle`] that no run can have. Needs no model."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"`steps` must be an integer of at least 0; got {steps!r}")
+    for name, value in {"learning_rate": learning_rate, "window_scale_learning_rate": window_scale_learning_rate}.items():
+        if not isinstance(value, Real) or not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` must be a positive number; got {value!r}")
+    if early_stop is not None and (not isinstance(early_stop, Real) or not early_stop >= 0):
+        raise ValueError(f"`early_stop` must be a loss of at least 0; got {early_stop!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if not isinstance(optimizer, str) or optimizer.lower() not in OPTIMIZERS:
+        raise ValueError(f"`optimizer` must be one of {', '.join(sorted(OPTIMIZERS))}; got {optimizer!r}")
+    try:
+        OPTIMIZERS[optimizer.lower()]([nn.Parameter(torch.zeros(1, 2))], lr=learning_rate, **(optimizer_arguments or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`optimizer_arguments` {optimizer_arguments!r} do not suit {optimizer!r}: {error}") from None
+
+
+def _padded(values: list[torch.Tensor], mask: torch.Tensor | None, padding: torch.Tensor) -> torch.Tensor:
+    """A batch `(batch_size, num_tokens, size)` of images' own `(tokens, size)`, with values of `padding` where `mask` is 0."""
+    return torch.stack(values) if mask is None else padding.masked_scatter(mask[..., None], torch.cat(values))
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value)[:80]
+    found = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{found} with values from {value.min().item()} to {value.max().item()}" if value.numel() else found

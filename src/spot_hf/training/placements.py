@@ -1,0 +1,192 @@
+"""Where tokens sit while a model trains: each step a number of tokens, each image a prior drawn from a mixture.
+
+The priors are those of `placement.py`, for a whole batch at once on its device. Random numbers come from a hash of the seed
+and the image's *draw* (a number that names an epoch and an image), not from a generator with a state: what an image gets
+depends on neither its batch mates, nor the number of processes, nor whether training was interrupted.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+from ..placement import (
+    PLACEMENTS,
+    center,
+    check_placement,
+    edge_saliency,
+    grid,
+    isotropic_cells,
+)
+from .draws import CELLS, CHOICE, COUNT, JITTER, OWN, POSITIONS, SCALES, _normals, uniforms
+
+
+# --------------------------------------------------------------------------------------------------- random numbers
+
+
+# ------------------------------------------------------------------------------------------------------- placements
+
+
+@dataclass(kw_only=True)
+class TrainingPlacements:
+    """
+    Draws coordinates for batches of images.
+
+    Attributes:
+        num_tokens (`list[int]`): every batch has one of these, so that a compiled model meets as many shapes.
+        num_tokens_weights (`list[float]`, *optional*): how often, relative to each other; alike by default.
+        placement (`list[str]`): priors, of which each image of a batch gets one.
+        placement_weights (`list[float]`, *optional*): how often, relative to each other; alike by default.
+        jitter (`float`): standard deviation of a normal step by which each token is moved, in patches.
+        window_scales (`(float, float)`, *optional*): lowest and highest of the windows' scales, drawn log-uniformly per token.
+        coordinates_share (`float`): where images bring coordinates of their own, how many of them use these.
+        height, width, patch_size (`int`): of `pixel_values` and of the model, in pixels.
+        seed (`int`): of the run.
+
+    Raises:
+        `ValueError`: a value is none of these.
+    """
+
+    num_tokens: list[int]
+    num_tokens_weights: list[float] | None = None
+    placement: list[str] = field(default_factory=lambda: ["isotropic", "center", "uniform", "gaussian"])
+    placement_weights: list[float] | None = None
+    jitter: float = 0.0
+    window_scales: tuple[float, float] | None = None
+    coordinates_share: float = 0.5
+    height: int = 224
+    width: int = 224
+    patch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        num_cells = (self.height // self.patch_size) * (self.width // self.patch_size)
+        for name in ("num_tokens", "placement"):
+            values, weights = getattr(self, name), getattr(self, f"{name}_weights")
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"`{name}` must be one or several different values; got {values}")
+            if weights is not None and (len(weights) != len(values) or min(weights) < 0 or not sum(weights) > 0):
+                raise ValueError(
+                    f"`{name}_weights` must be {len(values)} numbers of at least 0, one per value of `{name}`, not all 0; "
+                    f"got {weights}"
+                )
+        for name in self.placement:
+            for num_tokens in self.num_tokens:
+                check_placement(name, num_tokens, None if name == "grid" else num_cells)
+            if name == "grid" or PLACEMENTS[name].saliency:
+                reason = "needs a saliency map per image" if name != "grid" else f"is isotropic with {num_cells} tokens"
+                raise ValueError(f"`placement` {name!r} is not for training: it {reason}")
+        if not 0 <= self.jitter < math.inf:
+            raise ValueError(f"`jitter` must be at least 0, in patches; got {self.jitter}")
+        if not 0 <= self.coordinates_share <= 1:
+            raise ValueError(f"`coordinates_share` must lie in [0, 1]; got {self.coordinates_share}")
+        if self.window_scales is not None and not 0 < self.window_scales[0] <= self.window_scales[1] < math.inf:
+            raise ValueError(f"`window_scales` must be the lowest and the highest, above 0; got {self.window_scales}")
+
+    def num_tokens_at(self, step: int) -> int:
+        """Of all images of a step, on every process."""
+        step_number = torch.tensor([step])
+        return self.num_tokens[
+            int(_choose(uniforms(self.seed, step_number, COUNT, 1)[:, 0], self.num_tokens_weights, self.num_tokens))
+        ]
+
+    def __call__(
+        self,
+        draws: torch.Tensor,
+        num_tokens: int,
+        pixel_values: torch.Tensor,
+        own_coordinates: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            draws (`torch.LongTensor` of shape `(batch_size,)`): which draw each image is; on the device of the result.
+            num_tokens (`int`): per image.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): for the prior `"edge"`.
+            own_coordinates (`torch.Tensor` of shape `(batch_size, own_num_tokens, 2)`, *optional*): of each image, `(x, y)`,
+                model frame. Used where their number is `num_tokens`, by `coordinates_share` of the images. A token that lies
+                outside of what the crop left of its image is where the prior puts it.
+
+        Returns:
+            `dict`: `coordinates` `(batch_size, num_tokens, 2)`, float32, `(x, y)` in [0, 1], model frame; and `window_scales`
+            `(batch_size, num_tokens)`, float32, where these are drawn.
+        """
+        sets = torch.stack([self._prior(name, draws, num_tokens, pixel_values) for name in self.placement])
+        chosen = _choose(uniforms(self.seed, draws, CHOICE, 1)[:, 0], self.placement_weights, self.placement)
+        coordinates = sets[chosen, torch.arange(len(draws), device=draws.device)]
+        if own_coordinates is not None and own_coordinates.shape[1] == num_tokens:
+            use = uniforms(self.seed, draws, OWN, 1) < self.coordinates_share
+            inside = ((own_coordinates >= 0) & (own_coordinates <= 1)).all(-1)
+            coordinates = torch.where((use & inside)[..., None], own_coordinates, coordinates)
+        if self.jitter:
+            patch = torch.tensor([self.patch_size / self.width, self.patch_size / self.height], device=draws.device)
+            steps = _normals(uniforms(self.seed, draws, JITTER, 2 * num_tokens)).unflatten(1, (num_tokens, 2))
+            coordinates = coordinates + self.jitter * patch * steps
+        placed = {"coordinates": coordinates.clamp(0, 1)}
+        if self.window_scales is not None:
+            low, high = (math.log(scale) for scale in self.window_scales)
+            placed["window_scales"] = (low + (high - low) * uniforms(self.seed, draws, SCALES, num_tokens)).exp()
+        return placed
+
+    def _prior(self, name: str, draws: torch.Tensor, num_tokens: int, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_tokens, 2)`: the prior of that name in `placement.py`, for each image."""
+        device, aspect_ratio = draws.device, self.width / self.height
+
+        def random(count: int, size: int = 2) -> torch.Tensor:
+            return uniforms(self.seed, draws, POSITIONS, count * size).unflatten(1, (count, size))
+
+        centers, sizes = (part.to(device) for part in _cells(num_tokens, aspect_ratio))
+        if name == "isotropic":
+            return centers.expand(len(draws), -1, -1)
+        if name == "center":
+            return _center(num_tokens, aspect_ratio).to(device).expand(len(draws), -1, -1)
+        if name == "uniform":
+            return random(num_tokens)
+        if name == "gaussian":
+            return (_normals(random(num_tokens)) / torch.pi + 0.5).clamp(0, 1)
+        if name == "sobol":
+            # One sequence, whose binary digits are flipped at random per image (a digital shift): as even as a scrambled one.
+            sequence = _sobol(num_tokens).to(device)
+            return ((sequence * 2**24).long() ^ (random(1) * 2**24).long()) * 2**-24
+        if name == "uniform_perturb":
+            return centers + sizes * (random(num_tokens) - 0.5)
+        if name == "gaussian_perturb":
+            return (centers + sizes / 4 * _normals(random(num_tokens))).clamp(0, 1)
+        if name == "grid_subset":
+            cells = grid(self.height, self.width, self.patch_size).to(device)
+            return cells[random(len(cells), 1)[..., 0].argsort(1)[:, :num_tokens].sort(1).values]
+        assert name == "edge"
+        # Without replacement in proportion to the weights, as `salient`: the largest of log weight + Gumbel noise.
+        weights = edge_saliency(pixel_values).flatten(1)
+        noise = uniforms(self.seed, draws, CELLS, weights.shape[1]).clamp_min(2**-25)
+        pixels = (weights.log() - (-noise.log()).log()).topk(num_tokens, dim=1).indices
+        corners = torch.stack([pixels % self.width, pixels // self.width], dim=-1)
+        return (corners + random(num_tokens)) / torch.tensor([self.width, self.height], device=device)
+
+
+# What every step needs again, and a loop in Python makes: once per number of tokens.
+_cells, _center = cache(isotropic_cells), cache(center)
+
+
+@cache
+def _sobol(num_tokens: int) -> torch.Tensor:
+    return torch.quasirandom.SobolEngine(2).draw(num_tokens)
+
+
+def _choose(random: torch.Tensor, weights: list[float] | None, values: list) -> torch.Tensor:
+    """Indices into `values`, `(batch_size,)`, in proportion to their weights, by random numbers in [0, 1)."""
+    edges = torch.tensor(weights or [1.0] * len(values), dtype=torch.float64, device=random.device).cumsum(0)
+    return torch.searchsorted(edges / edges[-1], random.double(), right=True).clamp_max(len(values) - 1)
+
+
+def token_buckets(lowest: int, highest: int, num_buckets: int) -> list[int]:
+    """Numbers of tokens from `lowest` to `highest`, each larger than the last by about the same factor."""
+    if not 1 <= lowest <= highest or num_buckets < 1:
+        raise ValueError(
+            f"`num_tokens_range` must be the lowest and the highest, at least 1, in at least one bucket; "
+            f"got {[lowest, highest]} in {num_buckets}"
+        )
+    if num_buckets == 1 or lowest == highest:
+        return [highest]
+    factor = (highest / lowest) ** (1 / (num_buckets - 1))
+    return sorted({round(lowest * factor**i) for i in range(num_buckets)})

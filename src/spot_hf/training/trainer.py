@@ -1,0 +1,324 @@
+"""Fine-tuning for few tokens: `spot-hf train`, on transformers' Trainer.
+
+A converted model has seen nothing but full grids. Here each step has a number of tokens and each image a placement, drawn at
+random (SPoT, arXiv 2507.01654, section on training); the loss is cross-entropy, or agreement with the source model on its
+full grid, which needs no labels, or both.
+
+All that Trainer does stays: several processes and machines, bf16, gradient accumulation and checkpointing, `torch.compile`,
+loggers, checkpoints, pushing. Data flows: `training_data.py` (images by draw) → `training_batches.py` (on the device) →
+`training_placements.py` (where tokens sit) → here.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..data.labels import likeliest_class
+from ..modeling_spot_vit import SpotViTForImageClassification
+from ..oracle.objectives import distill_loss, feature_loss
+from .batches import BatchPreparation, TrainingBatch
+from .data import DrawSampler, TrainingImages, collate
+
+
+EMA_WEIGHTS = "ema.safetensors"
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+# ----------------------------------------------------------------------------------------------------------- trainer
+
+
+class SpotTrainer(Trainer):
+    """
+    Trainer for [`SpotViTForImageClassification`]: trains on batches of [`TrainingImages`], whose tokens it places, and
+    evaluates on batches of the model's own inputs, such as of [`EvaluationImages`]. The model may carry PEFT adapters.
+
+    Args:
+        preparation ([`BatchPreparation`]): from bytes to inputs.
+        classes (`list[int]`, *optional*): loss and accuracy are among these.
+        teacher ([`SpotViTForImageClassification`], *optional*): of the distillation, seen with all cells.
+        cross_entropy_weight, distill_weight, distill_temperature, feature_weight, layer_decay, ema_decay: as in
+            [`TrainArguments`].
+        kwargs: as [`Trainer`] takes them.
+    """
+
+    optimizer: Any
+    control: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        preparation: BatchPreparation,
+        classes: list[int] | None = None,
+        teacher: SpotViTForImageClassification | None = None,
+        cross_entropy_weight: float = 1.0,
+        distill_weight: float = 0.0,
+        distill_temperature: float = 1.0,
+        feature_weight: float = 0.0,
+        layer_decay: float = 1.0,
+        ema_decay: float | None = None,
+        **kwargs: Any,
+    ):
+        kwargs.setdefault("data_collator", collate)
+        kwargs.setdefault("compute_metrics", Accuracies(classes))
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # our loss is the mean over a batch
+        self.preparation, self.classes = preparation, classes
+        self.cross_entropy_weight, self.distill_weight = cross_entropy_weight, distill_weight
+        self.distill_temperature, self.feature_weight = distill_temperature, feature_weight
+        self.layer_decay = layer_decay
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
+        self.features_of: dict[str, Callable[[], torch.Tensor]] = {}
+        if feature_weight:
+            self.features_of = {"student": _watch_features(self.model), "teacher": _watch_features(self.teacher)}
+        self.ema: AveragedModel | None = None
+        if ema_decay is not None:
+            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+            self.add_callback(_AverageWeights(self.ema))
+        self.train_sampler: DrawSampler | None = None
+        self.add_callback(_NumberEpochs(self))
+
+    # ------------------------------------------------------------------------------------------------------------ data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> DrawSampler | None:
+        images = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(images, TrainingImages):
+            self.train_sampler = DrawSampler(len(images), images.seed)
+            return self.train_sampler
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """`dataloader_drop_last` is for training: an evaluation is of all images."""
+        given = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = given and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = given
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a run goes on from the checkpoint at which it had ended: Trainer would take another step."""
+        stopped = any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        )
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------------------ loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Of a training batch, tokens are placed first; any other is the model's own input, with `labels`."""
+        if "pixels" in inputs:
+            num_tokens = self.preparation.placements.num_tokens_at(self.state.global_step)
+            batch = self.preparation(inputs, num_tokens)
+        else:
+            given = dict(inputs)
+            labels = given.pop("labels", None)
+            batch = TrainingBatch(given, labels)
+        outputs = model(**batch.inputs)
+        loss = self.loss_of(outputs.logits, batch) if model.training else self._cross_entropy(outputs.logits, batch)
+        outputs = ImageClassifierOutput(loss=loss, logits=outputs.logits)
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_of(self, logits: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """The weighted sum of the losses, a scalar. `logits` `(batch_size, num_labels)`."""
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if self.cross_entropy_weight:
+            loss = loss + self.cross_entropy_weight * self._cross_entropy(logits, batch)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self.accelerator.autocast():
+            targets = self.teacher(pixel_values=batch.inputs["pixel_values"]).logits
+        if self.distill_weight:
+            temperature = self.distill_temperature
+            divergence = distill_loss(self._among(logits) / temperature, self._among(targets) / temperature)
+            # Gradients of softened distributions are smaller by the square of the temperature (Hinton et al. 2015).
+            loss = loss + self.distill_weight * temperature**2 * divergence.mean()
+        if self.feature_weight:
+            student, teacher = (self.features_of[name]().float() for name in ("student", "teacher"))
+            loss = loss + self.feature_weight * feature_loss(student, teacher).mean()
+        return loss
+
+    def _cross_entropy(self, logits: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        logits = self._among(logits)
+        smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
+
+        def against(labels: torch.Tensor) -> torch.Tensor:
+            if self.classes is not None:
+                labels = torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
+            return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+        assert batch.labels is not None
+        losses = against(batch.labels)
+        if batch.other_labels is not None and batch.other_share is not None:
+            losses = torch.lerp(losses, against(batch.other_labels), batch.other_share)
+        return losses.mean()
+
+    def _among(self, logits: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_classes)`, float32: those of the classes that count."""
+        return (logits if self.classes is None else logits[:, self.classes]).float()
+
+    # ------------------------------------------------------------------------------------------------------- optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Layer-wise learning-rate decay (as BEiT and MAE fine-tune), and no weight decay for positions and prefix tokens."""
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    rate = self.args.learning_rate * self.layer_decay ** layers_above(name, self._num_layers())
+                    one_dimensional = parameter.ndim == 1  # such as layer scales, which `decayed` holds
+                    free = name not in decayed or one_dimensional or "position_embeddings" in name or "prefix_tokens" in name
+                    groups.setdefault((rate, 0.0 if free else self.args.weight_decay), []).append(parameter)
+            self.optimizer = kind(
+                [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()], **arguments
+            )
+        return self.optimizer
+
+    def _num_layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    # -------------------------------------------------------------------------------------- evaluation and checkpoints
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """As Trainer does; of several data sets also the means, `eval_accuracy` and `eval_loss`."""
+        with self.averaged():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        several = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(several, dict):
+            means = {}
+            for name in ("accuracy", "loss"):
+                found = [metrics[key] for key in (f"{metric_key_prefix}_{one}_{name}" for one in several) if key in metrics]
+                if found:
+                    means[f"{metric_key_prefix}_{name}"] = float(np.mean(found))
+            metrics.update(means)
+            # Trainer tells callbacks of each data set: early stopping waits for the means.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
+        return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self.averaged():
+            return super().predict(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The averaged weights where there are any; in a checkpoint, which training goes on from, the others too."""
+        in_checkpoint = output_dir is not None and Path(output_dir).name.startswith("checkpoint-")
+        if self.ema is None or in_checkpoint:
+            super().save_model(output_dir, _internal_call)
+            if self.ema is not None and output_dir is not None and self.args.should_save:
+                state = {name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}
+                save_file(state, Path(output_dir) / EMA_WEIGHTS)
+        else:
+            with self.averaged():
+                super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_average(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
+        if self.ema is not None:
+            self.ema.load_state_dict(load_file(Path(checkpoint) / EMA_WEIGHTS))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the averaged weights in the model's place."""
+        if self.ema is None:
+            yield
+            return
+        pairs = list(zip(self.model.parameters(), self.ema.module.parameters(), strict=True))
+        with torch.no_grad():
+            own = [parameter.clone() for parameter, _ in pairs]
+            for parameter, average in pairs:
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _), before in zip(pairs, own, strict=True):
+                    parameter.copy_(before)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Our own card is there already: Trainer's would replace it."""
+
+
+class _AverageWeights(TrainerCallback):
+    def __init__(self, ema: AveragedModel):
+        self.ema = ema
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.ema.update_parameters(model)
+
+
+class _NumberEpochs(TrainerCallback):
+    """Tells the sampler which epoch it is: through the wrappers of a resumed run of several processes, Trainer does not."""
+
+    def __init__(self, trainer: SpotTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.train_sampler is not None:
+            # A resumed epoch's number has a fraction, and rounding.
+            self.trainer.train_sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+
+
+def _watch_features(model: nn.Module | None) -> Callable[[], torch.Tensor]:
+    """What the classifier was last given: the pooled features, `(batch_size, pooled_size)`."""
+    seen: list[torch.Tensor] = [torch.empty(0)]
+
+    def remember(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[0] = inputs[0]
+
+    assert model is not None
+    classifiers = [module for name, module in model.named_modules() if name.endswith("classifier")]
+    classifiers[0].register_forward_pre_hook(remember)
+    return lambda: seen[0]
+
+
+def layers_above(name: str, num_layers: int) -> int:
+    """How many layers lie between a parameter and the classifier, by its name: 0 of the classifier and the last norm."""
+    layer = re.search(r"\blayers\.(\d+)\.", name)
+    if layer:
+        return num_layers - int(layer[1])
+    return num_layers + 1 if "embeddings." in name else 0
+
+
+class Accuracies:
+    """Trainer's `compute_metrics`: top-1 accuracy in percent, among `classes` where given."""
+
+    def __init__(self, classes: list[int] | None):
+        self.classes = classes
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits: Any = prediction.predictions
+        chosen = likeliest_class(logits, self.classes)
+        return {"accuracy": 100 * float((chosen == prediction.label_ids).mean())}
+
+
+# ----------------------------------------------------------------------------------------------------------- the run

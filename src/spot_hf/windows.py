@@ -1,0 +1,99 @@
+"""Cutting windows out of images at continuous positions."""
+
+import torch
+from torch import nn
+
+
+def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions within float rounding of a pixel's centre mean that pixel: a cell's window is then exactly its patch.
+
+    A relative coordinate in [0, 1] is rounded to `eps / 2`, and its product with `size` again: `size * eps` pixels at
+    the most. The gradient passes through unchanged.
+    """
+    nearest = positions.detach().round()
+    on_pixel = (positions.detach() - nearest).abs() <= size * torch.finfo(positions.dtype).eps
+    return torch.where(on_pixel, nearest + (positions - positions.detach()), positions)
+
+
+def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, border: str) -> torch.Tensor:
+    """
+    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token.
+
+    Args:
+        image: `(batch_size, num_channels, height, width)`.
+        x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
+        border: beyond the centres of the border pixels, `"repeat"` them, or samples are `"zero"`.
+
+    Returns:
+        `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
+    """
+    batch_size, num_channels, height, width = image.shape
+    num_tokens, patch_size = x.shape[1:]
+    x, y = _snap_to_pixels(x, width), _snap_to_pixels(y, height)
+    left, top = x.detach().floor(), y.detach().floor()
+    weight_right, weight_bottom = x - left, y - top
+    columns = [(left + i).long().clamp(0, width - 1) for i in (0, 1)]
+    rows = [(top + i).long().clamp(0, height - 1) for i in (0, 1)]
+    pixels = image.flatten(2)  # (batch_size, num_channels, height * width)
+
+    def corner(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        index = (row[..., :, None] * width + column[..., None, :]).flatten(1)  # (batch_size or 1, tokens * patch²)
+        index = index[:, None].expand(batch_size, num_channels, -1)
+        return pixels.gather(2, index).unflatten(2, (num_tokens, patch_size, patch_size))
+
+    weight_right = weight_right[:, None, :, None, :]  # (batch_size or 1, 1, num_tokens, 1, patch_size)
+    weight_bottom = weight_bottom[:, None, :, :, None]
+    upper = torch.lerp(corner(rows[0], columns[0]), corner(rows[0], columns[1]), weight_right)
+    lower = torch.lerp(corner(rows[1], columns[0]), corner(rows[1], columns[1]), weight_right)
+    samples = torch.lerp(upper, lower, weight_bottom).transpose(1, 2)
+    if border == "zero":
+        inside_x, inside_y = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
+        samples = samples * (inside_y[..., :, None] & inside_x[..., None, :])[:, :, None]
+    return samples
+
+
+def sample_windows(
+    pixel_values: torch.Tensor,
+    coordinates: torch.Tensor,
+    patch_size: int,
+    window_scales: torch.Tensor | None = None,
+    spacing: float = 1.0,
+    border: str = "repeat",
+) -> torch.Tensor:
+    """
+    Cuts each token's window out of its image. Differentiable in all three tensors.
+
+    Args:
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): computed in float32 at least.
+        coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`): window centres `(x, y)`, relative to
+            the image, 0 and 1 being its edges.
+        patch_size (`int`): samples per side.
+        window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): multiples of `spacing`, above
+            0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2 means, linearly
+            between the two levels whose pixels are nearest to the scale.
+        spacing (`float`): distance between samples in pixels.
+        border (`str`): samples outside the image `"repeat"` its border pixel, or are `"zero"`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, float32 (or float64).
+    """
+    dtype = torch.promote_types(torch.promote_types(pixel_values.dtype, coordinates.dtype), torch.float32)
+    image, coordinates = pixel_values.to(dtype), coordinates.to(dtype)
+    height, width = image.shape[-2:]
+    center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
+    center_y = coordinates[..., 1:2] * height - 0.5
+    offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
+    if window_scales is None:
+        return _sample_bilinear(image, center_x + offsets, center_y + offsets, border)
+
+    offsets = offsets * window_scales.to(dtype)[..., None]
+    num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
+    level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
+    windows = torch.zeros((), dtype=dtype, device=image.device)
+    for k in range(num_levels):
+        if k > 0:  # An odd last row or column is averaged alone: the same as repeating the border pixel.
+            image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+        # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
+        x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))
+        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y, border)
+    return windows

@@ -1,0 +1,159 @@
+"""Writes sources of timm, in timm's own layout, with what timm computes from them. A script: see `test_conversion_timm.py`.
+
+    python tests/torchvision_shim.py tests/conversion/timm_sources.py OUTPUT_DIR
+
+Each folder of OUTPUT_DIR is a repository as `timm.models.push_to_hf_hub` fills it, or one that transformers' wrapper saved;
+`OUTPUT_DIR/NAME.safetensors` holds its inputs and outputs.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from random_weights import randomise
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_data_config
+from timm.models import save_for_hf
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from spot_hf import convert_checkpoint
+
+
+LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": len(LABELS)}
+SCALED = {**TINY, "init_values": 1e-5}
+HEADLESS = {"num_classes": 0}
+
+# name → (architecture, arguments of timm.create_model)
+MODELS = {
+    "vit": ("vit_tiny_patch16_224", TINY),
+    "vit_headless": ("vit_tiny_patch16_224", TINY | HEADLESS),
+    "vit_without_qkv_bias": ("vit_base_patch16_224_miil", TINY | {"qkv_bias": False}),
+    "vit_not_square": ("vit_tiny_patch16_224", TINY | {"img_size": (24, 56)}),
+    "vit_one_channel": ("vit_tiny_patch16_224", TINY | {"in_chans": 1}),
+    "quick_gelu": ("vit_tiny_patch16_224", TINY | {"act_layer": "quick_gelu"}),
+    "mean": ("vit_tiny_patch16_224", TINY | {"global_pool": "avg"}),
+    "mean_of_normed": ("vit_tiny_patch16_224", TINY | {"global_pool": "avg", "fc_norm": False}),
+    "token_normed_late": ("vit_tiny_patch16_224", TINY | {"fc_norm": True}),
+    "deit": ("deit_tiny_patch16_224", TINY),
+    "deit_distilled": ("deit_tiny_distilled_patch16_224", TINY),
+    "deit3": ("deit3_small_patch16_224", SCALED),
+    "dinov2": ("vit_small_patch14_dinov2", SCALED | HEADLESS),
+    "registers": ("vit_small_patch14_reg4_dinov2", SCALED | HEADLESS),
+    "registers_classifier": ("vit_small_patch14_reg4_dinov2", SCALED | {"reg_tokens": 3}),
+    "registers_mean": ("vit_small_patch14_reg4_dinov2", SCALED | {"global_pool": "avg"}),
+    "registers_with_positions": ("vit_small_patch14_reg4_dinov2", SCALED | {"no_embed_class": False}),
+    "swiglu": ("vit_giant_patch14_reg4_dinov2", TINY | {"mlp_ratio": 4.0}),
+    "flexivit": ("flexivit_small", TINY),
+    "test_vit": ("test_vit", {}),  # a real architecture: 1,000 classes, heads of 32
+}
+
+# name → (architecture, arguments): each has a part that SpotViT has not.
+UNSUPPORTED = {
+    "no_class_token": ("vit_medium_patch16_gap_240", TINY),
+    "attention_pooling": ("vit_base_patch16_siglip_224", TINY),
+    "norm_before_layers": ("vit_base_patch16_clip_224", TINY),
+    "norm_of_queries": ("vit_tiny_patch16_224", TINY | {"qk_norm": True}),
+    "rms_norm": ("vit_tiny_patch16_224", TINY | {"norm_layer": "rmsnorm"}),
+    "max_pooling": ("vit_tiny_patch16_224", TINY | {"global_pool": "max"}),
+    "registers_in_the_mean": ("vit_tiny_patch16_224", TINY | {"global_pool": "avg", "pool_include_prefix": True}),
+    "geglu": ("vit_giant_patch14_dinov2", TINY | {"act_layer": "gelu"}),
+    "mish": ("vit_tiny_patch16_224", TINY | {"act_layer": "mish"}),
+    "hybrid": ("vit_base_r50_s16_224", {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 4, "num_classes": 7}),
+    "rotary": ("vit_small_patch16_rope_ape_224", {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 4}),
+    "convolutions": ("test_resnet", {}),
+}
+
+# name → entries of `pretrained_cfg` for the evaluation transform of a 32 × 32 model
+TRANSFORMS = {
+    "center": {"crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "center_whole": {"crop_pct": 1.0, "interpolation": "bilinear"},
+    "squash": {"crop_pct": 0.875, "crop_mode": "squash", "interpolation": "bicubic"},
+    "test_size": {"crop_pct": 0.9, "test_input_size": [3, 64, 64], "test_crop_pct": 1.0, "interpolation": "lanczos"},
+    "nothing_said": {"crop_pct": None, "interpolation": None, "mean": None, "std": None},
+}
+
+
+def save(name: str, architecture: str, arguments: dict, output_dir: Path) -> None:
+    model = randomise(timm.create_model(architecture, **arguments))
+    label_names = {"label_names": LABELS} if model.num_classes == len(LABELS) else {}
+    save_for_hf(model, output_dir / name, model_config=label_names, safe_serialization=True)
+    if name in UNSUPPORTED:
+        return
+    channels, height, width = model.pretrained_cfg["input_size"][0], *model.patch_embed.img_size
+    pixel_values = torch.randn(
+        3, arguments.get("in_chans", channels), height, width, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        outputs = {"logits" if model.num_classes else "pooler_output": model(pixel_values)}
+        if not model.num_classes:
+            outputs["last_hidden_state"] = model.forward_features(pixel_values)
+    tensors = {"pixel_values": pixel_values} | {key: tensor.contiguous() for key, tensor in outputs.items()}
+    save_file(tensors, output_dir / f"{name}.safetensors")
+
+
+def save_wrapped(output_dir: Path) -> None:
+    """The same, saved by transformers."""
+    arguments = {k: v for k, v in TINY.items() if k != "num_classes"}
+    config = TimmWrapperConfig.from_dict(
+        {
+            "architecture": "vit_tiny_patch16_224",
+            "num_classes": len(LABELS),
+            "label_names": LABELS,
+            "model_args": arguments | {"act_layer": "gelu_tanh"},
+            "pretrained_cfg": {"input_size": [3, 32, 32], "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        }
+    )
+    model = TimmWrapperForImageClassification(config)
+    randomise(model.timm_model)
+    model.eval().save_pretrained(output_dir / "wrapped")
+    pixel_values = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(pixel_values).logits
+    save_file({"pixel_values": pixel_values, "logits": logits}, output_dir / "wrapped.safetensors")
+
+
+def save_transformed(output_dir: Path) -> None:
+    """Pictures, and what timm's evaluation transforms make of them."""
+    generator = np.random.default_rng(0)
+    transformed = {}
+    for i, size in enumerate([(60, 44), (44, 61), (50, 50), (30, 33)]):
+        coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        picture = coarse.resize(size, Image.Resampling.BICUBIC)
+        picture.save(output_dir / f"{i}.png")
+        for name, entries in TRANSFORMS.items():
+            transform = create_transform(**resolve_data_config(pretrained_cfg={"input_size": (3, 32, 32), **entries}))
+            transformed[f"{name}/{i}"] = transform(picture)
+    save_file(transformed, output_dir / "transformed.safetensors")
+
+
+def architectures() -> dict[str, list[int]]:
+    """Hidden size and heads of all of timm's ViTs with the parts that SpotViT has, by name."""
+    found = {}
+    for name in timm.list_models(module=["vision_transformer", "deit"]):
+        with torch.device("meta"):
+            model = timm.create_model(name, depth=1)
+        names = [name for name, _ in model.named_parameters() if not name.startswith("patch_embed.")]
+        if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.norm1.bias", "blocks.0.mlp.fc2.bias"} <= {*names}:
+            found[name] = [model.embed_dim, model.blocks[0].attn.num_heads]
+    return found
+
+
+def main(output_dir: Path) -> None:
+    for name, (architecture, arguments) in {**MODELS, **UNSUPPORTED}.items():
+        save(name, architecture, arguments, output_dir)
+    save_wrapped(output_dir)
+    save_transformed(output_dir)
+    (output_dir / "transforms.json").write_text(json.dumps(TRANSFORMS))
+    (output_dir / "architectures.json").write_text(json.dumps(architectures()))
+    # With timm at hand, a classifier of 1,000 labels without names has those of ImageNet-1k.
+    labels = convert_checkpoint(output_dir / "test_vit").model.config.id2label
+    (output_dir / "imagenet_labels.json").write_text(json.dumps(labels))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
