@@ -2,77 +2,56 @@
 
 Importing this package registers SpotViT with transformers' Auto classes and `pipeline`. A saved model needs neither: it
 carries the same files as remote code.
+
+Names are imported when they are first used, and registration waits until transformers is imported: `spot-hf --help` needs
+neither it nor torch.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from importlib import import_module
+from typing import Any
 
-# Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.pipelines import PIPELINE_REGISTRY
+import wrapt
 
-from .configuration_spot_vit import SpotViTConfig
-from .conversion.convert import ConversionReport, convert_checkpoint
-from .conversion.errors import ConversionError
-from .coordinates.joining import join_coordinates
-from .coordinates.loading import load_coordinates
-from .coordinates.official import convert_official_coordinates, coordinates_from_official, coordinates_to_official
-from .hub.cards import write_model_card
-from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
-from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
-from .oracle.search import OracleResult, SpotOracle
-from .pipeline_spot_vit import SpotImageClassificationPipeline
-from .placement import PLACEMENTS, place
-from .pretraining_spot_vit import SpotViTForPreTraining
 from .version import __version__
 
 
-def _register() -> None:
-    AutoConfig.register("spot_vit", SpotViTConfig, exist_ok=True)
-    AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
-    AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
-    AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
-    image_processors = {"pil": SpotViTImageProcessorPil}
-    if SpotViTImageProcessor is not SpotViTImageProcessorPil:
-        image_processors["torchvision"] = SpotViTImageProcessor
-    AutoImageProcessor.register(SpotViTConfig, image_processor_classes=image_processors, exist_ok=True)
-    PIPELINE_REGISTRY.register_pipeline(
-        "spot-image-classification",
-        pipeline_class=SpotImageClassificationPipeline,
-        pt_model=AutoModelForImageClassification,
-        type="image",
-    )
-    # Saving copies the code of a class that is registered for an Auto class.
-    SpotViTConfig.register_for_auto_class()
-    SpotViTModel.register_for_auto_class("AutoModel")
-    SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-    SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-    SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
-    SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-    SpotViTPreTrainedModel._write_model_card = write_model_card
+_HOMES = {
+    "configuration_spot_vit": ["SpotViTConfig"],
+    "modeling_spot_vit": ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"],
+    "pretraining_spot_vit": ["SpotViTForPreTraining"],
+    "image_processing_spot_vit": ["SpotViTImageProcessor", "SpotViTImageProcessorPil"],
+    "pipeline_spot_vit": ["SpotImageClassificationPipeline"],
+    "placement": ["PLACEMENTS", "place"],
+    "conversion.convert": ["ConversionReport", "convert_checkpoint"],
+    "conversion.errors": ["ConversionError"],
+    "oracle.search": ["OracleResult", "SpotOracle"],
+    "coordinates.joining": ["join_coordinates"],
+    "coordinates.loading": ["load_coordinates"],
+    "coordinates.official": [
+        "convert_official_coordinates",
+        "coordinates_from_official",
+        "coordinates_to_official",
+    ],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]
 
 
-_register()
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value  # found without this function from now on
+    return value
 
-__all__ = [
-    "PLACEMENTS",
-    "ConversionError",
-    "ConversionReport",
-    "SpotImageClassificationPipeline",
-    "SpotViTConfig",
-    "SpotViTForImageClassification",
-    "SpotViTForPreTraining",
-    "SpotViTImageProcessor",
-    "SpotViTImageProcessorPil",
-    "SpotViTModel",
-    "SpotViTPreTrainedModel",
-    "__version__",
-    "OracleResult",
-    "SpotOracle",
-    "convert_checkpoint",
-    "convert_official_coordinates",
-    "coordinates_from_official",
-    "coordinates_to_official",
-    "join_coordinates",
-    "load_coordinates",
-    "place",
-]
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("transformers")  # at once, where it is imported already
+def _register(_: Any) -> None:
+    from .registration import register
+
+    register()

@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hub.server import POINTER, Hub, Repo
-from hub.xetstore import Xet
 from oracle_runs import files_of, save_images
 
+from hub.server import POINTER, Hub, Repo
+from hub.xetstore import Xet
 from spot_hf import convert_checkpoint
 from spot_hf.oracle.arguments import OracleRunArguments
 from spot_hf.oracle.run import run_oracle

@@ -13,7 +13,8 @@ import torch
 from accelerate import PartialState
 
 from ..placement import PLACEMENTS, generator_for, place
-from .encoded import EncodedImage, encoded, encoded_image, image_id_of, iterate_encoded
+from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
+from .failures import FailedImage, UnreadableImageError, check_failures
 from .saliency import read_saliency
 
 
@@ -21,7 +22,7 @@ READ_AHEAD = 256  # images of a stream that wait in memory
 
 
 @dataclass(frozen=True)
-class Start:
+class PlacementRequest:
     """Where tokens are to be placed: a prior, how many, and the seed of a random one."""
 
     placement: str
@@ -49,7 +50,7 @@ class Shards:
         """The tasks that a shard is missing for."""
         return [task for task, done in self.done.items() if shard not in done]
 
-    def starts(self, shard: int) -> list[Start]:
+    def placements(self, shard: int) -> list[PlacementRequest]:
         """Where tokens are to be placed for them. Here, that is what a task is."""
         return self.lacks(shard)
 
@@ -64,7 +65,7 @@ class Work:
 
     shard: int
     images: list[int] | list[EncodedImage]  # rows of a data set, or what was read from a stream
-    starts: list[Start]  # what is to be done with them
+    placements: list[PlacementRequest]  # what is to be done with them
     closes_shard: bool
 
 
@@ -79,10 +80,15 @@ class Batch:
     image_size: list[tuple[int, int]] = field(default_factory=list)
     label: list[int | None] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
-    starts: dict[Start, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
-    smaller: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # the images at other (height, width)
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    coordinates: dict[PlacementRequest, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
+    shrunken: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # the images at other (height, width)
+    failed: list[FailedImage] = field(default_factory=list)
     refused: str | None = None  # why the run cannot go on with it
+
+    @property
+    def num_images(self) -> int:
+        """Those that could not be read included."""
+        return len(self.image_index) + len(self.failed)
 
     def labels(self, num_labels: int, advice: str = "") -> torch.Tensor:
         """`(batch_size,)`, int64; `ValueError` where an image has none of the model's classes."""
@@ -95,6 +101,16 @@ class Batch:
         return torch.tensor(self.label)
 
 
+@dataclass
+class _Prepared:
+    """One image, as far as its batch needs it."""
+
+    image_size: tuple[int, int]
+    pixel_values: torch.Tensor
+    coordinates: dict[PlacementRequest, torch.Tensor]
+    shrunken: dict[tuple[int, int], torch.Tensor]
+
+
 class Preparation(torch.utils.data.Dataset):
     """
     What the workers do: read, hash and decode images, prepare them for the model, place their tokens.
@@ -102,73 +118,66 @@ class Preparation(torch.utils.data.Dataset):
     Args:
         images (`datasets.Dataset` or `datasets.IterableDataset`): of which work names rows; a stream's work brings its images.
         image_processor: of the model.
-        smaller (`dict`, *optional*): `(height, width)` → a processor that also gives the images at that size.
+        shrinking (`dict`, *optional*): `(height, width)` → a processor that also gives the images at that size.
     """
 
     def __init__(
         self,
         images: datasets.Dataset | datasets.IterableDataset,
         image_processor: Any,
-        smaller: dict[tuple[int, int], Any] | None = None,
+        shrinking: dict[tuple[int, int], Any] | None = None,
     ):
         self.images = encoded(images) if isinstance(images, datasets.Dataset) else None
-        self.split, self.image_processor, self.smaller = str(images.split), image_processor, smaller or {}
+        self.split, self.image_processor, self.shrinking = str(images.split), image_processor, shrinking or {}
 
     def __getitem__(self, work: Work) -> Batch:
         batch = Batch(work)
+        prepared: list[_Prepared] = []
         try:
-            self._prepare(work, batch)
+            for one in work.images:
+                image = self._read(one)
+                try:
+                    prepared.append(self._prepare(image, work.placements))
+                except UnreadableImageError as error:
+                    batch.failed.append(image.failed(error))
+                    continue
+                batch.image_index.append(image.index)
+                batch.image_id.append(image.image_id)
+                batch.image_sha256.append(image.sha256)
+                batch.image_size.append(prepared[-1].image_size)
+                batch.label.append(image.label)
         except ValueError as error:
             batch.refused = str(error)  # raised where the batch arrives: a worker would wrap it in its own traceback
+            return batch
+        if prepared:
+            batch.pixel_values = torch.stack([one.pixel_values for one in prepared])
+            batch.coordinates = {name: torch.stack([one.coordinates[name] for one in prepared]) for name in work.placements}
+            batch.shrunken = {size: torch.stack([one.shrunken[size] for one in prepared]) for size in self.shrinking}
         return batch
-
-    def _prepare(self, work: Work, batch: Batch) -> None:
-        pixel_values: list[torch.Tensor] = []
-        with_saliency = any(PLACEMENTS[start.placement].saliency for start in work.starts)
-        starts: dict[Start, list[torch.Tensor]] = {start: [] for start in work.starts}
-        smaller: dict[tuple[int, int], list[torch.Tensor]] = {size: [] for size in self.smaller}
-        for one in work.images:
-            image = self._read(one)
-            try:
-                decoded = image.decode()
-                pixels = _pixels(self.image_processor, decoded)
-                for size, processor in self.smaller.items():
-                    smaller[size].append(_pixels(processor, decoded))
-            except Exception as error:  # whatever a decoder makes of a broken file
-                reason = str(error).strip().splitlines()
-                _fail(batch, image, f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}")
-                continue
-            saliency = self._saliency(image, decoded.size) if with_saliency else None
-            if saliency is not None and not saliency.any():
-                _fail(batch, image, "all that is salient lies outside of what the model sees")
-                continue
-            batch.image_index.append(image.index)
-            batch.image_id.append(image.image_id)
-            batch.image_sha256.append(image.sha256)
-            batch.image_size.append(decoded.size)
-            batch.label.append(image.label)
-            pixel_values.append(pixels)
-            for start, sets in starts.items():
-                generator = generator_for(start.seed, image.image_id) if PLACEMENTS[start.placement].random else None
-                patch_size = self.image_processor.patch_size
-                sets.append(place(start.placement, start.num_tokens, pixels, patch_size, generator, saliency))
-        if pixel_values:
-            batch.pixel_values = torch.stack(pixel_values)
-            batch.starts = {start: torch.stack(sets) for start, sets in starts.items()}
-            batch.smaller = {size: torch.stack(images) for size, images in smaller.items()}
-
-    def _saliency(self, image: EncodedImage, image_size: tuple[int, int]) -> torch.Tensor:
-        """`(height, width)` of `pixel_values`."""
-        return model_saliency(image.saliency, image_size, image.image_id, self.image_processor)
 
     def _read(self, one: int | EncodedImage) -> EncodedImage:
         if isinstance(one, EncodedImage):
             return one
         assert self.images is not None
-        try:
-            return encoded_image(self.images[one], one, self.split)
-        except OSError:  # a file that is gone: an image without content, which cannot be decoded
-            return EncodedImage(one, image_id_of(None, one, self.split), b"", None)
+        return encoded_image(self.images[one], one, self.split)
+
+    def _prepare(self, image: EncodedImage, placements: list[PlacementRequest]) -> _Prepared:
+        """[`UnreadableImageError`] where it cannot be read, or the model sees nothing of what is salient in it."""
+        decoded = image.decode()
+        pixel_values = _pixel_values(self.image_processor, decoded)
+        saliency = None
+        if any(PLACEMENTS[request.placement].saliency for request in placements):
+            saliency = model_saliency(image.saliency, decoded.size, image.image_id, self.image_processor)
+            if not saliency.any():
+                raise UnreadableImageError("all that is salient lies outside of what the model sees")
+        coordinates = {}
+        for request in placements:
+            random = PLACEMENTS[request.placement].random
+            generator = generator_for(request.seed, image.image_id) if random else None
+            patch_size = self.image_processor.patch_size
+            coordinates[request] = place(request.placement, request.num_tokens, pixel_values, patch_size, generator, saliency)
+        shrunken = {size: _pixel_values(processor, decoded) for size, processor in self.shrinking.items()}
+        return _Prepared(decoded.size, pixel_values, coordinates, shrunken)
 
 
 def model_saliency(value: Any, image_size: tuple[int, int], image_id: str, image_processor: Any) -> torch.Tensor:
@@ -180,15 +189,30 @@ def model_saliency(value: Any, image_size: tuple[int, int], image_id: str, image
         raise ValueError(f"`saliency_column_name`, image {image_id!r}: {error}") from None
 
 
-def _fail(batch: Batch, image: EncodedImage, reason: str) -> None:
-    batch.failed.append({"image_index": image.index, "image_id": image.image_id, "error": reason})
-
-
-def _pixels(image_processor: Any, image: Any) -> torch.Tensor:
+def _pixel_values(image_processor: Any, image: Any) -> torch.Tensor:
     return image_processor(image, placement="grid", return_tensors="pt")["pixel_values"][0]
 
 
-def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int) -> Iterator[Batch]:
+class FailureCount:
+    """
+    Those of one process so far: stops a job as soon as they are too many of all images.
+
+    Args:
+        max_failed_share (`float`): of the images, that may fail.
+        num_images (`int`, *optional*): of which that share is; of a stream of unknown length only its end can tell.
+    """
+
+    def __init__(self, max_failed_share: float, num_images: int | None):
+        self.max_failed_share, self.num_images = max_failed_share, num_images
+        self.failed: list[FailedImage] = []
+
+    def add(self, batch: Batch) -> None:
+        self.failed += batch.failed
+        if batch.failed and self.num_images is not None:
+            check_failures(self.failed, self.num_images, self.max_failed_share)
+
+
+def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int, count: FailureCount) -> Iterator[Batch]:
     """Prepares work in worker processes, ahead of whoever iterates."""
     batches = torch.utils.data.DataLoader(
         preparation,
@@ -200,6 +224,7 @@ def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int)
     for batch in batches:
         if batch.refused is not None:
             raise ValueError(batch.refused)
+        count.add(batch)
         yield batch
 
 
@@ -225,7 +250,7 @@ class Plan:
     def _batches(self, shard: int, images: list) -> Iterator[Work]:
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
-            yield Work(shard, part, self.shards.starts(shard), start + self.batch_size >= len(images))
+            yield Work(shard, part, self.shards.placements(shard), start + self.batch_size >= len(images))
 
     def _rows(self) -> Iterator[Work]:
         for shard in self.my_shards():
@@ -262,21 +287,24 @@ def _read_ahead(rows: Iterable[EncodedImage], size: int) -> Iterator[EncodedImag
     waiting: queue.Queue = queue.Queue(maxsize=size)
     end, stopped = object(), threading.Event()
 
+    def put(value: Any) -> bool:
+        """Whether somebody still waits for it: who has stopped makes no room any more."""
+        while not stopped.is_set():
+            try:
+                waiting.put(value, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
+
     def read() -> None:
-        last: Any = end
         try:
             for row in rows:
-                while not stopped.is_set():
-                    try:
-                        waiting.put(row, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if stopped.is_set():
+                if not put(row):
                     return
+            put(end)
         except BaseException as error:
-            last = error
-        waiting.put(last)
+            put(error)
 
     threading.Thread(target=read, daemon=True).start()
     try:

@@ -12,6 +12,8 @@ import datasets
 import fsspec
 from PIL import Image
 
+from .failures import FailedImage, UnreadableImageError
+
 
 @dataclass(frozen=True)
 class EncodedImage:
@@ -22,16 +24,39 @@ class EncodedImage:
     content: bytes
     label: int | None
     saliency: Any = None  # as `read_saliency` takes it
+    unreadable: str | None = None  # why there is no content
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
     def decode(self) -> Image.Image:
-        """As `datasets` decodes it: upright as its EXIF orientation says. Raises what a broken file makes PIL raise."""
-        image = datasets.Image().decode_example({"bytes": self.content, "path": None})
-        image.load()
+        """
+        As `datasets` decodes it: upright as its EXIF orientation says.
+
+        Raises:
+            [`UnreadableImageError`]: the file is gone or broken.
+        """
+        if self.unreadable is not None:
+            raise UnreadableImageError(self.unreadable)
+        try:
+            image = datasets.Image().decode_example({"bytes": self.content, "path": None})
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # a decoder raises anything for a broken file: OSError, SyntaxError, struct.error, ...
+            raise UnreadableImageError(reason_of(error)) from error
         return image
+
+    def failed(self, error: Exception) -> FailedImage:
+        """For the record of what was skipped."""
+        return FailedImage(self.index, self.image_id, str(error))
+
+
+def reason_of(error: Exception) -> str:
+    """An error's class and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 def encoded(images: datasets.Dataset | datasets.IterableDataset, image_column_name: str = "image") -> Any:
@@ -51,8 +76,16 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
         split (`str`): for the id of an image without a file name: `SPLIT/INDEX`.
     """
     stored = row["image"] or {}
-    image_id = image_id_of(stored.get("path"), index, split)
-    return EncodedImage(index, image_id, _stored_bytes(stored), row.get("label"), stored_saliency(row.get("saliency")))
+    path = stored.get("path")
+    content, unreadable = b"", None
+    try:
+        content = _stored_bytes(stored)
+    except OSError as error:
+        if _is_remote(path):  # the network's failure, not the image's
+            raise
+        unreadable = reason_of(error)
+    saliency = stored_saliency(row.get("saliency"))
+    return EncodedImage(index, image_id_of(path, index, split), content, row.get("label"), saliency, unreadable)
 
 
 def stored_saliency(value: Any) -> Any:
@@ -69,9 +102,44 @@ def _stored_bytes(stored: dict[str, Any]) -> bytes:
     return content
 
 
+def _is_remote(path: str | None) -> bool:
+    """Whether a path, or the archive that it lies in, is a URL: `https://...`, `hf://...`, `zip://member::https://...`."""
+    where = (path or "").rpartition("::")[2]
+    return "://" in where and not where.startswith("file://")
+
+
 def image_id_of(path: str | None, index: int, split: str) -> str:
-    """The file name where the source has one, else `SPLIT/INDEX`."""
-    return Path(path).name if path else f"{split}/{index}"
+    """
+    An image's id: what coordinates are joined by, and random placements are drawn by.
+
+    Args:
+        path (`str`, *optional*): as the source states it. In an archive, fsspec's chain of URLs, innermost first, such as
+            `zip://cat/0.png::/x/train.zip`.
+        index (`int`): of the row in its split.
+        split (`str`): its name.
+
+    Returns:
+        `str`: the file's name; in an archive, its path below the archive; without a path, `SPLIT/INDEX`.
+    """
+    if not path:
+        return f"{split}/{index}"
+    member, chained, _ = path.partition("::")
+    return member.partition("://")[2] if chained else Path(path).name
+
+
+def check_image_ids(images: datasets.Dataset) -> None:
+    """`ValueError` where two images of a split have one id. Reads no image."""
+    column = encoded(images).with_format("arrow")["image"][:]
+    rows: dict[str, int] = {}
+    for index, path in enumerate(path for chunk in column.chunks for path in chunk.field("path").to_pylist()):
+        image_id = image_id_of(path, index, str(images.split))
+        if image_id in rows:
+            raise ValueError(
+                f"`dataset_name`: images {rows[image_id]} and {index} of {str(images.split)!r} share the id {image_id!r}, by "
+                "which their coordinates would be known. An id is the file's name, or, in an archive, the path below it: "
+                "rename the files, or pack their folders into one zip file"
+            )
+        rows[image_id] = index
 
 
 def iterate_encoded(images: Any, split: str, start: int = 0) -> Iterator[EncodedImage]:

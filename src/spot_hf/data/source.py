@@ -1,43 +1,85 @@
 """Labelled images by the name of their data set: the Hub's, a directory's, or scikit-learn's digits, which need no network."""
 
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
+from ..jobs.versions import public_name
 from .digits import DIGITS, load_digits
 from .encoded import encoded
+from .failures import check_max_failed_share
 from .saliency import check_saliency_column
 
 
-def load_images(
-    dataset_name: str,
-    *,
-    config_name: str | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-    image_column_name: str = "image",
-    label_column_name: str | None = "label",
-    saliency_column_name: str | None = None,
-    max_samples: int | None = None,
-    streaming: bool = False,
-) -> datasets.Dataset | datasets.IterableDataset:
+@dataclass(kw_only=True)
+class DatasetSource:
+    """
+    Which images. Jobs' arguments inherit these; those that can stream, or that use saliency, declare `streaming` and
+    `saliency_column_name` as fields of their own.
+    """
+
+    dataset_name: str = field(
+        default=DIGITS, metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    dataset_split: str | None = field(
+        default=None, metadata={"help": "Split to use (default: test, or validation where there is no test)."}
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column_name: str | None = field(default="label", metadata={"help": "Column of the labels; none: without labels."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
+    max_failed_share: float = field(
+        default=0.01,
+        metadata={"help": "Images that cannot be read are skipped and listed; above this share of them, stop."},
+    )
+
+    # Without annotation: no fields, and so no options of jobs that lack them.
+    saliency_column_name = None
+    streaming = False
+
+    def __post_init__(self) -> None:
+        if self.label_column_name is not None and self.label_column_name.lower() == "none":
+            self.label_column_name = None
+
+    def check_source(self) -> None:
+        """`ValueError` for what no data set can have, before anything is loaded."""
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"`max_samples` must be at least 1; got {self.max_samples}")
+        check_max_failed_share(self.max_failed_share)
+
+    def source(self, **changes: Any) -> "DatasetSource":
+        """Which images alone, of a job's arguments; with `changes`, such as of the split."""
+        values = {one.name: getattr(self, one.name) for one in fields(DatasetSource)}
+        found = DatasetSource(**{**values, **{name: value for name, value in changes.items() if name in values}})
+        for name in ("saliency_column_name", "streaming"):
+            setattr(found, name, changes.get(name, getattr(self, name)))
+        return found
+
+    def recorded_source(self) -> dict[str, Any]:
+        """For a job's record: of what lies on this machine the name, not the path. Not how it is read."""
+        values = {one.name: getattr(self, one.name) for one in fields(DatasetSource) if one.name != "max_failed_share"}
+        return {**values, "dataset_name": public_name(self.dataset_name)}
+
+
+Source = TypeVar("Source", bound=DatasetSource)
+
+
+def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDataset:
     """
     Loads a split of an image-classification data set.
 
     Args:
-        dataset_name (`str`): `"digits"`, a Hub id, or a directory in any form that `load_dataset` reads.
-        config_name (`str`, *optional*): the data set's config.
-        split (`str`, *optional*): by default `test`, or `validation` where there is no test split.
-        revision (`str`, *optional*): branch, tag or commit of a Hub id.
-        image_column_name, label_column_name (`str`): the columns' names in the source. Without a label column the data set has
-            images only.
-        saliency_column_name (`str`, *optional*): a column of saliency maps (greyscale images, or two-dimensional arrays) or of
-            boxes `[x_min, y_min, x_max, y_max]` in pixels of the original image, one or a list: see [`read_saliency`].
-        max_samples (`int`, *optional*): the first so many rows only.
-        streaming (`bool`): read the source as it is iterated, and store nothing. Digits are in memory anyway.
+        source ([`DatasetSource`]): which. Without a label column the data set has images only. `saliency_column_name`: a
+            column of saliency maps (greyscale images, or two-dimensional arrays) or of boxes `[x_min, y_min, x_max, y_max]`
+            in pixels of the original image, one or a list: see [`read_saliency`]. `streaming`: the source is read as it is
+            iterated, and nothing stored. Digits are in memory anyway.
 
     Returns:
         `datasets.Dataset`, or, streaming, `datasets.IterableDataset`, with the columns `image` (decoded to `PIL.Image`),
@@ -46,51 +88,66 @@ def load_images(
     Raises:
         `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
     """
-    splits = load_digits() if dataset_name == DIGITS else _load_splits(dataset_name, config_name, revision, streaming)
+    dataset = _load_split(source)
+    columns = _check_columns(source, dataset.features)
+    for column in ("saliency", "image"):
+        # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
+        if column in columns and isinstance(dataset.features[columns[column]], datasets.Image):
+            dataset = encoded(dataset, columns[column])
+    dataset = dataset.select_columns(list(columns.values()))
+    dataset = dataset.rename_columns({old: new for new, old in columns.items() if old != new})
+    dataset = dataset.cast_column("image", datasets.Image())
+    if source.max_samples is None:
+        return dataset
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.take(source.max_samples)
+    return dataset.select(range(min(source.max_samples, len(dataset))))
+
+
+def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDataset:
+    """The split that is asked for, or the default one, with features that are known."""
+    splits = load_digits() if source.dataset_name == DIGITS else _load_splits(source)
+    split = source.dataset_split
     if split is None:
         split = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
     if split not in splits:
         raise ValueError(f"`dataset_split` must be one of {', '.join(splits)}; got {split!r}")
     dataset = splits[split]
-    if dataset.features is None:
-        dataset = dataset._resolve_features()  # of a stream whose source does not state them: reads its first rows
-    asked_for = {"image": image_column_name, "label": label_column_name, "saliency": saliency_column_name}
-    names = {new: old for new, old in asked_for.items() if old is not None}
-    for new, old in names.items():
-        if old not in dataset.features:
-            raise ValueError(f"`{new}_column_name` must be one of {', '.join(dataset.features)}; got {old!r}")
-    if not isinstance(dataset.features[image_column_name], datasets.Image):
-        kind = type(dataset.features[image_column_name]).__name__
+    # Of a stream whose source does not state them: reads its first rows.
+    return dataset if dataset.features is not None else dataset._resolve_features()
+
+
+def _check_columns(source: DatasetSource, features: datasets.Features) -> dict[str, str]:
+    """Our names of the columns that are asked for → the source's; `ValueError` where one is not there or of another kind."""
+    asked_for = {"image": source.image_column_name, "label": source.label_column_name, "saliency": source.saliency_column_name}
+    columns = {new: old for new, old in asked_for.items() if old is not None}
+    for new, old in columns.items():
+        if old not in features:
+            raise ValueError(f"`{new}_column_name` must be one of {', '.join(features)}; got {old!r}")
+    image_column_name = source.image_column_name
+    if not isinstance(features[image_column_name], datasets.Image):
+        kind = type(features[image_column_name]).__name__
         raise ValueError(f"`image_column_name` must name a column of images; {image_column_name!r} is of type {kind}")
-    if label_column_name == image_column_name:
-        raise ValueError(f"`label_column_name` must be a column of its own; got {label_column_name!r}, which has the images")
-    if saliency_column_name is not None:
-        if saliency_column_name in (image_column_name, label_column_name):
-            raise ValueError(f"`saliency_column_name` must be a column of its own; got {saliency_column_name!r}")
-        check_saliency_column(dataset.features[saliency_column_name], saliency_column_name)
-        if isinstance(dataset.features[saliency_column_name], datasets.Image):
-            dataset = encoded(dataset, saliency_column_name)
-    # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
-    dataset = encoded(dataset, image_column_name).select_columns(list(names.values()))
-    dataset = dataset.rename_columns({old: new for new, old in names.items() if old != new})
-    dataset = dataset.cast_column("image", datasets.Image())
-    if max_samples is None:
-        return dataset
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset.take(max_samples)
-    return dataset.select(range(min(max_samples, len(dataset))))
+    if source.label_column_name == image_column_name:
+        raise ValueError(f"`label_column_name` must be a column of its own; got {image_column_name!r}, which has the images")
+    if source.saliency_column_name is not None:
+        if source.saliency_column_name in (image_column_name, source.label_column_name):
+            raise ValueError(f"`saliency_column_name` must be a column of its own; got {source.saliency_column_name!r}")
+        check_saliency_column(features[source.saliency_column_name], source.saliency_column_name)
+    return columns
 
 
-def _load_splits(dataset_name: str, config_name: str | None, revision: str | None, streaming: bool) -> Any:
+def _load_splits(source: DatasetSource) -> Any:
+    dataset_name = source.dataset_name
     local = Path(dataset_name).expanduser()
     try:
         splits = datasets.load_dataset(
             str(local) if local.exists() else dataset_name,
-            config_name,
-            revision=None if local.exists() else revision,
-            streaming=streaming,
+            source.dataset_config_name,
+            revision=None if local.exists() else source.dataset_revision,
+            streaming=source.streaming,
         )
-        if streaming and not local.exists():
+        if source.streaming and not local.exists():
             HfApi().auth_check(dataset_name, repo_type="dataset")  # a stream may be refused at its first row only
         return splits
     except Exception as error:
@@ -119,14 +176,18 @@ def _is_gated(error: BaseException | None) -> bool:
     return False
 
 
-def resolve_revision(dataset_name: str, revision: str | None = None) -> str | None:
-    """The commit of a Hub data set, for the record; what was asked for where the Hub cannot be asked."""
-    if dataset_name == DIGITS or Path(dataset_name).expanduser().exists():
-        return None
-    try:
-        return HfApi().dataset_info(dataset_name, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return revision
+def pinned(source: Source) -> Source:
+    """
+    The same source or job at the commit that its revision names now, so that all that is read of a Hub data set is of one
+    commit. Unchanged where there is none, or where the Hub cannot be asked.
+    """
+    found = copy(source)
+    if source.dataset_name == DIGITS or Path(source.dataset_name).expanduser().exists():
+        found.dataset_revision = None
+        return found
+    with suppress(HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        found.dataset_revision = HfApi().dataset_info(source.dataset_name, revision=source.dataset_revision).sha
+    return found
 
 
 def count_images(images: datasets.Dataset | datasets.IterableDataset, max_samples: int | None) -> int | None:
@@ -143,9 +204,3 @@ def count_images(images: datasets.Dataset | datasets.IterableDataset, max_sample
     if count == 0:
         raise ValueError(f"`dataset_split` must have images; {split!r} has none")
     return count
-
-
-# --------------------------------------------------------------------------------------------------- encoded images
-
-
-# ------------------------------------------------------------------------------------------------------------ digits

@@ -1,50 +1,105 @@
 """Loading SpotViTs by directory or Hub id, with this package's own classes, and with errors that say what to do instead."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration_spot_vit import SpotViTConfig
+from ..jobs.versions import public_name, weights_digest
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 
 
-def load_spot_vit_config(model: str, revision: str | None = None) -> SpotViTConfig:
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class ModelSource:
     """
+    A SpotViT that is there, at one commit: all that is loaded through it is of that commit, whatever is pushed meanwhile.
+
+    Attributes:
+        name (`str`): directory or Hub id.
+        revision (`str`, *optional*): the commit, of a Hub id; what was asked for where the Hub does not say.
+        config ([`SpotViTConfig`]): of the model.
+    """
+
+    name: str
+    revision: str | None
+    config: SpotViTConfig
+
+    @property
+    def has_classifier(self) -> bool:
+        return has_classifier(self.config)
+
+    def check_classifier(self) -> None:
+        """`ValueError` where it has none."""
+        if not self.has_classifier:
+            raise ValueError(f"`model` {self.name!r} has no classifier: convert it with --num_labels and train it first")
+
+    def load(self) -> SpotViTPreTrainedModel:
+        """The model that was saved: [`SpotViTForImageClassification`], or [`SpotViTModel`] where it has no classifier."""
+        return load_weights(SpotViTForImageClassification if self.has_classifier else SpotViTModel, self).eval()
+
+    def load_image_processor(self) -> Any:
+        return AutoImageProcessor.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+
+    def recorded(self) -> dict[str, Any]:
+        """For a job's record: of what lies on this machine the name and a digest, not the path."""
+        return {"model": public_name(self.name), "revision": self.revision, "model_sha256": weights_digest(self.name)}
+
+
+def open_model(model: str, revision: str | None = None) -> ModelSource:
+    """
+    Finds a SpotViT, and pins its commit.
+
     Args:
         model (`str`): directory or Hub id.
-        revision (`str`, *optional*): of a Hub id.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
         `ValueError`: it is no SpotViT. `OSError`: there is no such model.
     """
-    if not Path(model).is_dir() and (Path(model).exists() or model.count("/") != 1):
+    if not Path(model).expanduser().is_dir() and (Path(model).exists() or model.count("/") != 1):
         raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
     config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     if config.model_type != "spot_vit":
         raise ValueError(
             f"`model` {model!r} is a {config.model_type!r}, not a SpotViT: convert it with `spot-hf convert` first"
         )
-    return config
+    return ModelSource(model, getattr(config, "_commit_hash", None) or revision, config)
+
+
+def load_weights(model_class: type[Model], source: ModelSource, *, anew: Sequence[str] = (), **changes: Any) -> Model:
+    """
+    `from_pretrained`, where weights that do not fit their config are an error that names what does not fit.
+
+    Args:
+        model_class: which class.
+        source ([`ModelSource`]): of which model.
+        anew: beginnings of names of parameters that are to be initialised anew where they do not fit or are not there.
+        changes: fields of the config with other values.
+
+    Raises:
+        `ValueError`: a tensor is missing, or has another shape than the config says.
+    """
+    model, report = model_class.from_pretrained(
+        source.name, revision=source.revision, output_loading_info=True, ignore_mismatched_sizes=True, **changes
+    )
+    for name, saved, expected in sorted(report["mismatched_keys"]):
+        if not name.startswith(tuple(anew)):
+            raise ValueError(
+                f"`model` {source.name!r}: the weights do not fit their config: tensor `{name}` has shape {tuple(saved)}, the "
+                f"config says {tuple(expected)}"
+            )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(tuple(anew)))
+    if missing:
+        raise ValueError(f"`model` {source.name!r}: the weights lack `{missing[0]}` and {len(missing) - 1} more tensors")
+    return model
 
 
 def has_classifier(config: SpotViTConfig) -> bool:
     return any("Classification" in name for name in config.architectures or []) and config.num_labels > 0
-
-
-def check_classifier(model: str, config: SpotViTConfig) -> None:
-    """`ValueError` where a saved model has none."""
-    if not has_classifier(config):
-        raise ValueError(f"`model` {model!r} has no classifier: convert it with --num_labels and train it first")
-
-
-def load_spot_vit(model: str, revision: str | None = None) -> SpotViTPreTrainedModel:
-    """The model that was saved: [`SpotViTForImageClassification`], or [`SpotViTModel`] where it has no classifier."""
-    kind = SpotViTForImageClassification if has_classifier(load_spot_vit_config(model, revision)) else SpotViTModel
-    return kind.from_pretrained(model, revision=revision).eval()
-
-
-def load_image_processor(model: str, revision: str | None = None) -> Any:
-    """The image processor that was saved with a SpotViT."""
-    return AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)

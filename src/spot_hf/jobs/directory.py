@@ -1,57 +1,92 @@
 """A job's directory: its parameters, so that a killed job goes on and another one is refused, and its results."""
 
 import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..coordinates.shards import SHARD_NAME
-from .files import write_atomically
-
-
-TEMPORARY = ".*.tmp"
+from .files import LEDGER, TEMPORARY, check_output_dir, write_atomically
 
 
-LEDGER = "run.json"
+# Commits of what lies on the Hub. One that could not be asked for, or that an earlier version did not record, is not known
+# to differ.
+COMMITS = ("revision", "dataset_revision", "teacher_revision", "coordinates_revision")
+
+Directory = TypeVar("Directory", bound="JobDirectory")
 
 
-class RunDirectory:
+@dataclass(kw_only=True)
+class Ledger:
     """
-    A directory that a run fills with shards. The directory is the ledger: a shard whose file is there is done. `run.json`
-    holds the parameters that all of them share, and, when all is done, the results.
+    What `run.json` holds.
+
+    Attributes:
+        parameters (`dict`): on which the results depend. A job with others is another job.
+        command (`str`, *optional*): how the job was started.
+        versions (`dict`): of the libraries; device (`str`): on which it ran.
+        results (`dict`, *optional*): are there when all is done.
+    """
+
+    parameters: dict[str, Any]
+    command: str | None = None
+    versions: dict[str, str] | None = None
+    device: str | None = None
+    results: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Ledger":
+        """`ValueError` where the file is no such ledger."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values["parameters"], dict):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"`output_dir` {str(path.parent)!r} holds no run: no {LEDGER}") from None
+        return cls(**{one.name: values.get(one.name) for one in fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        return values if self.results is not None else {name: value for name, value in values.items() if name != "results"}
+
+
+class JobDirectory:
+    """
+    A directory that a job fills, and goes on with after it was killed.
 
     Args:
         directory (`str`): where.
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+        self.directory = Path(directory).expanduser().resolve()
 
     @property
-    def ledger(self) -> dict[str, Any]:
-        """What `run.json` holds; `ValueError` where it is no such ledger."""
-        try:
-            ledger = json.loads((self.directory / LEDGER).read_text(encoding="utf-8"))
-            if not isinstance(ledger["parameters"], dict):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"`output_dir` {str(self.directory)!r} holds no run of `spot-hf oracle`: no {LEDGER}") from None
-        return ledger
+    def ledger(self) -> Ledger:
+        """`ValueError` where there is none."""
+        return Ledger.read(self.directory / LEDGER)
 
-    def open(self, parameters: dict[str, Any], facts: dict[str, Any]) -> None:
+    def open(self, ledger: Ledger, *, overwrite: bool = False, inputs: Iterable[str] = ()) -> None:
         """
-        Begins a run, or goes on with one.
+        Begins a job, or goes on with one.
 
         Args:
-            parameters (`dict`): on which the rows depend.
-            facts (`dict`): of this run, for the record: versions, command.
+            ledger ([`Ledger`]): of this job.
+            overwrite (`bool`): begin anew, and remove what an earlier job has written there.
+            inputs: what the job reads, which must not be overwritten.
 
         Raises:
-            `ValueError`: the directory holds something else, or a run with other parameters.
+            `ValueError`: the directory holds something else, or a job with other parameters.
         """
-        self.check(parameters)
+        if overwrite:
+            check_output_dir(self.directory, True, inputs=inputs)
+            if self.directory.exists():
+                shutil.rmtree(self.directory)
+        self.check(ledger.parameters)
         if not (self.directory / LEDGER).exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.write_ledger({"parameters": parameters, **facts})
+            self.write_ledger(ledger)
 
     def check(self, parameters: dict[str, Any]) -> None:
         """The same checks, without writing."""
@@ -60,16 +95,14 @@ class RunDirectory:
         if not self.directory.is_dir():
             raise ValueError(f"`output_dir` must be a directory; {str(self.directory)!r} is a file")
         if not (self.directory / LEDGER).exists():
-            # A run that was killed in its first instant has left a temporary file.
+            # A job that was killed in its first instant has left a temporary file.
             if any(not path.match(TEMPORARY) for path in self.directory.iterdir()):
                 raise ValueError(
-                    f"`output_dir` {str(self.directory)!r} is not empty and holds no run to go on with; give another one, or "
-                    "`overwrite_output_dir` to replace it"
+                    f"`output_dir` {str(self.directory)!r} is not empty and holds no run to go on with; give another directory"
                 )
             return
-        there = self.ledger["parameters"]
-        # What the Hub could not be asked for is not known to differ.
-        unknown = {name for name in ("dataset_revision",) if there.get(name) is None or parameters.get(name) is None}
+        there = self.ledger.parameters
+        unknown = {name for name in COMMITS if there.get(name) is None or parameters.get(name) is None}
         differing = [
             f"{name} {there.get(name)!r} there, {parameters.get(name)!r} here"
             for name in sorted({*there, *parameters} - unknown)
@@ -81,35 +114,13 @@ class RunDirectory:
                 "same ones to go on with it, another directory, or `overwrite_output_dir` to replace it"
             )
 
-    def write_ledger(self, ledger: dict[str, Any]) -> None:
-        with write_atomically(self.directory / LEDGER) as file:
-            file.write((json.dumps(ledger, indent=2) + "\n").encode())
+    def write_ledger(self, ledger: Ledger) -> None:
+        self.write_json(LEDGER, ledger.to_json())
 
-    def shards(self, config: str, split: str) -> dict[int, Path]:
-        """The shards that are done, by their number."""
-        found = {}
-        for path in sorted((self.directory / config).glob("*.parquet")):
-            match = SHARD_NAME.fullmatch(path.name)
-            if match and match["split"] == split:
-                found[int(match["index"])] = path
-        return dict(sorted(found.items()))
-
-    def shard_path(self, config: str, split: str, index: int, total: int | None) -> Path:
-        """Where a shard goes. Until the end of a source of unknown length, names do not say of how many it is."""
-        suffix = "" if total is None else f"-of-{total:05d}"
-        return self.directory / config / f"{split}-{index:05d}{suffix}.parquet"
-
-    def name_totals(self, config: str, split: str, total: int) -> None:
-        """Gives shards of what was a source of unknown length their final names. May be interrupted, and repeated."""
-        for index, path in self.shards(config, split).items():
-            path.rename(self.shard_path(config, split, index, total))
-
-    def records(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Of all finished configs: `(config, split)` → record."""
-        found = {}
-        for path in sorted(self.directory.glob("*/*.json")):
-            found[path.parent.name, path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the directory, all at once."""
+        with write_atomically(self.directory / name) as file:
+            file.write((json.dumps(value, indent=2, default=str) + "\n").encode())
 
     def clean(self) -> None:
         """Removes what killed processes left half-written."""

@@ -1,5 +1,6 @@
 """Output directories: nothing is destroyed unasked, and nothing half-written is left behind."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,13 +10,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+LEDGER = "run.json"  # of a job, in its directory
+CONVERSION_REPORT = "conversion_report.json"
+TEMPORARY = ".*.tmp"  # what a killed process may leave of a file
+
+
+def is_written_by_us(directory: Path) -> bool:
+    """Whether a job or a conversion wrote the directory."""
+    for name, key in ((LEDGER, "parameters"), (CONVERSION_REPORT, "source_model")):
+        try:
+            if key in json.loads((directory / name).read_text(encoding="utf-8")):
+                return True
+        except (OSError, ValueError, TypeError):
+            continue
+    return False
+
+
 def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
     """
     The path that will be written, with links resolved.
 
     Args:
         output_dir (`str`): as the user gave it.
-        overwrite (`bool`): whether what is there may be replaced.
+        overwrite (`bool`): whether what is there may be replaced, as far as a job or a conversion wrote it.
         inputs (`list[str]`): what the work reads, which must not be replaced by it. Hub ids are no paths, and pass.
 
     Raises:
@@ -26,6 +43,11 @@ def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[s
         raise ValueError(f"`output_dir` must be a directory; {str(output_dir)!r} is a file")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ValueError(f"`output_dir` {str(output_dir)!r} is not empty; give `overwrite_output_dir` to replace it")
+    if path.is_dir() and any(not one.match(TEMPORARY) for one in path.iterdir()) and not is_written_by_us(path):
+        raise ValueError(
+            f"`overwrite_output_dir` replaces only what a command of spot-hf wrote; {str(output_dir)!r} holds neither "
+            f"{LEDGER} nor {CONVERSION_REPORT}: remove it yourself, or give another `output_dir`"
+        )
     here = Path.cwd()
     if path == here or path in here.parents:
         raise ValueError(

@@ -1,7 +1,8 @@
 """The processes of a job: what Accelerate, torchrun or nobody started, their device, and what makes results repeatable."""
 
 import os
-import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -9,18 +10,29 @@ import torch
 from accelerate import InitProcessGroupKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 
-from .directory import RunDirectory
-from .files import check_output_dir
+from .directory import JobDirectory, Ledger
 
 
-def process_state() -> PartialState:
-    """A process waits for the slowest, which may have a shard more: longer than collectives wait by default."""
+@contextmanager
+def job_processes() -> Iterator[PartialState]:
+    """
+    The processes of a job, for as long as it lasts. On an accelerator torch is asked for deterministic algorithms, and
+    afterwards for what it was asked for before.
+    """
     cpu = not torch.accelerator.is_available()
-    if not cpu:
-        # Attention's backward pass on a GPU adds in any order unless it is told not to: rows are to be the same every time.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    return PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
+    # A process waits for the slowest, which may have a shard more: longer than collectives wait by default.
+    state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
+    if cpu:
+        yield state
+        return
+    # Attention's backward pass on a GPU adds in any order unless it is told not to: rows are to be the same every time.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read once, when CUDA starts
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield state
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def device_of(state: PartialState) -> torch.device:
@@ -29,23 +41,25 @@ def device_of(state: PartialState) -> torch.device:
     return torch.device("cpu") if state.device.type == "cpu" else state.device
 
 
-def open_run(
-    state: PartialState,
-    run: RunDirectory,
-    parameters: dict[str, Any],
-    facts: dict[str, Any],
-    overwrite: bool,
-    inputs: list[str],
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Waits until an accelerator has done what it was told: for timing."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def open_directory(
+    state: PartialState, run: JobDirectory, ledger: Ledger, *, overwrite: bool, inputs: Iterable[str | None]
 ) -> None:
-    """Begins a run in a directory, or goes on with one, on the first process; its error is every process's."""
+    """Begins a job in a directory, or goes on with one, on the first process; its error is every process's."""
     outcome: list[Any] = [None]
     if state.is_main_process:
         try:
-            if overwrite:
-                check_output_dir(run.directory, True, inputs=inputs)
-                if run.directory.exists():
-                    shutil.rmtree(run.directory)
-            run.open(parameters, facts)
+            run.open(ledger, overwrite=overwrite, inputs=[one for one in inputs if one])
         except (ValueError, OSError) as error:
             outcome = [error]
     if state.num_processes > 1:

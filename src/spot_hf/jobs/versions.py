@@ -2,12 +2,10 @@
 
 import platform
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
-import accelerate
-import datasets
 import torch
-import transformers
 
 from ..version import __version__
 
@@ -30,14 +28,13 @@ def versions() -> dict[str, str]:
     return {
         "spot_hf": __version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "datasets": datasets.__version__,
-        "accelerate": accelerate.__version__,
+        **{name: version(name) for name in ("transformers", "datasets", "accelerate")},
         "python": platform.python_version(),
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 

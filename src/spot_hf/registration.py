@@ -1,0 +1,49 @@
+"""Makes SpotViT known to transformers: its Auto classes, its `pipeline`, and the code that a saved model takes along."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+# Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_spot_vit import SpotViTConfig
+from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
+from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .pipeline_spot_vit import SpotImageClassificationPipeline
+from .pretraining_spot_vit import SpotViTForPreTraining
+
+
+def register() -> None:
+    """May be called again: nothing changes."""
+    AutoConfig.register("spot_vit", SpotViTConfig, exist_ok=True)
+    AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
+    AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
+    AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
+    image_processors = {"pil": SpotViTImageProcessorPil}
+    if SpotViTImageProcessor is not SpotViTImageProcessorPil:
+        image_processors["torchvision"] = SpotViTImageProcessor
+    AutoImageProcessor.register(SpotViTConfig, image_processor_classes=image_processors, exist_ok=True)
+    PIPELINE_REGISTRY.register_pipeline(
+        "spot-image-classification",
+        pipeline_class=SpotImageClassificationPipeline,
+        pt_model=AutoModelForImageClassification,
+        type="image",
+    )
+    # Saving copies the code of a class that is registered for an Auto class.
+    SpotViTConfig.register_for_auto_class()
+    SpotViTModel.register_for_auto_class("AutoModel")
+    SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+    SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
+    SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+    SpotViTPreTrainedModel._write_model_card = _write_model_card
+
+
+def _write_model_card(model: SpotViTPreTrainedModel, directory: str | Path, **fields: Any) -> Path | None:
+    """Cards need templates and `datasets`: loaded when a model is saved."""
+    from .hub.cards import write_model_card
+
+    return write_model_card(model, directory, **fields)
