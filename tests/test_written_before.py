@@ -5,8 +5,8 @@ Of this package, only what its users have is used here, the command line and pub
 
 Results are promised bit for bit on the same kind of machine with as many threads. Elsewhere float32 is rounded otherwise, and
 a search or a training of a few steps carries that on: there, figures are compared to 1e-4. With the kernels of another CPU
-(`MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default`), losses differed by up to 3e-6, weights and positions by less than 2e-6, and
-a calibration error, in percent, by 2.5e-5.
+(`MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default`), losses differed by up to 3e-6, weights and positions by less than 2e-6,
+and a calibration error, in percent, by 2.5e-5.
 """
 
 import json
