@@ -143,12 +143,12 @@ def test_the_trained_vit_still_converts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("num_tokens", [4, 9])
-def test_coordinates_load_and_join(num_tokens, tmp_path):
+def test_coordinates_load_and_join(num_tokens, tmp_path, monkeypatch):
     import datasets
 
-    # At a path of its own: `datasets` may have cached what was at this one before.
-    shutil.copytree(WRITTEN / "coordinates", tmp_path / "coordinates")
-    rows = spot_hf.load_coordinates(tmp_path / "coordinates", f"model_n{num_tokens}")
+    # Files that were changed were read from the user's cache as they had been.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = spot_hf.load_coordinates(WRITTEN / "coordinates", f"model_n{num_tokens}")
     assert rows["image_id"] == [f"digit_{i:02d}.png" for i in range(NUM_IMAGES)]
     assert np.array(rows["coordinates"]).shape == (NUM_IMAGES, num_tokens, 2)
     assert np.array(rows["trajectory"]).shape == (NUM_IMAGES, 4, num_tokens, 2)
