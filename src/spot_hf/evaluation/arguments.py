@@ -26,7 +26,7 @@ class EvaluationArguments(DatasetSource):
         default=None, metadata={"help": "Branch, tag or commit of the models' Hub ids: one for all, or one per model."}
     )
     dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
-    saliency_column_name: str | None = field(
+    saliency_column_name: str | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Column of saliency maps (greyscale images, arrays) or boxes [x_min, y_min, x_max, y_max] in pixels, for "
@@ -175,7 +175,7 @@ class TransferArguments(DatasetSource):
     dataset_name: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
     )
-    saliency_column_name: str | None = field(
+    saliency_column_name: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Column of saliency maps or boxes, of which positions may see much (default: edges)."}
     )
     among_labels: bool = field(

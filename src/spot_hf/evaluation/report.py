@@ -254,7 +254,7 @@ def plot_oracle(file: Any, rows: Iterable[Result], full: Result | None, title: s
         axes.plot(*zip(*sorted(points), strict=True), label=f"{count} tokens", **line_style(i))
     if full is not None:
         text = f"full grid without oracle, {full.num_tokens} tokens"
-        axes.axhline(full.top_1, color="black", linewidth=1, linestyle=":", label=text)
+        axes.axhline(full.top_1 or 0.0, color="black", linewidth=1, linestyle=":", label=text)
     costs = sorted({cost for points in by_count.values() for cost, _ in points})
     axes.set_xticks(costs, [f"{cost}\n({(cost - 1) // 2})" for cost in costs])
     axes.set_xlabel("forward passes (steps of the oracle)")

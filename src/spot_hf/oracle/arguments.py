@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,11 @@ class SearchArguments:
         if isinstance(self.optimizer_arguments, str):
             self.optimizer_arguments = _json_object("optimizer_arguments", self.optimizer_arguments)
 
+    @property
+    def further_optimizer_arguments(self) -> dict[str, Any]:
+        """`optimizer_arguments`, read."""
+        return self.optimizer_arguments if isinstance(self.optimizer_arguments, dict) else {}
+
     def check_search(self) -> None:
         """`ValueError` that names the argument that no search can have. Needs no model."""
         if self.objective not in OBJECTIVES:
@@ -64,14 +68,14 @@ class SearchArguments:
             raise ValueError(f"`steps` must be an integer of at least 0; got {self.steps!r}")
         for name in ("learning_rate", "window_scale_learning_rate"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 < value < float("inf"):
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` must be a positive number; got {value!r}")
-        if self.early_stop is not None and (not isinstance(self.early_stop, Real) or not self.early_stop >= 0):
+        if self.early_stop is not None and (not isinstance(self.early_stop, int | float) or not self.early_stop >= 0):
             raise ValueError(f"`early_stop` must be a loss of at least 0; got {self.early_stop!r}")
         check_dtype(self.dtype)
         if not isinstance(self.optimizer, str) or self.optimizer.lower() not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {', '.join(sorted(OPTIMIZERS))}; got {self.optimizer!r}")
-        kind, given = OPTIMIZERS[self.optimizer.lower()], self.optimizer_arguments or {}
+        kind, given = OPTIMIZERS[self.optimizer.lower()], self.further_optimizer_arguments
         try:
             kind([nn.Parameter(torch.zeros(1, 2))], lr=self.learning_rate, **given)
         except (TypeError, ValueError) as error:

@@ -252,7 +252,7 @@ class SpotOracle:
 
     def _make_optimizer(self, positions: list[nn.Parameter], log_scales: list[nn.Parameter]) -> torch.optim.Optimizer:
         kind = OPTIMIZERS[self.arguments.optimizer.lower()]
-        arguments = {"lr": self.arguments.learning_rate, **dict(self.arguments.optimizer_arguments or {})}
+        arguments = {"lr": self.arguments.learning_rate, **self.arguments.further_optimizer_arguments}
         for name in {"weight_decay", "lambd"} & set(signature(kind).parameters):  # `lambd` is ASGD's word for it
             arguments.setdefault(name, 0.0)
         groups: list[dict[str, Any]] = [{"params": positions}]
