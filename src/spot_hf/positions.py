@@ -69,7 +69,7 @@ def _by_axis(
     sigma: float,
     extent: tuple[float, float],
 ) -> torch.Tensor:
-    """`function(kernel between the cells of an axis, values with that axis first)`, along one axis after the other; float64."""
+    """`function(kernel between an axis' cells, values with that axis first)`, along one axis after the other; float64."""
     result = values.cpu().double()  # not every device has float64
     for axis in (0, 1):
         count = values.shape[axis]
