@@ -5,7 +5,7 @@ from torch import nn
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..modeling_spot_vit import SpotViTForImageClassification
-from ..positions import grid_extent, interpolate_table, solve_kernel_weights
+from ..positions import interpolate_table, solve_kernel_weights
 from .errors import ConversionError
 from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, count_layers, detect_family
 from .sources import Source, Tensors
@@ -118,8 +118,7 @@ class Assembly:
         config = self.config
         cells = table[num_leading:].unflatten(0, (rows, columns))
         cells = interpolate_table(cells, *config.position_rows_columns, **(config.position_interpolation or {}))
-        extent = grid_extent(*config.image_height_width, config.patch_size)
-        weights = solve_kernel_weights(cells, config.position_kernel_sigma, extent)
+        weights = solve_kernel_weights(cells, config.position_kernel_sigma)
         self.put("embeddings.position_embeddings.weight", weights, "position_table")
 
     def extra_token(self) -> str:

@@ -114,9 +114,9 @@ def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport
     described.update(_describe_labels(source, parts, arguments.num_labels, notes))
     if not has_head and arguments.num_labels is not None and family_name.startswith("dinov2"):
         described["pooling"] = "cls_mean"  # what the family's own classifiers see
-    table_size = _grid_size(described)  # of the table as it lies in the source
-    described.update(_describe_image_size(source, family, described, arguments.height_width, notes))
     config = _build_config(described, source, family_name)
+    table_size = config.position_rows_columns  # of the table as it lies in the source
+    _set_image_size(config, source, family, arguments.height_width, notes)
     image_processor = _build_image_processor(source, config, arguments, notes)
 
     names = {target: source.file_names[name] for name, target in used.items()}
@@ -169,33 +169,22 @@ def _describe_labels(source: Source, parts: Tensors, num_labels: int | None, not
     return {"id2label": id2label, "label2id": {label: i for i, label in id2label.items()}}
 
 
-def _grid_size(described: dict[str, Any]) -> tuple[int, int]:
-    """`(rows, columns)` of whole patches at the described image size."""
-    size = described["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // described["patch_size"], width // described["patch_size"]
-
-
-def _describe_image_size(
-    source: Source, family: Family, described: dict[str, Any], height_width: tuple[int, int] | None, notes: list[str]
-) -> dict[str, Any]:
-    """For which images the model is: of the size that was asked for, or where the source interpolates its table to the size of
-    its own recipe, of that size."""
-    if height_width is None and family.follows_recipe:
-        height_width = recipe_size(source.recipe)
-    found: dict[str, Any] = {} if family.interpolation is None else {"position_interpolation": dict(family.interpolation)}
+def _set_image_size(
+    config: SpotViTConfig, source: Source, family: Family, height_width: tuple[int, int] | None, notes: list[str]
+) -> None:
+    """The images that the model is for: of the size that was asked for, else of that of the source's recipe where the source
+    interpolates its table to that, else of that in the source's config."""
     if height_width is None:
-        return found
-    height, width = height_width
-    found["image_size"] = height if height == width else [height, width]
-    old_grid, grid = _grid_size(described), _grid_size({**described, **found})
-    if family.interpolation is not None and old_grid != grid:
-        found["position_source_grid_size"] = list(old_grid)
+        height_width = (family.follows_recipe and recipe_size(source.recipe)) or config.image_height_width
+    config.position_interpolation = dict(family.interpolation) if family.interpolation else None
+    (rows, columns), (height, width) = config.position_rows_columns, height_width
+    config.set_image_size(height, width)
+    if config.position_source_grid_size is not None:
         notes.append(
-            f"the position table was interpolated from {old_grid[0]} × {old_grid[1]} to {grid[0]} × {grid[1]}, as the source "
-            f"does for images of {height} × {width} pixels"
+            f"the position table was interpolated from {rows} × {columns} to "
+            f"{height // config.patch_size} × {width // config.patch_size}, as the source does for images of {height} × {width} "
+            "pixels"
         )
-    return found
 
 
 def _build_config(described: dict[str, Any], source: Source, family_name: str) -> SpotViTConfig:
