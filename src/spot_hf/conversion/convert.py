@@ -181,9 +181,8 @@ def _set_image_size(
     config.set_image_size(height, width)
     if config.position_source_grid_size is not None:
         notes.append(
-            f"the position table was interpolated from {rows} × {columns} to "
-            f"{height // config.patch_size} × {width // config.patch_size}, as the source does for images of {height} × {width} "
-            "pixels"
+            f"the position table was interpolated from {rows} × {columns} to {height // config.patch_size} × "
+            f"{width // config.patch_size}, as the source does for images of {height} × {width} pixels"
         )
 
 
