@@ -6,6 +6,7 @@ class of the source model is needed, and become parameters part by part (`assemb
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,21 @@ from transformers.utils import is_timm_available
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..hub.cards import measured_by_conversion, write_model_card
+from ..hub.uploads import check_push, push_folder
 from ..image_processing_spot_vit import SpotViTImageProcessor
 from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from ..placement import check_placement
-from .arguments import ConversionArguments
+from .arguments import ConversionArguments, ConvertArguments
 from .assembly import Assembly, load_state, match_names
 from .errors import ConversionError
 from .families import FAMILIES, Family, detect_family
 from .recipes import default_recipe, recipe_size, timm_pretrained_cfg
 from .report import ConversionReport
 from .sources import Source, Tensors, load_source
+
+
+logger = logging.getLogger(__name__)
 
 
 def convert_checkpoint(
@@ -63,7 +68,7 @@ def convert_checkpoint(
         num_attention_heads (`int`, *optional*): of a file without a config, where they are not 64 wide.
         seed (`int`): of that initialisation.
         overwrite_output_dir (`bool`): replace what is in `output_dir`.
-        repo_id (`str`, *optional*): the name under which the card's examples load the result; `output_dir` by default.
+        repo_id (`str`, *optional*): the name under which the card's examples load the result; that of `output_dir` by default.
 
     Returns:
         [`ConversionReport`], with `model` and `image_processor`.
@@ -92,8 +97,26 @@ def convert_checkpoint(
     report = _convert(source, arguments)
     if output_dir is not None:
         with replaced_directory(output_dir, overwrite_output_dir, inputs=[source_model]) as temporary:
-            _write(report, temporary, repo_id or str(output_dir))
+            _write(report, temporary, repo_id or Path(output_dir).resolve().name)  # no path of this machine
         report.output_dir = str(output_dir)
+    return report
+
+
+def run_conversion(arguments: ConvertArguments) -> ConversionReport:
+    """`spot-hf convert`: [`convert_checkpoint`] by its arguments; and the push, where one is asked for."""
+    check_push(arguments.push_to_hub, "hub_model_id", arguments.hub_model_id)
+    report = convert_checkpoint(
+        arguments.source_model, arguments.output_dir, repo_id=arguments.hub_model_id, **arguments.conversion()
+    )
+    logger.info(report.summary())
+    if arguments.hub_model_id is not None:
+        url = push_folder(
+            arguments.output_dir,
+            arguments.hub_model_id,
+            private=arguments.hub_private,
+            message=f"SpotViT converted from {report.source_model}",
+        )
+        logger.info("pushed to   %s", url)
     return report
 
 
