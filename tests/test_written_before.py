@@ -162,7 +162,7 @@ def test_a_killed_oracle_goes_on_to_the_same_rows(go_on, same_machine):
     shards = {name: content for name, content in files_of(WRITTEN / "oracle-half").items() if name.endswith(".parquet")}
     assert 0 < len(shards) < 8
     directory, said = go_on("oracle", "oracle-half")
-    assert "going on: " in said
+    assert "resuming: " in said
     found = files_of(directory)
     assert {name: found[name] for name in shards} == shards
     names = {str(path.relative_to(WRITTEN / "coordinates")) for path in (WRITTEN / "coordinates").glob("*/*.parquet")}
