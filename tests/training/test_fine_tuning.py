@@ -27,10 +27,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from spot_hf import SpotViTForImageClassification, load_coordinates
 from spot_hf.cli import main
-from spot_hf.data.source import load_images
-from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.data.source import DatasetSource, load_images
 from spot_hf.oracle.objectives import distill_loss, feature_loss
-from spot_hf.oracle.run import run_oracle
 from spot_hf.positions import SpotViTPositionEmbeddings
 from spot_hf.training.arguments import SpotTrainingArguments, TrainArguments
 from spot_hf.training.batches import BatchPreparation
@@ -115,16 +113,18 @@ def finished(options, tmp_path_factory) -> Path:
     return directory / "run"
 
 
-def parts(model_directory: Path, images: Path, num_tokens: int = 6, seed: int = 0, **preparation):
+def split_of(images: Path, split: str) -> datasets.Dataset:
+    return load_images(DatasetSource(dataset_name=str(images), dataset_split=split))
+
+
+def parts(model_directory: Path, images: Path, **allowed):
     """A model, what prepares its batches, and the images: of a [`SpotTrainer`] by hand."""
     model = SpotViTForImageClassification.from_pretrained(model_directory)
-    placements = TrainingPlacements(
-        num_tokens=[num_tokens], placement=["uniform"], height=48, width=48, patch_size=8, seed=seed
-    )
-    prepared = BatchPreparation(placements, tiny_processor(), **preparation)
-    train = TrainingImages(load_images(str(images), split="train"), tiny_processor(), seed=seed)
-    evaluation = EvaluationImages(load_images(str(images), split="validation"), tiny_processor(), 6, "isotropic")
-    return {"model": model, "preparation": prepared, "train_dataset": train, "eval_dataset": evaluation}
+    placements = TrainingPlacements(num_tokens=[6], placement=["uniform"], height=48, width=48, patch_size=8)
+    train = TrainingImages(split_of(images, "train"), tiny_processor(), **allowed)
+    evaluation = EvaluationImages(split_of(images, "validation"), tiny_processor(), 6, "isotropic", **allowed)
+    preparation = BatchPreparation(placements, tiny_processor())
+    return {"model": model, "preparation": preparation, "train_dataset": train, "eval_dataset": evaluation}
 
 
 def trainer_of(given: dict, output_dir: Path, training: dict | None = None, **kwargs) -> SpotTrainer:
@@ -177,7 +177,7 @@ def test_options_on_the_line_replace_the_recipes(finished):
 def test_evaluations_are_of_all_images(finished, images):
     """Also of the last, smaller batch, which training leaves out."""
     loaded = SpotViTForImageClassification.from_pretrained(finished).eval()
-    rows = EvaluationImages(load_images(str(images), split="validation"), tiny_processor(), 4, "isotropic")
+    rows = EvaluationImages(split_of(images, "validation"), tiny_processor(), 4, "isotropic")
     batch = collate([rows[i] for i in range(NUM_EVAL_IMAGES)])
     labels = batch.pop("labels")
     with torch.no_grad():
@@ -493,10 +493,10 @@ def test_label_smoothing_is_for_training_alone(model, images, tmp_path):
 
 def test_mixed_labels_count_by_their_share(model, images, tmp_path, batch):
     trainer = trainer_of(parts(model, images), tmp_path)
-    batch.other_labels, batch.other_share = batch.labels.roll(1), torch.linspace(0, 1, 8)
+    batch.other_labels, batch.other_weights = batch.labels.roll(1), torch.linspace(0, 1, 8)
     loss, logits = loss_and_logits(trainer, batch)
     own, other = (nn.functional.cross_entropy(logits, one, reduction="none") for one in (batch.labels, batch.other_labels))
-    torch.testing.assert_close(loss, ((1 - batch.other_share) * own + batch.other_share * other).mean())
+    torch.testing.assert_close(loss, ((1 - batch.other_weights) * own + batch.other_weights * other).mean())
 
 
 @pytest.mark.parametrize("weights", [(0.5, 2.0, 0.0), (0.0, 0.0, 3.0), (1.0, 1.0, 0.5)], ids=str)
@@ -527,7 +527,7 @@ def test_without_labels(options, images, tmp_path):
     """The source model teaches: what is learnt is what it says of the full grid."""
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
-    load_images(str(images), split="train", label_column_name=None).to_parquet(unlabelled / "train.parquet")
+    split_of(images, "train").remove_columns("label").to_parquet(unlabelled / "train.parquet")
     run = command(options, tmp_path / "run", dataset_name=unlabelled, label_column_name="none", cross_entropy_weight=0,
                   distill_weight=1, feature_weight=1, eval_strategy="no", num_train_epochs=20, learning_rate=3e-3,
                   crop_scale="1 1", flip=0)  # fmt: skip
@@ -775,10 +775,9 @@ def test_positions_of_a_coordinate_data_set(options, model, tmp_path, capsys):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(pictures, features=features).to_parquet(tmp_path / "data/train.parquet")
-    oracle = OracleRunArguments(
-        model=str(model), dataset_name=str(tmp_path / "data"), num_tokens=[6], max_samples=12, steps=2, num_workers=0
-    )
-    run_oracle(oracle, tmp_path / "oracle", say=lambda _: None)
+    oracle = ["--model", str(model), "--dataset_name", str(tmp_path / "data"), "--num_tokens", "6", "--max_samples", "12",
+              "--steps", "2", "--num_workers", "0", "--output_dir", str(tmp_path / "oracle")]  # fmt: skip
+    assert main(["oracle", *oracle]) == 0
     exactly = {"coordinates_share": 1, "jitter": 0, "placement": "center", "crop_scale": "1 1", "crop_ratio": "1 1", "flip": 0,
                "num_tokens": "6 4", "num_tokens_weights": "1 0", "max_steps": 1, "eval_strategy": "no"}  # fmt: skip
     given = {**exactly, "dataset_name": tmp_path / "data", "coordinates": tmp_path / "oracle"}

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_bad_input import assert_names
 from tiny import TINY, random_images, tiny_model, tiny_processor
 from transformers import AutoModelForPreTraining
 
@@ -13,13 +12,8 @@ from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotVi
 from spot_hf.cli import main
 from spot_hf.placement import grid
 from spot_hf.training.draws import MASK, uniforms
-from spot_hf.training.pretraining import (
-    PretrainArguments,
-    SpotPretrainer,
-    SpotPretrainingArguments,
-    reconstruct,
-    run_pretraining,
-)
+from spot_hf.training.pretraining import SpotPretrainer, reconstruct, run_pretraining
+from spot_hf.training.pretraining_arguments import PretrainArguments, SpotPretrainingArguments
 
 
 DECODER = {
@@ -42,7 +36,6 @@ def run(output_dir, **changes):
         SpotPretrainingArguments(
             output_dir=str(output_dir), dataloader_num_workers=0, report_to="none", **{**how, **training}
         ),
-        say=lambda _: None,
     )
 
 
@@ -60,8 +53,8 @@ def test_a_run_leaves_a_model_its_card_its_log_and_pictures(pretrained):
     directory, results = pretrained
     model = AutoModelForPreTraining.from_pretrained(directory)
     assert type(model) is SpotViTForPreTraining and torch.isfinite(model(random_images()).loss)
-    assert json.loads((directory / "pretraining.json").read_text()) == results
-    assert [entry["loss"] > 0 for entry in results["log"] if "loss" in entry] == [True] * 6
+    assert json.loads((directory / "pretraining.json").read_text()) == results.to_json()
+    assert len([entry for entry in results.log if entry.get("loss", 0) > 0]) == 6 and results.failed == []
     for name in ("reconstruction.png", "pretraining.png"):
         assert (directory / name).read_bytes().startswith(b"\x89PNG")
     card = (directory / "README.md").read_text()
@@ -72,7 +65,7 @@ def test_a_run_leaves_a_model_its_card_its_log_and_pictures(pretrained):
 def test_the_loss_falls(tmp_path):
     how = {"max_steps": 60, "learning_rate": 3e-3, "save_strategy": "no", "per_device_train_batch_size": 16}
     what = {"max_samples": 160, "num_tokens": [36], "placement": ["isotropic"], "crop_scale": [0.9, 1.0], "flip": 0.0}
-    losses = [entry["loss"] for entry in run(tmp_path, norm_pix_loss=False, **what, **how)["log"] if "loss" in entry]
+    losses = [entry["loss"] for entry in run(tmp_path, norm_pix_loss=False, **what, **how).log if "loss" in entry]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])  # 0.39 when this was written
 
 
@@ -187,7 +180,7 @@ def test_bad_input(case, tmp_path):
     changes, words = BAD[case]
     with pytest.raises(ValueError) as error:
         run(tmp_path / "run", **changes)
-    assert_names(str(error.value), words)
+    assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "run").exists()
 
 

@@ -45,7 +45,8 @@ def learning_curves(results: TrainingResults) -> Figure:
             }
             right.plot(*zip(*points, strict=True), label=f"{name}, {results.parameters['eval_placement']}", **style)
         right.set_ylabel("top-1 accuracy, %")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    if steps or measured:
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
