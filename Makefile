@@ -1,6 +1,7 @@
 # Every target that runs Python makes the virtual environment it needs, or reuses it.
 #   make quickstart    the whole story on embedded data, in minutes
-#   make test          the tests
+#   make test          the tests, on the newest versions of what we depend on (constraints.txt)
+#   make test-oldest   the tests, on the oldest (constraints-oldest.txt)
 #   make quality       lint, format, types
 #   make conformance   transformers' own test suites, on our classes
 #   make clean         remove what these made
@@ -9,13 +10,16 @@ PYTHON ?= python3
 VENV ?= .venv
 # Exactly this torch, and first: a range pulls gigabytes of CUDA packages. On a GPU machine: make ... TORCH=torch
 TORCH ?= torch==2.13.0
-PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+CONSTRAINTS ?= constraints.txt
+# Files of tests; all where none is named. make test TESTS="tests/test_modeling.py tests/test_windows.py"
+TESTS ?=
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 # torchvision has no CPU build and timm needs it: beside the environment, not in it, for the tests that put them on their path.
 SIDE = $(VENV)/side
 
-.PHONY: quickstart test quality conformance clean
+.PHONY: quickstart test test-oldest quality conformance clean
 
-$(VENV)/.base: setup.py constraints.txt
+$(VENV)/.base: setup.py $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) -e .
@@ -38,7 +42,10 @@ quickstart: $(VENV)/.base
 	$(VENV)/bin/spot-hf quickstart
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 quality: $(VENV)/.quality
 	$(VENV)/bin/ruff check .
@@ -49,4 +56,4 @@ conformance: $(VENV)/.conformance
 	$(VENV)/bin/python scripts/run_conformance.py
 
 clean:
-	rm -rf $(VENV) .conformance runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .conformance runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 r"""What the oracle costs: against its floor, with early stop, and in memory.
 
-    python scripts/benchmark_oracle.py --model spot-vit-tiny --dataset_name ../shared/data/nips2017 \
-        --memory_dataset_name ../shared/data/imagenette160 --output_file docs/results/oracle_benchmark_cpu.json
+    python scripts/benchmark_oracle.py --model spot-vit-tiny --dataset_name DATA/nips2017 \
+        --memory_dataset_name DATA/imagenette160 --output_file docs/results/oracle_benchmark_cpu.json
 
 About 8 minutes on 2 CPU cores. Floor: a backward pass through a frozen encoder costs what a forward pass costs, so that S
 steps and a last look cost at least 2 S + 1 forward passes. Both are timed alternately, on a ViT-B/16 with random weights;
@@ -27,8 +27,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from spot_hf import OracleResult, SpotOracle, SpotViTConfig, SpotViTForImageClassification
-from spot_hf.data.source import load_images
-from spot_hf.hub.loading import load_image_processor, load_spot_vit
+from spot_hf.data.source import DatasetSource, load_images
+from spot_hf.hub.loading import open_model
+from spot_hf.jobs.process import synchronize
 from spot_hf.placement import isotropic
 
 
@@ -98,8 +99,9 @@ def against_floor(arguments: OracleBenchmarkArguments) -> dict[str, float]:
 def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, Any]]:
     """The oracle with and without, on the same images: accuracy, steps per image, images/s."""
     assert arguments.model is not None and arguments.dataset_name is not None
-    model, processor = load_spot_vit(arguments.model).to(arguments.device), load_image_processor(arguments.model)
-    images = load_images(arguments.dataset_name, max_samples=128)
+    source = open_model(arguments.model)
+    model, processor = source.load().to(arguments.device), source.load_image_processor()
+    images: Any = load_images(DatasetSource(dataset_name=arguments.dataset_name, max_samples=128))
     inputs = processor([image.convert("RGB") for image in images["image"]], num_tokens=49, return_tensors="pt")
     labels = torch.tensor(images["label"]).to(arguments.device)
     inputs = {name: value.to(arguments.device) for name, value in inputs.items()}
@@ -133,15 +135,14 @@ def with_early_stop(arguments: OracleBenchmarkArguments) -> list[dict[str, Any]]
     return found
 
 
-def alternate(ways: dict[Any, Callable[[], Any]], arguments: OracleBenchmarkArguments) -> dict[Any, list[float]]:
-    """Seconds of each way in each round, one after the other, after a round of warm-up."""
-    times: dict[Any, list[float]] = {name: [] for name in ways}
+def alternate(runs: dict[Any, Callable[[], Any]], arguments: OracleBenchmarkArguments) -> dict[Any, list[float]]:
+    """Seconds of each run in each round, one after the other, after a round of warm-up."""
+    times: dict[Any, list[float]] = {name: [] for name in runs}
     for round_ in tqdm(range(arguments.repeats + 1), desc="timing", unit="round"):
-        for name, way in ways.items():
+        for name, run in runs.items():
             start = time.perf_counter()
-            way()
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
+            run()
+            synchronize(arguments.device)
             if round_ > 0:
                 times[name].append(time.perf_counter() - start)
     return times

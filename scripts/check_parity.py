@@ -1,9 +1,9 @@
 """A converted model against its source on a data set: both accuracies, and every image whose top-1 class differs.
 
-    python scripts/check_parity.py --source_model ../shared/models/vit-tiny-patch16-224 --dataset_name ../shared/data/nips2017
+    python scripts/check_parity.py --source_model MODELS/vit-tiny-patch16-224 --dataset_name DATA/nips2017
 
 About 2 minutes on one CPU core (1,000 images, ViT-Ti/16): 88.5 % for both and no image that differs; with
-`--source_model ../shared/models/deit-tiny-patch16-224`, 85.0 %. The source is any classifier of transformers that `spot-hf
+`--source_model MODELS/deit-tiny-patch16-224`, 85.0 %. The source is any classifier of transformers that `spot-hf
 convert` takes, in one folder or Hub id with its image processor; the data set is any that `load_dataset` reads, labelled with
 the classes of the source. Each side uses its own image processor. Exit status 1 where a top-1 class differs.
 """
@@ -17,12 +17,11 @@ from transformers import AutoModelForImageClassification, HfArgumentParser
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
-from spot_hf.cli import DatasetArguments
-from spot_hf.data.source import load_images
+from spot_hf.data.source import DatasetSource, load_images
 
 
 @dataclass(kw_only=True)
-class ParityArguments(DatasetArguments):
+class ParityArguments(DatasetSource):
     source_model: str = field(metadata={"help": "A classifier of transformers: a Hub id or a directory."})
     dataset_name: str = field(metadata={"help": "A Hub id, or a directory that load_dataset reads."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the source's Hub id."})
@@ -34,14 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     (arguments,) = HfArgumentParser(ParityArguments, description=__doc__).parse_args_into_dataclasses(argv)
     try:
         report = convert_checkpoint(arguments.source_model, revision=arguments.revision)
-        images = load_images(
-            arguments.dataset_name,
-            config_name=arguments.dataset_config_name,
-            split=arguments.dataset_split,
-            image_column_name=arguments.image_column_name,
-            label_column_name=arguments.label_column_name,
-            max_samples=arguments.max_samples,
-        )
+        images = load_images(arguments.source())
         source = AutoModelForImageClassification.from_pretrained(arguments.source_model, revision=arguments.revision)
         processor = AutoImageProcessor.from_pretrained(arguments.source_model, revision=arguments.revision)
     except (ConversionError, OSError, ValueError) as error:

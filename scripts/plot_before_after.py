@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
 from spot_hf.evaluation.report import COLORS
@@ -33,21 +33,22 @@ def main() -> None:
     (arguments,) = HfArgumentParser(PlotArguments).parse_args_into_dataclasses()
     results = json.loads((Path(arguments.results) / "results.json").read_text(encoding="utf-8"))
     rows = results["results"]
-    lines = [(arguments.after, way, "-", "after") for way in arguments.placement]
-    lines += [(arguments.before, way, ":", "before") for way in arguments.placement]
-    lines += [(arguments.before, way, "--", "baseline, before") for way in arguments.baselines]
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    ways = [*arguments.placement, *arguments.baselines]
+    lines = [(arguments.after, method, "-", "after") for method in arguments.placement]
+    lines += [(arguments.before, method, ":", "before") for method in arguments.placement]
+    lines += [(arguments.before, method, "--", "baseline, before") for method in arguments.baselines]
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    methods = [*arguments.placement, *arguments.baselines]
     ticks: set[int] = set()
-    for model, way, style, label in lines:
-        points = sorted((row["num_tokens"], row["top_1"]) for row in rows if (row["model"], row["way"]) == (model, way))
+    for model, method, style, label in lines:
+        points = sorted((row["num_tokens"], row["top_1"]) for row in rows if (row["model"], row["way"]) == (model, method))
         if not points:
-            sys.exit(f"plot_before_after.py: error: --results {arguments.results!r} has no {way!r} of {model!r}")
+            sys.exit(f"plot_before_after.py: error: --results {arguments.results!r} has no {method!r} of {model!r}")
         across, up = zip(*points, strict=True)
         ticks.update(across)
-        look: dict[str, Any] = {"color": COLORS[ways.index(way)], "marker": "osD^v<>p"[ways.index(way)]}
-        look["markerfacecolor"] = look["color"] if label == "after" else "white"
-        axes.plot(across, up, linestyle=style, label=f"{way}, {label}", markersize=5, linewidth=1.4, **look)
+        appearance: dict[str, Any] = {"color": COLORS[methods.index(method)], "marker": "osD^v<>p"[methods.index(method)]}
+        appearance["markerfacecolor"] = appearance["color"] if label == "after" else "white"
+        axes.plot(across, up, linestyle=style, label=f"{method}, {label}", markersize=5, linewidth=1.4, **appearance)
     for model, style in ((arguments.before, ":"), (arguments.after, "-")):
         (full,) = [row for row in rows if (row["model"], row["way"]) == (model, "full_grid")]
         axes.axhline(full["top_1"], color="black", linewidth=0.8, linestyle=style, label=f"full grid, {model}")

@@ -7,7 +7,7 @@ r"""Accuracy by tokens and placement beside baselines, on as many processes and 
 Two processes on a CPU, 1,000 photographs, ViT-Ti/16, isotropic tokens beside the full grid: 37.1 % with 49 tokens, 88.5 % on
 the full grid:
 
-    torchrun --nproc_per_node 2 scripts/run_evaluation.py --model spot-vit-tiny --dataset_name ../shared/data/nips2017 \
+    torchrun --nproc_per_node 2 scripts/run_evaluation.py --model spot-vit-tiny --dataset_name DATA/nips2017 \
         --placement isotropic --baselines full_grid --output_dir runs/evaluation
 
 All processes must see --output_dir. Killed at any time, the same command goes on. (Not called evaluate.py: Python

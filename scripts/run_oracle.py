@@ -6,7 +6,7 @@ r"""The oracle over a data set, on as many processes and machines as there are. 
 
 Two processes on a CPU, 200 photographs, 49 tokens, ViT-Ti/16: 35.0 to 84.0 % in 20 seconds:
 
-    torchrun --nproc_per_node 2 scripts/run_oracle.py --model spot-vit-tiny --dataset_name ../shared/data/nips2017 \
+    torchrun --nproc_per_node 2 scripts/run_oracle.py --model spot-vit-tiny --dataset_name DATA/nips2017 \
         --max_samples 200 --shard_size 50 --num_tokens 49 --output_dir runs/oracle
 
 All processes must see --output_dir. Killed at any time, the same command goes on.

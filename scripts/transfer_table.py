@@ -1,7 +1,7 @@
 """What the positions that one model's oracle finds are worth to another model, both ways, at several token counts:
 
     python scripts/transfer_table.py --model runs/spot-vit-tiny-imagenette runs/spot-deit-tiny-imagenette \
-        --dataset_name ../shared/data/imagenette160 --dataset_split validation --among_labels --num_tokens 16 25 49 \
+        --dataset_name DATA/imagenette160 --dataset_split validation --among_labels --num_tokens 16 25 49 \
         --steps 10 --learning_rate 1e-2 --output_dir runs/transfer
 
 About 10 minutes for 494 images on 2 CPU cores. The objective is the label: a ceiling of the model that searches; that another
@@ -9,24 +9,26 @@ model gains from it says how much of the gain is the image's. Runs that are ther
 """
 
 import json
-import shlex
+import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
 
-from spot_hf.cli import DatasetArguments
-from spot_hf.evaluation.transfer import evaluate_transfer
+from spot_hf.data.source import DatasetSource
+from spot_hf.evaluation.arguments import TransferArguments
+from spot_hf.evaluation.intervals import Difference
+from spot_hf.evaluation.transfer import TransferResult, evaluate_transfer
 from spot_hf.jobs.files import write_atomically
-from spot_hf.jobs.versions import public_name
-from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.jobs.versions import public_command, public_name
+from spot_hf.oracle.arguments import OracleArguments
 from spot_hf.oracle.run import run_oracle
 
 
 @dataclass(kw_only=True)
-class TransferTableArguments(DatasetArguments):
+class TransferTableArguments(DatasetSource):
     model: list[str] = field(metadata={"help": "Two SpotViT classifiers that were trained apart."})
     output_dir: str = field(metadata={"help": "Where coordinates and tables are written."})
     num_tokens: list[int] = field(default_factory=lambda: [16, 25, 49], metadata={"help": "Token counts."})
@@ -35,54 +37,72 @@ class TransferTableArguments(DatasetArguments):
     among_labels: bool = field(default=False, metadata={"help": "Among the classes that occur in the split only."})
 
 
+@dataclass
+class Row:
+    """What the positions that `finder` found with so many tokens are worth, to itself and to `user`."""
+
+    finder: str
+    user: str
+    num_tokens: int
+    own: TransferResult
+    transfer: TransferResult
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "own": self.own.to_json(), "transfer": self.transfer.to_json()}
+
+
 def main() -> None:
     (arguments,) = HfArgumentParser(TransferTableArguments).parse_args_into_dataclasses()
     if len(arguments.model) != 2:
         sys.exit(f"transfer_table.py: error: --model must be two models; got {len(arguments.model)}")
+    logging.basicConfig(level=logging.WARNING)
+    command = public_command(["python", *sys.argv])
     directory = Path(arguments.output_dir)
-    results = [
-        measure(arguments, directory, finder, user, num_tokens)
+    rows = [
+        measure(arguments, directory / public_name(finder) / f"n{num_tokens}", finder, user, num_tokens, command)
         for finder, user in (arguments.model, reversed(arguments.model))
         for num_tokens in arguments.num_tokens
     ]
     with write_atomically(directory / "transfer_table.json") as file:
-        file.write((json.dumps(results, indent=2) + "\n").encode())
-    text = "\n".join([*table(arguments, results), "", "```", shlex.join(["python", *sys.argv]), "```", ""])
+        file.write((json.dumps([row.to_json() for row in rows], indent=2) + "\n").encode())
+    text = "\n".join([*table(arguments, rows), "", "```", command, "```", ""])
     with write_atomically(directory / "transfer_table.md") as file:
         file.write(text.encode())
     print(f"\n{text}\nwritten to {directory}: transfer_table.md, transfer_table.json")
 
 
-def measure(arguments: TransferTableArguments, directory: Path, finder: str, user: str, num_tokens: int) -> dict[str, Any]:
+def measure(
+    arguments: TransferTableArguments, coordinates: Path, finder: str, user: str, num_tokens: int, command: str
+) -> Row:
     """Searches with one model, and classifies with it and with the other at what it found."""
-    coordinates = directory / public_name(finder) / f"n{num_tokens}"
-    names = ("dataset_config_name", "dataset_split", "image_column_name", "label_column_name", "among_labels")
-    images: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    search = OracleRunArguments(
+    images = {one.name: getattr(arguments, one.name) for one in fields(DatasetSource)}
+    search = OracleArguments(
         model=finder,
-        dataset_name=arguments.dataset_name,
-        max_samples=arguments.max_samples,
         num_tokens=[num_tokens],
         steps=arguments.steps,
         learning_rate=arguments.learning_rate,
+        among_labels=arguments.among_labels,
+        output_dir=str(coordinates),
         **images,
     )
-    run_oracle(search, coordinates, command=shlex.join(["python", *sys.argv]))
-    found: dict[str, Any] = {"finder": public_name(finder), "user": public_name(user), "num_tokens": num_tokens}
-    for role, model in (("own", finder), ("transfer", user)):
-        found[role] = evaluate_transfer(
-            model,
-            str(coordinates),
-            arguments.dataset_name,
-            **images,
-            say=lambda _: None,
+    run_oracle(search, command=command)
+    found = [
+        evaluate_transfer(
+            TransferArguments(
+                model=model,
+                coordinates=str(coordinates),
+                among_labels=arguments.among_labels,
+                **{**images, "max_samples": None},
+            )
         )
-    return found
+        for model in (finder, user)
+    ]
+    return Row(public_name(finder), public_name(user), num_tokens, *found)
 
 
-def table(arguments: TransferTableArguments, results: list[dict[str, Any]]) -> list[str]:
+def table(arguments: TransferTableArguments, rows: list[Row]) -> list[str]:
     """Markdown: A searches, B looks where A found."""
-    images = results[0]["own"]["num_images"]
+    images = rows[0].own.num_images
     among = ", among the classes that occur" if arguments.among_labels else ""
     names = [
         "A", "tokens", "A before → after", "A snapped to grid", "B", "B before → on A's positions", "gain of B",
@@ -96,26 +116,26 @@ def table(arguments: TransferTableArguments, results: list[dict[str, Any]]) -> l
         f"| {' | '.join(names)} |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for result in results:
-        own, other = ({name: one["value"] for name, one in result[role]["accuracy"].items()} for role in ("own", "transfer"))
+    for row in rows:
+        own, other = ({name: one.value for name, one in part.accuracy.items()} for part in (row.own, row.transfer))
         cells = [
-            result["finder"],
-            str(result["num_tokens"]),
+            row.finder,
+            str(row.num_tokens),
             f"{own['initial']:.1f} → {own['shared']:.1f}",
             f"{own['snapped']:.1f}",
-            result["user"],
+            row.user,
             f"{other['initial']:.1f} → {other['shared']:.1f}",
-            interval(result["transfer"]["difference_to_initial"]["shared"]),
+            interval(row.transfer.difference_to_initial["shared"]),
             f"{other['snapped']:.1f}",
             f"{other['control']:.1f}",
-            interval(result["transfer"]["difference_to_control"]),
+            interval(row.transfer.difference_to_control),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def interval(difference: dict[str, Any]) -> str:
-    return f"{difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+def interval(difference: Difference) -> str:
+    return f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
 
 
 if __name__ == "__main__":  # workers that decode import this file

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SPOT_SHARED", ROOT.parent / "shared"))
-SIDE_PACKAGES = ROOT / ".venv" / "side"
+SIDE_PACKAGES = Path(sys.prefix) / "side"
 
 
 def shared(path: str) -> Path:

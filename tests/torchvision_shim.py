@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 TESTS = Path(__file__).resolve().parent
-SIDE_PACKAGES = TESTS.parent / ".venv" / "side"  # made by `make test`
+SIDE_PACKAGES = Path(sys.prefix) / "side"  # made by `make test`
 
 
 def main(script: str, *arguments: str) -> None:

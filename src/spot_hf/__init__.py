@@ -7,6 +7,7 @@ Names are imported when they are first used, and registration waits until transf
 neither it nor torch.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -50,8 +51,28 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-@wrapt.when_imported("transformers")  # at once, where it is imported already
-def _register(_: Any) -> None:
-    from .registration import register
+# ----------------------------------------------------------------------------------------------------------- registration
 
-    register()
+# Modules that registration imports. While one of them is being imported, it has to wait for its end.
+_REGISTERED = {
+    f"{__name__}.{name}"
+    for name in (
+        "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
+        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "input_checks",
+    )
+}  # fmt: skip
+_imported: set[str] = set()
+
+
+def _register(module: Any) -> None:
+    """Registers SpotViT as soon as transformers is imported; at once, where it is imported already."""
+    _imported.add(module.__name__)
+    unfinished = (_REGISTERED & set(sys.modules)) - _imported
+    if "transformers" in _imported and not unfinished and f"{__name__}.registration" not in sys.modules:
+        from .registration import register
+
+        register()
+
+
+for _name in ("transformers", *_REGISTERED):
+    wrapt.register_post_import_hook(_register, _name)

@@ -1,25 +1,62 @@
 """Images in, classes out: what `spot-hf classify` does, on the pipeline."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers.image_utils import load_image
 
-from .hub.loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from .data.encoded import reason_of
+from .data.failures import FailedImage, check_failures, check_max_failed_share
+from .hub.loading import open_model
 from .image_processing_spot_vit import check_coordinates
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import PLACEMENTS, check_placement
 
 
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
-
-
 URL = ("http://", "https://")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ClassifyArguments:
+    model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    num_tokens: int | None = field(default=None, metadata={"help": "Tokens per image (default: what the model saved)."})
+    placement: str | None = field(default=None, metadata={"help": "The prior that places them (default: the same)."})
+    coordinates: str | None = field(
+        default=None,
+        metadata={"help": "JSON file: one list of [x, y] for all images, or an object from image name to such a list."},
+    )
+    seed: int | None = field(default=None, metadata={"help": "Seed of random placements."})
+    top_k: int = field(default=5, metadata={"help": "Classes per image."})
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    max_failed_share: float = field(
+        default=0.01,
+        metadata={"help": "Images that cannot be read are named and skipped; above this share, the exit status is 1."},
+    )
+    json: bool = field(default=False, metadata={"help": "Print JSON instead of a table."})
+
+    def check(self) -> None:
+        """`ValueError` for what cannot be, before anything is loaded."""
+        for name in ("top_k", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
+        check_max_failed_share(self.max_failed_share)
+        if self.placement is not None or self.num_tokens is not None:
+            # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
+            check_placement(self.placement or "isotropic", 1 if self.num_tokens is None else self.num_tokens)
+            if self.coordinates is not None:
+                raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
+        if self.placement is not None and PLACEMENTS[self.placement].saliency:
+            raise ValueError(f"`placement` {self.placement!r} needs a saliency map per image: use the Python pipeline")
 
 
 @dataclass
@@ -32,68 +69,53 @@ class Result:
     error: str | None = None
 
 
-def classify_images(
-    model: str,
-    images: Sequence[str],
-    *,
-    revision: str | None = None,
-    num_tokens: int | None = None,
-    placement: str | None = None,
-    coordinates_file: str | None = None,
-    seed: int | None = None,
-    top_k: int = 5,
-    batch_size: int = 8,
-) -> Iterator[Result]:
+def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> None:
+    """
+    Prints the classes of images as they come: all that can be read.
+
+    Args:
+        arguments ([`ClassifyArguments`]): how.
+        images: paths of files or directories, and URLs.
+
+    Raises:
+        `ValueError`: an argument is wrong. `OSError`: no such model; or, when all is printed, too many images could not be
+            read.
+    """
+    arguments.check()
+    names = list(_expand(images))
+    results = classify_images(arguments, names)
+    failed = print_results(results, arguments.json)
+    check_failures(failed, len(names), arguments.max_failed_share)
+
+
+def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Iterator[Result]:
     """
     Classifies images one batch after another.
 
     Args:
-        model (`str`): directory or Hub id of a SpotViT classifier.
-        images: paths of files or directories, and URLs.
-        revision (`str`, *optional*): of a Hub id.
-        num_tokens (`int`, *optional*), placement (`str`, *optional*), seed (`int`, *optional*): as in the pipeline.
-        coordinates_file (`str`, *optional*): JSON: a list of `[x, y]`, or an object from an image's name (as it is
-            listed, or its file name) to such a list.
-        top_k (`int`): classes per image.
-        batch_size (`int`): images per forward pass, which may differ in their number of tokens.
+        arguments ([`ClassifyArguments`]): how; checked.
+        names: paths of files, and URLs.
 
     Yields:
         [`Result`], in the order of the images. One that cannot be read has an `error`.
-
-    Raises:
-        `ValueError`: an argument is wrong. `OSError`: no such model.
     """
-    if placement is not None or num_tokens is not None:
-        # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
-        check_placement(placement or "isotropic", 1 if num_tokens is None else num_tokens)
-    if placement is not None and PLACEMENTS[placement].saliency:
-        raise ValueError(f"`placement` {placement!r} needs a saliency map per image: use the Python pipeline")
-    if coordinates_file is not None and (placement is not None or num_tokens is not None):
-        raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
-    names = list(_expand(images))
-    positions = _read_coordinates(coordinates_file, names) if coordinates_file else {}
-    return _classify(model, revision, names, positions, batch_size, {
-        "num_tokens": num_tokens, "placement": placement, "seed": seed, "top_k": top_k,
-    })  # fmt: skip
-
-
-def _classify(model, revision, names, positions, batch_size, parameters) -> Iterator[Result]:
-    classifier = _load(model, revision)
-    parameters = {name: value for name, value in parameters.items() if value is not None}
-    for start in range(0, len(names), batch_size):
+    positions = _read_coordinates(arguments.coordinates, names) if arguments.coordinates else {}
+    classifier = _load(arguments.model, arguments.revision)
+    given = {name: getattr(arguments, name) for name in ("num_tokens", "placement", "seed", "top_k")}
+    parameters = {name: value for name, value in given.items() if value is not None}
+    for start in range(0, len(names), arguments.batch_size):
         results, inputs = [], []
-        for name in names[start : start + batch_size]:
+        for name in names[start : start + arguments.batch_size]:
             result = Result(name)
+            own = {"coordinates": positions[name]} if name in positions else {}
             try:
-                own = {"coordinates": positions[name]} if name in positions else {}
-                if not name.startswith(URL) and not Path(name).is_file():
-                    raise FileNotFoundError("no such file")
-                inputs.append({"image": load_image(name, timeout=30), **own})
+                inputs.append({"image": _read(name), **own})
             except Exception as error:  # whatever a decoder or a server makes of a broken image
-                reason = str(error).strip().splitlines()
-                result.error = f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}"
+                result.error = reason_of(error)
             results.append(result)
-        outputs = iter(classifier(inputs, batch_size=batch_size, return_coordinates=True, **parameters) if inputs else [])
+        outputs = iter(
+            classifier(inputs, batch_size=arguments.batch_size, return_coordinates=True, **parameters) if inputs else []
+        )
         for result in results:
             if result.error is None:
                 output = next(outputs)
@@ -101,12 +123,17 @@ def _classify(model, revision, names, positions, batch_size, parameters) -> Iter
             yield result
 
 
+def _read(name: str) -> Image.Image:
+    if not name.startswith(URL) and not Path(name).is_file():
+        raise FileNotFoundError("no such file")
+    return load_image(name, timeout=30)
+
+
 def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
-    check_classifier(model, load_spot_vit_config(model, revision))
+    source = open_model(model, revision)
+    source.check_classifier()
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
-    return SpotImageClassificationPipeline(
-        model=load_spot_vit(model, revision), image_processor=load_image_processor(model, revision)
-    )
+    return SpotImageClassificationPipeline(model=source.load(), image_processor=source.load_image_processor())
 
 
 def _expand(images: Sequence[str]) -> Iterator[str]:
@@ -121,7 +148,7 @@ def _expand(images: Sequence[str]) -> Iterator[str]:
             yield name
 
 
-def _read_coordinates(file: str, names: list[str]) -> dict[str, Any]:
+def _read_coordinates(file: str, names: Sequence[str]) -> dict[str, Any]:
     try:
         value = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,12 +171,12 @@ def _read_coordinates(file: str, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def print_results(results: Iterator[Result], as_json: bool = False) -> int:
-    """Prints results as they come, errors to stderr, and returns the number of images that could not be read."""
-    failed = 0
+def print_results(results: Iterator[Result], as_json: bool = False) -> list[FailedImage]:
+    """Prints results as they come, errors to stderr, and returns the images that could not be read."""
+    failed = []
     for count, result in enumerate(results):
         if result.error is not None:
-            failed += 1
+            failed.append(FailedImage(count, result.image, result.error))
             print(f"{result.image}: {result.error}", file=sys.stderr)
         if as_json:
             print("[" if count == 0 else ",\n ", json.dumps(_as_json(result)), end="")

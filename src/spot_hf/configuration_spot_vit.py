@@ -66,10 +66,15 @@ class SpotViTConfig(PreTrainedConfig):
             of every token (`fc_norm` of fine-tuned MAE).
         position_grid_size (`[rows, columns]`, *optional*): size of the position table; defaults to
             `image_size // patch_size`.
+        position_interpolation (`dict`, *optional*): how the source's family interpolates its table for images of another
+            size: `mode` (`"bilinear"` or `"bicubic"`) and `antialias` (`bool`) of `torch.nn.functional.interpolate`. Used by
+            [`SpotViTPreTrainedModel.resize_position_embeddings`]; bicubic without antialiasing where not given.
+        position_source_grid_size (`[rows, columns]`, *optional*): size of the source's own table, where the present one was
+            interpolated from it. Informative only.
         position_kernel_sigma (`float`, defaults to 0.6): bandwidth of the Gaussian kernel that interpolates the
             position table.
         position_kernel_unit (`str`, defaults to `"cells"`): unit of that bandwidth: cells of the table, or `"pixels"` of the
-            image, whatever its size.
+            image at any size.
         position_kernel_centers (`str`, defaults to `"cells"`): where the table's entries lie: at the centres of equal cells,
             or, `"mesh"`, evenly from the centre of the first pixel to one pixel past that of the last (the released SPoT
             checkpoints).
@@ -77,7 +82,8 @@ class SpotViTConfig(PreTrainedConfig):
             `"image"`, as the released SPoT checkpoints need; or of the `"batch"`, as their own code does: images then
             depend on their batch mates. Only for comparisons with that code.
         window_spacing (`float`, defaults to 1.0): pixels between a window's samples, where `window_scales` are 1.
-        window_border (`str`, defaults to `"repeat"`): what lies outside the image: its border pixel, or `"zero"`.
+        window_border (`str`, defaults to `"repeat"`): samples outside the image: border pixels are replicated (`"repeat"`),
+            or they are 0 (`"zero"`).
         decoder_hidden_size (`int`, defaults to 512): width of the decoder of masked pre-training, which
             [`SpotViTForPreTraining`] alone has. This and the following as in transformers' `ViTMAEConfig`.
         decoder_num_hidden_layers (`int`, defaults to 8): number of decoder layers.
@@ -115,6 +121,8 @@ class SpotViTConfig(PreTrainedConfig):
     pooling: str = "cls"
     norm_after_pooling: bool = False
     position_grid_size: list[int] | tuple[int, int] | None = None
+    position_interpolation: dict[str, Any] | None = None
+    position_source_grid_size: list[int] | tuple[int, int] | None = None
     position_kernel_sigma: float = 0.6
     position_kernel_unit: str = "cells"
     position_kernel_centers: str = "cells"
@@ -152,6 +160,13 @@ class SpotViTConfig(PreTrainedConfig):
         return rows, columns
 
     @property
+    def has_position_table(self) -> bool:
+        """Whether the position embeddings reproduce a table with one entry per cell. Those of the released SPoT checkpoints
+        are a kernel of the position, which follows an image's size by itself."""
+        kernel = (self.position_kernel_unit, self.position_kernel_centers, self.position_kernel_normalization)
+        return kernel == ("cells", "cells", None)
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Number of tokens before the patch tokens: the class token and the registers."""
         return 1 + self.num_register_tokens
@@ -161,8 +176,21 @@ class SpotViTConfig(PreTrainedConfig):
         """Width of `pooler_output`, and of what the classifier takes."""
         return self.hidden_size * (2 if self.pooling in ("cls_mean", "cls_distillation") else 1)
 
+    def set_image_size(self, height: int, width: int) -> None:
+        """
+        For images of another size: `image_size`, and the size of a position table, which has an entry per cell. Weights of
+        that size come from [`SpotViTPreTrainedModel.resize_position_embeddings`] or from a conversion.
+        """
+        self.image_size = height if height == width else [height, width]
+        if not self.has_position_table:
+            return
+        grid_size = [height // self.patch_size, width // self.patch_size]
+        if list(self.position_rows_columns) != grid_size and self.position_source_grid_size is None:
+            self.position_source_grid_size = list(self.position_rows_columns)
+        self.position_grid_size = grid_size
+
     def decoder_config(self) -> "SpotViTConfig":
-        """Of the decoder of masked pre-training: a plain ViT's layers, and one position per cell, whatever the encoder has."""
+        """Config of the decoder of masked pre-training: a plain ViT's layers and position table, whatever the encoder has."""
         return SpotViTConfig(
             hidden_size=self.decoder_hidden_size,
             num_hidden_layers=self.decoder_num_hidden_layers,
@@ -206,6 +234,13 @@ class SpotViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"`position_grid_size` must be [rows, columns], each at least 1; got {self.position_grid_size} "
                 f"(by default `image_size // patch_size`: {self.image_size} and {self.patch_size})"
+            )
+        interpolation = {"mode": "bicubic", "antialias": False, **(self.position_interpolation or {})}
+        known = interpolation["mode"] in ("bilinear", "bicubic") and isinstance(interpolation["antialias"], bool)
+        if len(interpolation) > 2 or not known:
+            raise ValueError(
+                "`position_interpolation` must have `mode`, bilinear or bicubic, and `antialias`, true or false; "
+                f"got {self.position_interpolation}"
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` must be at least 0 and below 1; got {self.drop_path_rate}")

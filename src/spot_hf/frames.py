@@ -1,4 +1,4 @@
-"""The two frames of relative coordinates, and the map between them: see `image_processing_spot_vit.py`."""
+"""The map between the two frames of relative coordinates, which `image_processing_spot_vit.py` describes."""
 
 import numpy as np
 import torch
@@ -6,8 +6,12 @@ from transformers.image_transforms import get_resize_output_image_size, get_size
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
 
+DEVICES_WITHOUT_FLOAT64 = ("mps",)
+
+
 class Frame:
-    """`model = image * scale + offset`, per axis `(x, y)`, in relative units; computed in float64."""
+    """`model = image * scale + offset`, per axis `(x, y)`, in relative units; computed in float64, on the CPU for tensors on
+    devices that have none."""
 
     def __init__(self, model_size: tuple[int, int], scale: np.ndarray, offset: np.ndarray):
         self.model_size, self.scale, self.offset = model_size, scale, offset
@@ -20,15 +24,16 @@ class Frame:
 
     def _apply(self, coordinates, function):
         if isinstance(coordinates, torch.Tensor):
-            scale = torch.tensor(self.scale, device=coordinates.device)
-            offset = torch.tensor(self.offset, device=coordinates.device)
-            return function(coordinates.double(), scale, offset).to(coordinates.dtype)
+            device = "cpu" if coordinates.device.type in DEVICES_WITHOUT_FLOAT64 else coordinates.device
+            scale, offset = torch.tensor(self.scale, device=device), torch.tensor(self.offset, device=device)
+            mapped = function(coordinates.to(device).double(), scale, offset)
+            return mapped.to(coordinates.dtype).to(coordinates.device)
         coordinates = np.asarray(coordinates)
         dtype = coordinates.dtype if coordinates.dtype.kind == "f" else np.float32
         return function(coordinates.astype(np.float64), self.scale, self.offset).astype(dtype)
 
     def crop_map(self, saliency: np.ndarray) -> torch.Tensor:
-        """A map over the original image, as a map `(height, width)` over the model's: the value under each pixel."""
+        """A map over the original image to a map `(height, width)` over the model's: the value under each pixel."""
         width, height = self.model_size
         x = self.to_image(np.stack([(np.arange(width) + 0.5) / width, np.zeros(width)], axis=-1))[:, 0]
         y = self.to_image(np.stack([np.zeros(height), (np.arange(height) + 0.5) / height], axis=-1))[:, 1]
@@ -38,7 +43,7 @@ class Frame:
 
 
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """`(height, width)` after the backends' resize: by the functions that they call."""
+    """`(height, width)` after the backends' resize, from the functions that they call."""
     if size.shortest_edge and size.longest_edge:
         return get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
     if size.shortest_edge:

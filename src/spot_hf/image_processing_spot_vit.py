@@ -25,13 +25,12 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .frames import Frame, resized_size
+from .input_checks import check_coordinates, check_saliency, shorten
 from .placement import PLACEMENTS, check_placement, generator_for, place
 
 
 # Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
 FLOAT32_INPUTS = ("coordinates", "window_scales")
-# Positions at the edge that were mapped between frames and back may lie outside by float32's rounding.
-EDGE_TOLERANCE = 1e-6
 
 
 class SpotViTBatchFeature(BatchFeature):
@@ -72,98 +71,6 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     image_ids: Any
     saliency: Any
     patch_size: int
-
-
-# ---------------------------------------------------------------------------------------------------- bad input stops
-
-
-def _to_array(name: str, value: Any) -> np.ndarray:
-    """A float array of what a person gave, or a `ValueError` that names it."""
-    try:
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu().float().numpy()
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"`{name}` must be numbers in a regular array; got {_shorten(value)}") from None
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _is_one_set(value: Any) -> bool:
-    """Whether `value` is a single (num_tokens, 2) set rather than one set per image."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return value.ndim == 2
-    first = value[0]
-    if isinstance(first, (torch.Tensor, np.ndarray)):
-        return first.ndim == 1
-    return isinstance(first, (list, tuple)) and bool(len(first)) and not isinstance(first[0], (list, tuple, np.ndarray))
-
-
-def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
-    """
-    Reads coordinates that a person gave.
-
-    Args:
-        coordinates (`torch.Tensor`, `np.ndarray` or nested list): one set `(num_tokens, 2)`, or one set per image.
-
-    Returns:
-        `tuple[list[np.ndarray], bool]`: the sets, each float32 `(num_tokens, 2)`, and whether it was one set for all.
-
-    Raises:
-        `ValueError`: wrong shape, no tokens, NaN or infinity, a value outside [0, 1].
-    """
-    accepted = "shape (num_tokens, 2) for all images, or one such set per image, as (x, y) in [0, 1]"
-    if not isinstance(coordinates, (torch.Tensor, np.ndarray, list, tuple)):
-        raise ValueError(
-            f"`coordinates` must be a tensor, an array or a nested list of {accepted}; got {_shorten(coordinates)}"
-        )
-    if isinstance(coordinates, (torch.Tensor, np.ndarray)) and coordinates.ndim not in (2, 3):
-        raise ValueError(f"`coordinates` must have {accepted}; got shape {tuple(coordinates.shape)}")
-    if len(coordinates) == 0:
-        raise ValueError(f"`coordinates` must hold at least one token, in {accepted}; got none")
-    one_set = _is_one_set(coordinates)
-    sets = []
-    for i, values in enumerate([coordinates] if one_set else coordinates):
-        where = "`coordinates`" if one_set else f"`coordinates` of image {i}"
-        array = _to_array("coordinates", values)
-        if (array.ndim == 2 and array.shape[0] == 0) or array.size == 0:
-            raise ValueError(f"{where} must hold at least one token; got shape {array.shape}")
-        if array.ndim != 2 or array.shape[1] != 2:
-            raise ValueError(f"{where} must have {accepted}; got shape {array.shape}")
-        if not np.isfinite(array).all():
-            bad = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise ValueError(f"{where} must be finite numbers in [0, 1]; token {bad} is {array[bad].tolist()}")
-        if array.min() < -EDGE_TOLERANCE or array.max() > 1 + EDGE_TOLERANCE:
-            bad = int(np.argwhere((array < -EDGE_TOLERANCE) | (array > 1 + EDGE_TOLERANCE))[0, 0])
-            raise ValueError(
-                f"{where} must lie in [0, 1], relative to the image's size, as (x, y); token {bad} is {array[bad].tolist()}"
-            )
-        sets.append(array.clip(0, 1).astype(np.float32))
-    return sets, one_set
-
-
-def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
-    """One float64 map `(rows, columns)` per image, or a `ValueError` that names `saliency`."""
-    if isinstance(saliency, (torch.Tensor, np.ndarray)):
-        maps = [saliency] if saliency.ndim == 2 else list(saliency)
-    elif isinstance(saliency, (list, tuple)) and len(saliency):
-        maps = [saliency] if _to_array("saliency", saliency[0]).ndim == 1 else list(saliency)
-    else:
-        raise ValueError(f"`saliency` must be one map (rows, columns) per image; got {_shorten(saliency)}")
-    if len(maps) != num_images:
-        raise ValueError(f"`saliency` must hold one map per image, {num_images}; got {len(maps)}")
-    arrays = [_to_array("saliency", one) for one in maps]
-    for i, array in enumerate(arrays):
-        if array.ndim != 2 or array.size == 0:
-            raise ValueError(f"`saliency` of image {i} must have shape (rows, columns); got {array.shape}")
-        if not np.isfinite(array).all() or array.min() < 0:
-            raise ValueError(f"`saliency` of image {i} must be finite and not negative; its minimum is {array.min()}")
-        if not array.any():
-            raise ValueError(f"`saliency` of image {i} must not be zero everywhere; got a map of shape {array.shape}")
-    return arrays
 
 
 # ---------------------------------------------------------------------------------------------------------- processor
@@ -249,7 +156,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if coordinates is not None or placement is not None:
             frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
-            raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {_shorten(image_ids)}")
+            raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
         sets = maps = None
         if coordinates is not None:
             sets = self._map_sets(coordinates, frames)
@@ -343,6 +250,34 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     def model_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """`(width, height)` in pixels of `pixel_values` for an original image of `(width, height)` pixels."""
         return self._frame(image_size, **self._recipe()).model_size
+
+    def resized(self, height: int, width: int) -> "SpotViTImageProcessorMixin":
+        """
+        The same recipe for another size of `pixel_values`: resize and crop keep their proportions.
+
+        Args:
+            height (`int`), width (`int`): of `pixel_values`, in pixels.
+
+        Returns:
+            A new image processor of the same class.
+
+        Raises:
+            `ValueError`: the recipe cannot make square images that size: it neither resizes nor crops, or keeps an image's
+                proportions.
+        """
+        settings = self.to_dict()
+        old_width, old_height = self.model_size((1000, 1000))
+        factors = {"height": height / old_height, "width": width / old_width}
+        either = min(factors.values())
+        size = {name: round(pixels * factors.get(name, either)) for name, pixels in dict(settings["size"]).items()}
+        settings |= {"size": size, "crop_size": {"height": height, "width": width}}
+        image_processor = type(self).from_dict(settings)
+        if image_processor.model_size((1000, 1000)) != (width, height):
+            raise ValueError(
+                f"the image processor cannot make images of {height} × {width} pixels: it has do_resize={self.do_resize}, "
+                f"size={dict(self.size)} and do_center_crop={self.do_center_crop}"
+            )
+        return image_processor
 
     def _recipe(self) -> dict[str, Any]:
         names = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")

@@ -10,6 +10,8 @@ Conventions, for every function here:
 - A grid cell's centre is one such coordinate: with all of them, a converted model is its source model.
 """
 
+import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -211,10 +213,17 @@ class SpotViTLayer(GradientCheckpointingLayer):
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def _serves(tensor: torch.Tensor, batch_size: int) -> bool:
-    """Whether it has an entry for all images or one for each. Not by `in`: where sizes are symbols, as in a graph that was
-    compiled for several, that compares which symbol it is."""
+def _fits_batch(tensor: torch.Tensor, batch_size: int) -> bool:
+    """Whether it has one entry for all images, or one per image. Written without `in`, which compares symbols, not sizes,
+    while a graph for several sizes is traced."""
     return tensor.shape[0] == 1 or tensor.shape[0] == batch_size
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun or `accelerate launch` started, if they did."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 class SpotViTPreTrainedModel(PreTrainedModel):
@@ -232,7 +241,7 @@ class SpotViTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": SpotViTLayer, "attentions": SpotViTAttention}
 
-    # Writes the README of a saved model. Set by the installed package (`spot_hf.cards`): remote code has no templates.
+    # Writes the README of a saved model. Set by the installed package (`registration.py`): remote code has no templates.
     _write_model_card: Callable | None = None
 
     @torch.no_grad()
@@ -245,13 +254,56 @@ class SpotViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpotViTLayerScale):
             init.constant_(module.scale, self.config.layerscale_value)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    @torch.no_grad()
+    def resize_position_embeddings(self, height: int, width: int) -> None:
+        """
+        Makes the model, on the full grid of images of another size, equal to its source model with
+        `interpolate_pos_encoding=True`: the position table is interpolated as the source's family does
+        (`config.position_interpolation`). In place; updates `image_size` and `position_grid_size` of the config. Without it,
+        images of another size get the embeddings of their positions from the Gaussian kernel.
+
+        A table that was interpolated before (`config.position_source_grid_size`, which DINOv2's has from its conversion on)
+        is no longer the source's: interpolated once more it only approximates the source, and a `UserWarning` says so.
+        `spot-hf convert --image_size` starts from the source's own table.
+
+        A model from a released SPoT checkpoint keeps its weights: its kernel follows the image's size by itself, at square
+        sizes as the released code's does.
+
+        Args:
+            height (`int`), width (`int`): of the images, in pixels, at least `config.patch_size`.
+
+        Raises:
+            `ValueError`: a size is no integer, or smaller than a patch.
+        """
+        config = self.config
+        for name, size in {"height": height, "width": width}.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < config.patch_size:
+                raise ValueError(f"`{name}` must be an integer of at least patch_size={config.patch_size}; got {size!r}")
+        if (height, width) == config.image_height_width:
+            return
+        interpolated_before, old_grid = config.position_source_grid_size, config.position_grid_size
+        modules = list(self.modules())
+        for module in modules:
+            if isinstance(module, SpotViTPositionEmbeddings):
+                module.resize(height, width)
+        # The encoder's, and that of a decoder.
+        for each in {id(one.config): one.config for one in modules if hasattr(one, "config")}.values():
+            each.set_image_size(height, width)
+        if interpolated_before is not None and config.position_grid_size != old_grid:
+            warnings.warn(
+                f"the position table was interpolated before, from {list(interpolated_before)} to {list(old_grid)}: at "
+                f"{height} × {width} pixels the model only approximates its source. `spot-hf convert --image_size` "
+                "interpolates the source's own table",
+                stacklevel=2,
+            )
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
-        needs, and a model card where there is none."""
+        needs, and a model card where there is none. Of several processes that save at once, the first writes the card."""
         # A model loaded from a repository refers to that repository's code; its copy refers to its own.
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
-        if self._write_model_card is not None:
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if self._write_model_card is not None and is_main_process and _is_first_process():
             self._write_model_card(save_directory)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
@@ -363,7 +415,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 if value is not None:
                     raise ValueError(f"`{name}` needs `coordinates`: it has one entry per coordinate; got none")
             return
-        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or not _serves(coordinates, batch_size):
+        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or not _fits_batch(coordinates, batch_size):
             raise ValueError(
                 f"`coordinates` must have shape (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
                 f"got {tuple(coordinates.shape)}"
@@ -378,7 +430,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 )
         for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
             if value is not None and (
-                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or not _serves(value, batch_size)
+                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or not _fits_batch(value, batch_size)
             ):
                 raise ValueError(
                     f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "

@@ -1,5 +1,6 @@
 """The `spot-image-classification` pipeline: image classification that takes, places and returns token positions."""
 
+import difflib
 from typing import Any
 
 import numpy as np
@@ -7,22 +8,16 @@ import torch
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 
+from .input_checks import check_window_scales
+
 
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency")
-# Of a dict input: what one image can have of its own.
+# What one image, given as a dict, can have of its own. The row of a data set may have any other columns.
 INPUT_KEYS = ("image", "coordinates", "saliency", "image_id", "window_scales")
-# A row of a coordinate data set that was joined with its images has these too. Nothing here needs them.
-ROW_KEYS = (
-    "label",
-    "image_index",
-    "image_sha256",
-    "image_size",
-    "initial_coordinates",
-    "losses",
-    "initial_prediction",
-    "prediction",
-    "trajectory",
-)
+# How much of a key's letters must be those of one of these, in order, to be taken for its misspelling: `coordinate` and
+# `image_ids` are (0.94 and more), `image_index`, `coordinates_mask` and `saliency_map` are not (0.84 and less).
+MISSPELT = 0.85
+COMMON_COLUMNS = ("image_idx",)  # as near to one of these, but a usual name of a column
 
 
 class SpotImageClassificationPipeline(ImageClassificationPipeline):
@@ -78,8 +73,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
-                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`), such as a
-                row of a coordinate data set joined with its images, or a list, generator or data set of either.
+                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`, finite and
+                above 0), or a list, generator or data set of either. The row of a data set is such a dict, in particular
+                that of a coordinate data set joined with its images: other columns are ignored.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
@@ -96,7 +92,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             `"predictions"` (that list) and `"coordinates"` (`[[x, y], ...]`, relative to the original image).
 
         Raises:
-            `ValueError`: as the image processor, before the model runs.
+            `ValueError`: as the image processor, before the model runs; a dict without `"image"`, or with a misspelt key.
         """
         if isinstance(inputs, list):
             inputs = self._give_each_its_own(inputs, kwargs)
@@ -125,19 +121,17 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return inputs
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
+        scales = None
         if isinstance(inputs, dict):
-            if "image" not in inputs or not set(inputs) <= {*INPUT_KEYS, *ROW_KEYS}:
-                got = ", ".join(map(str, inputs))
-                raise ValueError(f"an input dict must have the key image, and may have {', '.join(INPUT_KEYS[1:])}; got {got}")
+            _check_keys(inputs)
             own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}
             if "coordinates" in own:  # one image's positions take the place of the call's placement
                 own.update(num_tokens=None, placement=None)
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
-            scales = inputs.get("window_scales")
+            if inputs.get("window_scales") is not None:
+                scales = torch.from_numpy(check_window_scales(inputs["window_scales"]))[None]
             parameters, inputs = {**parameters, **own}, inputs["image"]
-        else:
-            scales = None
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
@@ -145,10 +139,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             parameters["placement"] = "grid"  # a batch may mix placed and full-grid images
         features = self.image_processor(images=image, return_tensors="pt", **parameters)
         num_tokens = features["coordinates"].shape[1]
-        if scales is not None:
-            scales = torch.as_tensor(scales, dtype=torch.float32)[None]
-            if scales.shape != (1, num_tokens):
-                raise ValueError(f"`window_scales` must hold one scale per token, {num_tokens}; got {tuple(scales.shape[1:])}")
+        if scales is not None and scales.shape[1] != num_tokens:
+            raise ValueError(f"`window_scales` must hold one scale per token, {num_tokens}; got {scales.shape[1]}")
         return {
             **({} if scales is None else {"window_scales": scales}),
             # Only pixels are cast: positions stay float32.
@@ -184,6 +176,18 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
             self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _check_keys(row: dict[str, Any]) -> None:
+    """`ValueError` for a row without an image, or with what looks like a misspelling of a key that it lacks."""
+    lacking = [key for key in INPUT_KEYS if key not in row]
+    for key in row:
+        similar = difflib.get_close_matches(str(key).lower(), lacking, n=1, cutoff=MISSPELT)
+        if similar and key not in COMMON_COLUMNS:
+            raise ValueError(f"an input dict must not have the key {key!r}: is it {similar[0]!r}?")
+    if "image" not in row:
+        got = ", ".join(map(str, row))
+        raise ValueError(f"an input dict must have the key image, and may have {', '.join(INPUT_KEYS[1:])}; got {got}")
 
 
 def _image_size(image: Any) -> tuple[int, int]:

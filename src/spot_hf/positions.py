@@ -1,5 +1,7 @@
 """Position embeddings at continuous positions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -36,27 +38,69 @@ def gaussian_kernel(
     return torch.exp(distances.square() / (-2 * sigma**2))
 
 
-def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
+def grid_extent(height: int, width: int, patch_size: int) -> tuple[float, float]:
+    """The share of an image's height and width that its whole patches cover: 1 where its size is a multiple of theirs."""
+    return height // patch_size * patch_size / height, width // patch_size * patch_size / width
+
+
+def solve_kernel_weights(table: torch.Tensor, sigma: float, extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
     """
     Weights of the Gaussian kernel interpolation that reproduces a position table at the centres of its cells.
 
     Args:
         table (`torch.Tensor` of shape `(rows, columns, hidden_size)`): the source model's position embeddings.
         sigma (`float`): bandwidth of the kernel, in cells.
+        extent (`tuple[float, float]`): what the cells cover of the image's height and width, see [`grid_extent`].
 
     Returns:
-        `torch.Tensor` of the same shape and dtype; solved in float64, axis by axis, as the kernel is separable.
+        `torch.Tensor` of the same shape, dtype and device; solved in float64, axis by axis, as the kernel is separable.
     """
-    weights = table.double()
+    return _by_axis(torch.linalg.solve, table, sigma, extent).to(table)
+
+
+def evaluate_kernel_weights(weights: torch.Tensor, sigma: float, extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+    """The inverse of [`solve_kernel_weights`]: kernel weights in, the position table out."""
+    return _by_axis(torch.matmul, weights, sigma, extent).to(weights)
+
+
+def _by_axis(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
+    sigma: float,
+    extent: tuple[float, float],
+) -> torch.Tensor:
+    """`function(kernel between the cells of an axis, values with that axis first)`, one axis after the other; float64."""
+    result = values.cpu().double()  # not every device has float64
     for axis in (0, 1):
-        count = table.shape[axis]
-        centers = (torch.arange(count, dtype=torch.float64, device=table.device) + 0.5) / count
+        count = values.shape[axis]
+        centers = (torch.arange(count, dtype=torch.float64) + 0.5) / count * extent[axis]
         kernel = gaussian_kernel(centers, count, sigma, size=count)
-        weights = torch.linalg.solve(kernel, weights.movedim(axis, 0).flatten(1)).unflatten(
-            1, weights.movedim(axis, 0).shape[1:]
-        )
-        weights = weights.movedim(0, axis)
-    return weights.to(table.dtype)
+        moved = result.movedim(axis, 0)
+        result = function(kernel, moved.flatten(1)).unflatten(1, moved.shape[1:]).movedim(0, axis)
+    return result
+
+
+def interpolate_table(
+    table: torch.Tensor, rows: int, columns: int, mode: str = "bicubic", antialias: bool = False
+) -> torch.Tensor:
+    """
+    A position table for another grid, as the families of source models interpolate theirs.
+
+    Args:
+        table (`torch.Tensor` of shape `(old_rows, old_columns, hidden_size)`).
+        rows (`int`), columns (`int`): of the new grid.
+        mode (`str`), antialias (`bool`): as in `torch.nn.functional.interpolate`.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, columns, hidden_size)`, of the same dtype; `table` itself where the grid is the same.
+    """
+    if table.shape[:2] == (rows, columns):
+        return table
+    channels_first = table.permute(2, 0, 1)[None].float()
+    resized = nn.functional.interpolate(
+        channels_first, size=(rows, columns), mode=mode, align_corners=False, antialias=antialias
+    )
+    return resized[0].permute(1, 2, 0).to(table.dtype)
 
 
 class SpotViTPositionEmbeddings(nn.Module):
@@ -93,3 +137,25 @@ class SpotViTPositionEmbeddings(nn.Module):
         with torch.autocast(coordinates.device.type, enabled=False):
             kernel = self.kernel(coordinates, height, width, coordinates_mask)
             return kernel @ self.weight.flatten(0, 1).to(kernel.dtype)
+
+    @torch.no_grad()
+    def resize(self, height: int, width: int) -> None:
+        """
+        Replaces `weight` by that for images of `height` × `width` pixels, as the source model would interpolate its table:
+        see [`SpotViTPreTrainedModel.resize_position_embeddings`], which also updates the config.
+        """
+        config = self.config
+        if not config.has_position_table:
+            return
+        old_height, old_width = config.image_height_width
+        old_grid = (old_height // config.patch_size, old_width // config.patch_size)
+        # A table of another size than the image's grid has cells of its own, which tile the whole image.
+        is_grid = config.position_rows_columns == old_grid
+        old_extent = grid_extent(old_height, old_width, config.patch_size) if is_grid else (1.0, 1.0)
+        sigma = config.position_kernel_sigma
+        table = evaluate_kernel_weights(self.weight.cpu().double(), sigma, old_extent)
+        table = interpolate_table(
+            table, height // config.patch_size, width // config.patch_size, **(config.position_interpolation or {})
+        )
+        weight = solve_kernel_weights(table, sigma, grid_extent(height, width, config.patch_size))
+        self.weight = nn.Parameter(weight.to(self.weight), requires_grad=self.weight.requires_grad)

@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_model, tiny_processor
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import SpotViTModel, convert_checkpoint, join_coordinates, load_coordinates
 from spot_hf.coordinates.schema import coordinate_features

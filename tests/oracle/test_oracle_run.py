@@ -22,7 +22,7 @@ from oracle_runs import files_of, rows_of, save_images
 
 from spot_hf import convert_checkpoint, load_coordinates
 from spot_hf.cli import main
-from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.oracle.arguments import OracleArguments
 from spot_hf.oracle.run import run_oracle
 
 
@@ -55,6 +55,7 @@ def options(model, images) -> dict[str, list[str]]:
         "--batch_size": ["3"],
         "--shard_size": ["4"],
         "--num_workers": ["0"],
+        "--max_failed_share": ["0.1"],
     }
 
 
@@ -232,7 +233,7 @@ def test_batch_sizes_give_the_same_rows_on_real_weights(vit_tiny, tmp_path):
     convert_checkpoint(vit_tiny, tmp_path / "vit-tiny")
     found = {}
     for batch_size in (1, 7, 32):
-        arguments = OracleRunArguments(
+        arguments = OracleArguments(
             model=str(tmp_path / "vit-tiny"), dataset_name=str(shared("data/nips2017")), max_samples=32, num_tokens=[25],
             batch_size=batch_size, num_workers=0,
         )  # fmt: skip

@@ -82,6 +82,8 @@ class _Finder:
         kept, found, differing = [], [], []
         for place, (one, index) in enumerate(zip(stored, indices, strict=True)):
             image = encoded_image({"image": one}, index, self.split)
+            if image.unreadable is not None:
+                continue
             if image.image_id.startswith("/"):
                 raise ValueError("`split` is needed: images without file names are known by their split; got none")
             rows = self.rows_of.get(image.image_id, [])

@@ -11,31 +11,11 @@ Images are not part of it: rows point at them, by name and by the hash of their 
 original image, so that models with other crops can use them.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import datasets
 
-from ..data.digits import DIGITS
 from ..jobs.directory import LEDGER
-from .joining import join_coordinates
-from .schema import coordinate_features
-
-
-# ------------------------------------------------------------------------------------------------------------ schema
-
-
-# ------------------------------------------------------------------------------------------------------------ shards
-
-
-# ------------------------------------------------------------------------------------------------------------ ledger
-
-
-# ----------------------------------------------------------------------------------------------------------- results
-
-
-# ----------------------------------------------------------------------------------------------------------- loading
 
 
 def load_coordinates(
@@ -92,24 +72,3 @@ def _one_of(argument: str, value: str | None, accepted: list[str], path: str | P
     if value not in accepted:
         raise ValueError(f"`{argument}` must be one of {', '.join(accepted)} in {str(path)!r}; got {value!r}")
     return value
-
-
-def load_record(path: str | Path, config: str, split: str, *, revision: str | None = None) -> dict[str, Any]:
-    """The record of the run that found a config's coordinates: what `CONFIG/SPLIT.json` holds."""
-    file = Path(path).expanduser() / config / f"{split}.json"
-    if not Path(path).expanduser().is_dir():
-        from huggingface_hub import hf_hub_download
-
-        file = Path(hf_hub_download(str(path), f"{config}/{split}.json", repo_type="dataset", revision=revision))
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def source_of(record: dict[str, Any]) -> tuple[str, str | None]:
-    """Name and config of the data set whose images a record's rows point at; `ValueError` where it lay in a directory."""
-    name = record["parameters"]["dataset_name"]
-    if name != DIGITS and name.count("/") != 1:
-        raise ValueError(f"`dataset_name` is needed: the images lay in a local directory, {name!r}; got none")
-    return name, record["parameters"]["dataset_config_name"]
-
-
-__all__ = ["coordinate_features", "join_coordinates", "load_coordinates"]

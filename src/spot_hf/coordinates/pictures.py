@@ -1,4 +1,4 @@
-"""Pictures: the windows that a model sees, accuracy against the number of tokens, and what the oracle did."""
+"""Pictures: the windows that a model sees, and what the oracle did. Drawn on `Figure` objects: no state of pyplot changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import matplotlib
 import numpy as np
-from PIL import Image
-
-
-matplotlib.use("Agg")  # files, never a screen
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 
 if TYPE_CHECKING:
@@ -48,7 +44,8 @@ def draw_windows(axes: Axes, image: Image.Image, coordinates: np.ndarray, patch_
 def save_windows_picture(path: str | Path, rows: Sequence[Sequence[tuple[Image.Image, np.ndarray, float, str]]]) -> None:
     """Writes a PNG of a table of [`draw_windows`] pictures, one `(image, coordinates, patch_size, title)` per cell."""
     num_rows, num_columns = len(rows), max(len(row) for row in rows)
-    figure, axes = plt.subplots(num_rows, num_columns, figsize=(1.7 * num_columns, 1.9 * num_rows), squeeze=False)
+    figure = Figure(figsize=(1.7 * num_columns, 1.9 * num_rows))
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
     for i, row in enumerate(rows):
         for j in range(num_columns):
             if j < len(row):
@@ -57,7 +54,6 @@ def save_windows_picture(path: str | Path, rows: Sequence[Sequence[tuple[Image.I
                 axes[i][j].set_axis_off()
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def save_reconstruction_picture(
@@ -79,7 +75,8 @@ def save_reconstruction_picture(
     """
     # Two images side by side: six columns.
     num_rows = -(-len(originals) // 2)
-    figure, axes = plt.subplots(num_rows, 6, figsize=(11.4, 2.2 * num_rows), squeeze=False)
+    figure = Figure(figsize=(11.4, 2.2 * num_rows))
+    axes = figure.subplots(num_rows, 6, squeeze=False)
     for one in axes.flat:
         one.set_axis_off()
     for i, (original, coordinates, pixels) in enumerate(zip(originals, visible, reconstructed, strict=True)):
@@ -91,12 +88,11 @@ def save_reconstruction_picture(
         row[2].set_title("original", fontsize=8)
     figure.tight_layout(pad=0.4)
     figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
 
 
 def draw_trajectories(axes: Axes, image: Image.Image, trajectory: np.ndarray, title: str) -> None:
     """
-    Draws the way of every token over the image: dark where the search began, bright where it ended.
+    Draws the path of every token over the image: dark where the search began, bright where it ended.
 
     Args:
         axes: where to draw.
@@ -107,14 +103,14 @@ def draw_trajectories(axes: Axes, image: Image.Image, trajectory: np.ndarray, ti
     width, height = image.size
     points = trajectory.astype(np.float32) * (width, height)
     pixels = np.asarray(image.convert("L")).astype(np.float32)
-    # Pale, so that the colours of the ways are what one sees.
+    # Pale, so that the colours of the paths stand out.
     axes.imshow(160 + pixels * (95 / 255), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
     segments = np.stack([points[:-1], points[1:]], axis=2).transpose(1, 0, 2, 3)  # (num_tokens, steps, 2 ends, 2)
     shade = np.linspace(0, 0.85, max(1, len(points) - 1))
-    colors = plt.get_cmap("inferno")(np.tile(shade, len(segments)))
+    colors = matplotlib.colormaps["inferno"](np.tile(shade, len(segments)))
     axes.add_collection(LineCollection(list(segments.reshape(-1, 2, 2)), colors=colors, linewidths=1.4, capstyle="round"))
     for at, shade_at in ((0, 0.0), (-1, 0.85)):
-        color = plt.get_cmap("inferno")(shade_at)
+        color = matplotlib.colormaps["inferno"](shade_at)
         axes.scatter(points[at][:, 0], points[at][:, 1], s=3, color=[color], linewidths=0, zorder=3)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -133,7 +129,7 @@ def save_oracle_picture(
     titles: Sequence[str],
 ) -> None:
     """
-    Writes a PNG of what the oracle did on one image: the ways of the tokens, and the windows at start and end.
+    Writes a PNG of what the oracle did on one image: the paths of the tokens, and the windows at start and end.
 
     Args:
         file: to write to.
@@ -144,19 +140,21 @@ def save_oracle_picture(
         patch_size: side of a window in pixels of that.
         titles: of the three parts.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.8), squeeze=False)
+    figure = Figure(figsize=(10.5, 3.8))
+    axes = figure.subplots(1, 3, squeeze=False)
     draw_trajectories(axes[0][0], image, trajectory, titles[0])
     draw_windows(axes[0][1], seen, initial, patch_size, titles[1])
     draw_windows(axes[0][2], seen, final, patch_size, titles[2])
     figure.tight_layout(pad=0.6)
     figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
 
 
 def save_run_picture(file: BinaryIO, title: str, summary: "Summary") -> None:
     """Writes a PNG of a run of the oracle: loss and accuracy per step, and where tokens were and are."""
     has_accuracy = bool(summary.accuracy_per_step)
-    figure, axes = plt.subplots(1, 4 if has_accuracy else 3, figsize=(13 if has_accuracy else 10, 3.3), layout="constrained")
+    assert summary.start_density is not None and summary.end_density is not None  # those of a run are
+    figure = Figure(figsize=(13 if has_accuracy else 10, 3.3), layout="constrained")
+    axes = figure.subplots(1, 4 if has_accuracy else 3)
     curves = [("mean loss", summary.loss_per_step)]
     if has_accuracy:
         curves.append(("top-1 accuracy, %", summary.accuracy_per_step))
@@ -178,4 +176,3 @@ def save_run_picture(file: BinaryIO, title: str, summary: "Summary") -> None:
     figure.colorbar(shown, ax=list(axes[-2:]), label="density, uniform = 1", extend="max")
     figure.suptitle(f"{title}, {summary.num_images} images", fontsize=10)
     figure.savefig(file, dpi=130, format="png", bbox_inches="tight")
-    plt.close(figure)

@@ -5,6 +5,14 @@ from typing import Any
 import datasets
 
 
+# What a record's `objective` is, in a card's words. The losses themselves are the oracle's.
+OBJECTIVE_DESCRIPTIONS = {
+    "label": "cross-entropy with the true label",
+    "distill": "KL divergence from the same model's full-grid prediction",
+    "feature": "1 - cosine to the same model's full-grid pooled feature",
+}
+
+
 def coordinate_features(
     label: Any, num_tokens: int, trajectory_length: int | None = None, window_scales: bool = False
 ) -> datasets.Features:

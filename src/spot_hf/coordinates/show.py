@@ -1,45 +1,47 @@
 """`spot-hf show`: pictures of what the oracle did on single images."""
 
-from collections.abc import Callable, Sequence
+import logging
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.source import load_images
+from ..data.source import DatasetSource, load_images
 from ..image_processing_spot_vit import SpotViTImageProcessorPil
 from ..jobs.files import write_atomically
 from .joining import join_coordinates
-from .loading import load_coordinates, load_record, source_of
+from .loading import load_coordinates
 from .pictures import save_oracle_picture
+from .records import Record, load_record
 
 
-def show_coordinates(
-    coordinates: str,
-    image_ids: Sequence[str],
-    output_dir: str | Path,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    image_column_name: str | None = None,
-    say: Callable[[str], Any] = print,
-) -> list[Path]:
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ShowArguments:
+    coordinates: str = field(metadata={"help": "A coordinate data set: a directory or a Hub id."})
+    image_id: list[str] = field(metadata={"help": "Images, by the column image_id."})
+    output_dir: str = field(metadata={"help": "Where the pictures are written."})
+    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images (default: as recorded)."})
+
+
+def show_coordinates(arguments: ShowArguments) -> list[Path]:
     """
-    Writes a PNG per image: the ways of its tokens over the image, and the windows that the model saw at start and end. Needs
+    Writes a PNG per image: the paths of its tokens over the image, and the windows that the model saw at start and end. Needs
     no model: the record of the run knows the image processor.
 
     Args:
-        coordinates (`str`): directory or Hub id of a coordinate data set.
-        image_ids: of the images, as in the column `image_id`.
-        output_dir (`str`): where.
-        config, split (`str`, *optional*): of the coordinate data set, where it has several.
-        dataset_name (`str`, *optional*): where the images lie; by default the source that the record names.
-        dataset_config_name, image_column_name (`str`, *optional*): likewise.
-        say: is called with a line per picture.
+        arguments ([`ShowArguments`]): which images of which data set.
 
     Returns:
         `list[Path]`: the files.
@@ -47,37 +49,44 @@ def show_coordinates(
     Raises:
         `ValueError`: no such image. `OSError`: no such data set.
     """
-    rows = load_coordinates(coordinates, config, split)
-    found: dict[str, list[int]] = {}  # several images may have one name
-    for row, image_id in enumerate(rows["image_id"]):
-        found.setdefault(image_id, []).append(row)
-    absent = [image_id for image_id in image_ids if image_id not in found]
-    if absent:
-        known = ", ".join(list(found)[:3])
-        raise ValueError(f"`image_id` must be ids of {coordinates!r}, such as {known}; got {', '.join(map(repr, absent))}")
-    record = load_record(coordinates, rows.info.config_name, str(rows.split))
-    parameters = record["parameters"]
-    source = dataset_name or source_of(record)[0]
-    images = load_images(
-        source,
-        config_name=dataset_config_name or parameters["dataset_config_name"],
-        split=str(rows.split),
-        revision=parameters["dataset_revision"],
-        image_column_name=image_column_name or parameters["image_column_name"],
+    rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split)
+    chosen = _rows_of(rows, arguments)
+    record = load_record(arguments.coordinates, rows.info.config_name, str(rows.split))
+    parameters = record.parameters
+    source = DatasetSource(
+        dataset_name=arguments.dataset_name or record.dataset[0],
+        dataset_config_name=arguments.dataset_config_name or parameters["dataset_config_name"],
+        dataset_split=str(rows.split),
+        dataset_revision=parameters["dataset_revision"],
+        image_column_name=arguments.image_column_name or parameters["image_column_name"],
         label_column_name=None,
     )
-    joined = _join(images, rows.select([row for image_id in image_ids for row in found[image_id]]))
-    processor = SpotViTImageProcessorPil.from_dict({**record["image_processor"], "do_rescale": False, "do_normalize": False})
-    written = []
+    joined = _join(load_images(source), rows.select(chosen))
+    processor = SpotViTImageProcessorPil.from_dict({**record.image_processor, "do_rescale": False, "do_normalize": False})
+    written: list[Path] = []
     for row in joined:
         name, num_tokens = Path(row["image_id"].replace("/", "_")).stem, len(row["coordinates"])
-        path = Path(output_dir) / f"{name}_n{num_tokens}.png"
+        path = Path(arguments.output_dir) / f"{name}_n{num_tokens}.png"
         if path in written:
             path = path.with_name(f"{name}_{row['image_index']}_n{num_tokens}.png")
         _draw(path, row, processor, record)
-        say(f"written to {path}")
+        logger.info("written to %s", path)
         written.append(path)
     return written
+
+
+def _rows_of(rows: Any, arguments: ShowArguments) -> list[int]:
+    """Numbers of the rows that have the ids; several images may have one name."""
+    found: dict[str, list[int]] = {}
+    for row, image_id in enumerate(rows["image_id"]):
+        found.setdefault(image_id, []).append(row)
+    absent = [image_id for image_id in arguments.image_id if image_id not in found]
+    if absent:
+        known = ", ".join(list(found)[:3])
+        raise ValueError(
+            f"`image_id` must be ids of {arguments.coordinates!r}, such as {known}; got {', '.join(map(repr, absent))}"
+        )
+    return [row for image_id in arguments.image_id for row in found[image_id]]
 
 
 def _join(images: Any, wanted: Any) -> Any:
@@ -99,7 +108,7 @@ def _has_file_names(rows: Any) -> bool:
     return all(row["image_id"] != f"{rows.split}/{row['image_index']}" for row in rows)
 
 
-def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, record: dict[str, Any]) -> None:
+def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, record: Record) -> None:
     image = row["image"].convert("RGB")
     inputs = processor(image, coordinates=row["coordinates"], return_tensors="np")
     seen = Image.fromarray(inputs["pixel_values"][0].clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
@@ -107,25 +116,17 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     final = np.array(row["coordinates"], dtype=np.float32)
     # Without a saved trajectory, its ends.
     trajectory = np.array(row["trajectory"], dtype=np.float32) if "trajectory" in row else np.stack([initial, final])
-    names = record_names(record)
+    names = record.class_names
     titles = [
-        f"{row['image_id']}: the ways of {len(final)} tokens",
+        f"{row['image_id']}: paths of {len(final)} tokens",
         "start" + _class(names, row["initial_prediction"]),
         "best found" + _class(names, row["prediction"]),
     ]
     with write_atomically(path) as file:
         save_oracle_picture(
             file, image, trajectory, seen, processor.to_model_frame(initial, image.size), inputs["coordinates"][0],
-            record["patch_size"], titles,
+            record.patch_size, titles,
         )  # fmt: skip
-
-
-def record_names(record: dict[str, Any]) -> list[str]:
-    """The classes' names, where the source has them."""
-    import datasets
-
-    label = datasets.Features._from_yaml_list(record["features"])["label"]
-    return getattr(label, "names", None) or []
 
 
 def _class(names: list[str], prediction: int | None) -> str:

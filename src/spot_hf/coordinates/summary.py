@@ -1,7 +1,7 @@
 """What all shards of a config say together: counts, accuracy, losses, where tokens were and are."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .shards import shard_facts
+from ..data.failures import FailedImage
+from .shards import ShardFacts
 
 
 DENSITY_CELLS = 56  # per axis
@@ -23,11 +24,12 @@ class Summary:
     Attributes:
         num_images, num_labelled, num_steps (`int`): rows; those with a label and a prediction; steps taken, over all images.
         num_bytes, download_size (`int`): of the shards, in memory and on disk.
-        failed (`list`): images that could not be read: `image_index`, `image_id`, `error`.
+        failed (`list`): images that could not be read.
         accuracy_per_step (`list[float]`): percent, of iterates 0 to `steps`. The last iterate need not be the best one.
         accuracy_before, accuracy_after (`float`): percent, at the initial and at the best positions. `None` without labels.
         loss_per_step (`list[float]`): means of the objective.
-        start_density, end_density (`np.ndarray`): tokens per cell of the image, `(rows, columns)`, summing to 1.
+        start_density, end_density (`np.ndarray`): tokens per cell of the image, `(rows, columns)`, summing to 1; `None` of
+            what was read from a record.
     """
 
     num_images: int
@@ -35,34 +37,38 @@ class Summary:
     num_steps: int
     num_bytes: int
     download_size: int
-    failed: list[dict[str, Any]]
+    failed: list[FailedImage]
     accuracy_per_step: list[float]
     accuracy_before: float | None
     accuracy_after: float | None
     loss_per_step: list[float]
-    start_density: np.ndarray
-    end_density: np.ndarray
+    start_density: np.ndarray | None = None
+    end_density: np.ndarray | None = None
 
     def to_json(self) -> dict[str, Any]:
-        left_out = ("start_density", "end_density")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        """All but the densities, which are drawn."""
+        return {name: value for name, value in asdict(self).items() if not name.endswith("_density")}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Summary":
+        return cls(**{**values, "failed": [FailedImage(**one) for one in values["failed"]]})
 
 
 def summarize(shards: Iterable[Path]) -> Summary:
     """Reads a config's shards, one at a time."""
     totals = dict.fromkeys(("num_images", "num_labelled", "num_steps", "num_bytes", "download_size"), 0)
-    failed: list[dict[str, Any]] = []
+    failed: list[FailedImage] = []
     correct: np.ndarray | int = 0
     losses: np.ndarray | int = 0
     before = after = 0
     densities = {name: np.zeros((DENSITY_CELLS, DENSITY_CELLS)) for name in ("initial_coordinates", "coordinates")}
     for path in shards:
-        facts = shard_facts(path)
-        facts["download_size"] = path.stat().st_size
-        for name in totals:
-            totals[name] += facts[name]
-        failed += facts["failed"]
-        correct = correct + np.array(facts["correct_per_step"])
+        facts = ShardFacts.read(path)
+        for name in ("num_images", "num_labelled", "num_steps", "num_bytes"):
+            totals[name] += getattr(facts, name)
+        totals["download_size"] += path.stat().st_size
+        failed += facts.failed
+        correct = correct + np.array(facts.correct_per_step)
         table = pq.read_table(path, columns=["label", "initial_prediction", "prediction", "losses", *densities])
         if not len(table):
             continue

@@ -9,6 +9,47 @@ def label_numbers(images: datasets.Dataset) -> np.ndarray:
     return images.with_format("arrow")["label"][:].to_numpy(zero_copy_only=False).astype(float)
 
 
+def check_label_column(feature: object, label_column_name: str) -> None:
+    """`ValueError` where a column, by the type that its data set states, has no class numbers."""
+    dtype = getattr(feature, "dtype", None)
+    if not isinstance(dtype, str) or not dtype.startswith(("int", "uint")):
+        raise ValueError(f"`label_column_name` must name a column of class numbers; {label_column_name!r} is {feature}")
+
+
+def check_labels(images: datasets.Dataset, label_column_name: str | None, num_labels: int, advice: str = "") -> np.ndarray:
+    """
+    The labels of all images.
+
+    Args:
+        images (`datasets.Dataset`): as [`load_images`] loads them.
+        label_column_name (`str`): what their column is called in the source, for messages.
+        num_labels (`int`): that the model knows.
+        advice (`str`): is added to a message.
+
+    Returns:
+        `np.ndarray` of shape `(num_images,)`, int64.
+
+    Raises:
+        `ValueError`: the column has no class numbers, or some that the model does not know.
+    """
+    feature = images.features["label"]
+    check_label_column(feature, str(label_column_name))
+    names = getattr(feature, "names", None)
+    if names and len(names) > num_labels:
+        raise ValueError(
+            f"`label_column_name`: {label_column_name!r} has {len(names)} classes, the model {num_labels}: its labels mean "
+            f"something else{advice}"
+        )
+    labels = label_numbers(images)
+    wrong = outside_of(labels, num_labels)
+    if len(wrong):
+        raise ValueError(
+            f"`label_column_name`: row {wrong[0]} of {str(images.split)!r} has the label {labels[wrong[0]]:g}, and "
+            f"{len(wrong) - 1} more rows have such; the model knows 0 to {num_labels - 1}{advice}"
+        )
+    return labels.astype(np.int64)
+
+
 def classes_of(images: datasets.Dataset) -> list[int]:
     """The class numbers that occur, in order. Every image must have one."""
     return np.unique(label_numbers(images)).astype(int).tolist()

@@ -1,6 +1,5 @@
 """Labelled images by the name of their data set: the Hub's, a directory's, or scikit-learn's digits, which need no network."""
 
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any, TypeVar
 
 import datasets
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import GatedRepoError
 
-from ..jobs.versions import public_name
+from ..jobs.versions import hub_commit, public_name
 from .digits import DIGITS, load_digits
 from .encoded import encoded
 from .failures import check_max_failed_share
@@ -182,11 +181,9 @@ def pinned(source: Source) -> Source:
     commit. Unchanged where there is none, or where the Hub cannot be asked.
     """
     found = copy(source)
-    if source.dataset_name == DIGITS or Path(source.dataset_name).expanduser().exists():
-        found.dataset_revision = None
-        return found
-    with suppress(HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        found.dataset_revision = HfApi().dataset_info(source.dataset_name, revision=source.dataset_revision).sha
+    found.dataset_revision = (
+        None if source.dataset_name == DIGITS else hub_commit(source.dataset_name, source.dataset_revision, "dataset")
+    )
     return found
 
 

@@ -1,7 +1,7 @@
 """What positions are like: how much of the image they see, whether they collapse onto each other, whether they stick to the
 grid, whether they lie where the image is salient."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,12 +63,23 @@ def _coverage(pixels: torch.Tensor, height: int, width: int, patch_size: int) ->
     return ((inside_y.transpose(1, 2) @ inside_x) > 0).double().mean((1, 2))
 
 
-def means(parts: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means over all images of several batches."""
-    return {name: float(np.nanmean(torch.cat([part[name] for part in parts]).numpy())) for name in parts[0]} if parts else {}
+@dataclass(frozen=True)
+class PositionFigures:
+    """Means over images of what [`describe_positions`] gives."""
+
+    coverage: float
+    nearest: float
+    collapsed: float
+    grid_bias: float
+    saliency: float
 
 
-def analysis_table(analysis: dict[str, dict[str, Any]], saliency: str = "edge saliency") -> list[str]:
+def means(parts: list[dict[str, torch.Tensor]]) -> PositionFigures:
+    """Over all images of several batches, each described with a saliency map."""
+    return PositionFigures(**{name: float(np.nanmean(torch.cat([part[name] for part in parts]).numpy())) for name in parts[0]})
+
+
+def analysis_table(analysis: dict[str, PositionFigures], saliency: str = "edge saliency") -> list[str]:
     """Markdown lines, a row per set of positions; `saliency` says which."""
     lines = [
         f"| positions | coverage, % | nearest token, patches | collapsed, % | grid bias | {saliency} |",
@@ -76,7 +87,7 @@ def analysis_table(analysis: dict[str, dict[str, Any]], saliency: str = "edge sa
     ]
     for name, row in analysis.items():
         lines.append(
-            f"| {name} | {100 * row['coverage']:.1f} | {row['nearest']:.2f} | {100 * row['collapsed']:.1f} | "
-            f"{row['grid_bias']:.2f} | {row['saliency']:.2f} |"
+            f"| {name} | {100 * row.coverage:.1f} | {row.nearest:.2f} | {100 * row.collapsed:.1f} | "
+            f"{row.grid_bias:.2f} | {row.saliency:.2f} |"
         )
     return lines

@@ -1,10 +1,10 @@
-"""Arguments of `spot-hf evaluate`."""
+"""Arguments of `spot-hf evaluate`: of an evaluation by tokens and placement, and, with `--coordinates`, of a transfer."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
+from ..data.source import DatasetSource
 from ..jobs.versions import public_name, weights_digest
-from ..oracle.search import DTYPES, check_oracle_arguments
+from ..oracle.arguments import SearchArguments, check_dtype
 from ..placement import PLACEMENTS, check_placement
 from .baselines import BASELINES
 
@@ -15,60 +15,116 @@ def default_placements(with_saliency: bool = False) -> list[str]:
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments:
+class EvaluationArguments(DatasetSource):
     """
-    What is evaluated. Results depend on all of these but `num_workers` and `streaming`.
-
-    Attributes:
-        model (`list[str]`): directories or Hub ids of SpotViT classifiers.
-        dataset_name, dataset_config_name, dataset_split, dataset_revision, image_column_name, label_column_name,
-            saliency_column_name, max_samples, streaming: as in [`load_images`].
-        num_tokens (`list[int]`): token counts; a number of tokens above the grid's is left out where a way cannot have it.
-        placement (`list[str]`): priors; those that need no saliency map by default. `salient` and `inverse_salient` draw from
-            what `saliency_column_name` says: a map over the image, or boxes in pixels (see [`read_saliency`]).
-        baselines (`list[str]`): of `BASELINES`.
-        image_size (`list[int]`, *optional*): pixels per side; the model's own by default.
-        num_seeds (`int`): draws of each random placement; seed (`int`): of the first.
-        oracle_steps (`list[int]`): also find positions with the label, from isotropic ones, in so many steps: a ceiling, not a
-            method. What 0 steps give, to which costs are compared, is measured along.
-        oracle_learning_rate (`float`): of these steps.
-        among_labels (`bool`): classify among the classes that occur in the split, where these are fewer than the model's.
-        knn_dataset_split (`str`, *optional*): also measure kNN accuracy, with the features of this split.
-        knn_samples (`int`): images of that split, drawn by the seed.
-        batch_size (`int`): images per forward pass; shard_size (`int`): images per line.
-        dtype (`str`): `"float32"`, or `"bfloat16"` or `"float16"` for autocast.
-        num_workers (`int`): processes that decode ahead.
+    What is evaluated. Results depend on all of these but where they are written and how images are read. A number of tokens
+    above the grid's is left out where a method cannot have it.
     """
 
-    model: list[str]
-    dataset_name: str
-    dataset_config_name: str | None = None
-    dataset_split: str | None = None
-    dataset_revision: str | None = None
-    image_column_name: str = "image"
-    label_column_name: str = "label"
-    saliency_column_name: str | None = None
-    max_samples: int | None = None
-    streaming: bool = False
-    num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196])
-    placement: list[str] = field(default_factory=default_placements)
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    image_size: list[int] | None = None
-    num_seeds: int = 3
-    seed: int = 0
-    oracle_steps: list[int] = field(default_factory=list)
-    oracle_learning_rate: float = 3e-3
-    among_labels: bool = False
-    knn_dataset_split: str | None = None
-    knn_samples: int = 5000
-    batch_size: int = 50
-    shard_size: int = 250
-    dtype: str = "float32"
-    num_workers: int = 1
+    model: list[str] = field(metadata={"help": "SpotViT classifiers: directories or Hub ids."})
+    revision: list[str] | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the models' Hub ids: one for all, or one per model."}
+    )
+    dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
+    saliency_column_name: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Column of saliency maps (greyscale images, arrays) or boxes [x_min, y_min, x_max, y_max] in pixels, for "
+            "the placements salient and inverse_salient."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the data set while it is used, and store nothing. Every process reads all of it."},
+    )
+    num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
+    placement: list[str] | None = field(
+        default=None,
+        metadata={"help": "Priors that place them (default: all; salient and inverse_salient with --saliency_column_name)."},
+    )
+    baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels per side, such as 128 224 384 (default: the model's own)."}
+    )
+    num_seeds: int = field(default=3, metadata={"help": "Draws of each random placement."})
+    seed: int = field(default=0, metadata={"help": "Seed of the first of them."})
+    oracle_steps: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Also run the oracle with the label, a ceiling, in so many steps, such as 1 3 5 10; 0 is measured along."
+        },
+    )
+    oracle_learning_rate: float = field(default=3e-3, metadata={"help": "In units of the image's width and height."})
+    among_labels: bool = field(
+        default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
+    )
+    knn_dataset_split: str | None = field(
+        default=None, metadata={"help": "Also measure kNN accuracy (k = 20, cosine) by the features of this split."}
+    )
+    knn_samples: int = field(default=5000, metadata={"help": "Images of that split."})
+    batch_size: int = field(default=50, metadata={"help": "Images per forward pass."})
+    shard_size: int = field(default=250, metadata={"help": "Images per line of the ledger: what a killed run may lose."})
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that decode ahead."})
+    output_dir: str = field(metadata={"help": "Where tables and plots are written. The same command resumes a killed run."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what an earlier run wrote to --output_dir, and begin anew."}
+    )
+    published: bool = field(default=False, metadata={"help": "Also draw the paper's figures, marked as published."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.placement is None:
+            self.placement = default_placements(self.saliency_column_name is not None)
+        if self.baselines is None:
+            self.baselines = list(BASELINES)
+        elif self.baselines == ["none"]:
+            self.baselines = []
+
+    @property
+    def placements(self) -> list[str]:
+        """`placement`, with the default filled in."""
+        return self.placement or []
+
+    @property
+    def chosen_baselines(self) -> list[str]:
+        """`baselines`, with the default filled in."""
+        return self.baselines or []
+
+    def revision_of(self, model: str) -> str | None:
+        """What was asked for."""
+        if not self.revision:
+            return None
+        return self.revision[0] if len(self.revision) == 1 else self.revision[self.model.index(model)]
 
     def check(self) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
-        for name in self.placement:
+        self.check_source()
+        self._check_models()
+        if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
+            raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+        self._check_methods()
+        for name in ("num_seeds", "batch_size", "shard_size", "knn_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
+        if self.label_column_name is None:
+            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
+        for name in ("among_labels", "knn_dataset_split"):
+            if self.streaming and getattr(self, name):
+                raise ValueError(f"`{name}` needs a data set as a whole; got `streaming`")
+        if self.num_workers < 0:
+            raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
+        check_dtype(self.dtype)
+
+    def _check_models(self) -> None:
+        names = [public_name(model) for model in self.model]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}")
+        if self.revision is not None and len(self.revision) not in (1, len(self.model)):
+            raise ValueError(f"`revision` must be one for all models or one per model, {len(self.model)}; got {self.revision}")
+
+    def _check_methods(self) -> None:
+        for name in self.placements:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
             if PLACEMENTS[name].saliency and self.saliency_column_name is None:
@@ -78,41 +134,73 @@ class EvaluationArguments:
                 )
             if name == "grid":
                 raise ValueError("`placement` 'grid' is the baseline 'full_grid'; got it as a placement")
-        for name in self.baselines:
+        for name in self.chosen_baselines:
             if name not in BASELINES:
                 raise ValueError(f"`baselines` must be of {', '.join(BASELINES)}; got {name!r}")
-        for name in ("num_seeds", "batch_size", "shard_size", "max_samples", "knn_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1; got {value}")
+        if not self.placements and not self.chosen_baselines and not self.oracle_steps:
+            raise ValueError("`placement`, `baselines` and `oracle_steps` leave nothing to measure; got none of them")
         for steps in self.oracle_steps:
-            check_oracle_arguments(
-                objective="label",
-                steps=steps,
-                learning_rate=self.oracle_learning_rate,
-                optimizer="adamw",
-                optimizer_arguments=None,
-                window_scale_learning_rate=self.oracle_learning_rate,
-                early_stop=None,
-                dtype=self.dtype,
-            )
-        for name in ("among_labels", "knn_dataset_split"):
-            if self.streaming and getattr(self, name):
-                raise ValueError(f"`{name}` needs a data set as a whole; got `streaming`")
-        if self.num_workers < 0:
-            raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        names = [public_name(model) for model in self.model]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}")
-        if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
-            raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+            self.search(steps).check_search()
 
-    def recorded(self) -> dict[str, Any]:
-        """On which results depend. Of what lies on this machine the name, not the path."""
-        parameters = asdict(self)
-        del parameters["num_workers"], parameters["streaming"]
-        parameters["model"] = {public_name(model): weights_digest(model) for model in self.model}
-        parameters["dataset_name"] = public_name(self.dataset_name)
-        return parameters
+    def search(self, steps: int) -> SearchArguments:
+        """Of the oracle, which has the label."""
+        return SearchArguments(objective="label", steps=steps, learning_rate=self.oracle_learning_rate, dtype=self.dtype)
+
+    def recorded(self) -> dict:
+        """On which results depend; the models' commits are added when these are known."""
+        not_recorded = (
+            "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "revision",
+        )  # fmt: skip
+        recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
+        recorded.update(self.recorded_source(), model={public_name(one): weights_digest(one) for one in self.model})
+        if self.image_size is not None:  # until 0.1.0, the position kernel alone said what lies between the table's cells
+            recorded["position_interpolation"] = "source"
+        return recorded
+
+
+@dataclass(kw_only=True)
+class TransferArguments(DatasetSource):
+    """What another model's positions are worth to a model."""
+
+    model: str = field(metadata={"help": "The SpotViT classifier: a directory or a Hub id."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of its Hub id."})
+    coordinates: str = field(
+        metadata={"help": "A coordinate data set, a directory or a Hub id: measure what its positions are worth to --model."}
+    )
+    coordinates_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the coordinates' Hub id."}
+    )
+    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
+    dataset_name: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
+    )
+    saliency_column_name: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Column of saliency maps or boxes, of which positions may see much (default: edges)."}
+    )
+    among_labels: bool = field(
+        default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
+    dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    output_dir: str | None = field(default=None, metadata={"help": "Where transfer.json and transfer.md are written."})
+
+    def check(self) -> None:
+        """`ValueError` for what no transfer can have, before anything is loaded."""
+        self.check_source()
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
+        if self.label_column_name is None:
+            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
+        check_dtype(self.dtype)
+
+    def with_source(self, dataset_name: str, dataset_config_name: str | None, dataset_split: str) -> "TransferArguments":
+        """With what the coordinates say of the images, where nothing else was said."""
+        if self.dataset_name is not None:
+            dataset_name, dataset_config_name = self.dataset_name, self.dataset_config_name
+        return replace(
+            self,
+            dataset_name=dataset_name,
+            dataset_config_name=dataset_config_name,
+            dataset_split=self.dataset_split or dataset_split,
+        )

@@ -6,16 +6,15 @@ rounds and ratios of them. Peak memory is measured in a process of its own for e
 
 import gc
 import json
+import logging
 import multiprocessing
-import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,29 +25,57 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from ..configuration_spot_vit import SpotViTConfig
+from ..hub.loading import load_weights, open_model
+from ..jobs.files import write_atomically
+from ..jobs.process import default_device, synchronize
+from ..jobs.versions import device_name, public_name
 from ..modeling_spot_vit import SpotViTForImageClassification
+from ..oracle.arguments import DTYPES, check_dtype
 from ..placement import grid, isotropic
 from ..windows import sample_windows
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Setup:
+@dataclass(kw_only=True)
+class BenchmarkArguments:
     """Which models are timed, and how."""
 
-    model: str | None
-    baseline: str | None
-    batch_size: int
-    num_threads: int
-    device: str
-    dtype: str
-    compile: bool
+    model: str | None = field(
+        default=None, metadata={"help": "A SpotViT directory or Hub id (default: a ViT-B/16 with random weights)."}
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "The ordinary model beside it (default: transformers' ViT of the same size)."}
+    )
+    num_tokens: list[int] = field(
+        default_factory=lambda: [25, 49, 100, 196],
+        metadata={"help": "Token counts, each placed isotropically, off the pixel lattice."},
+    )
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    num_threads: int = field(default=2, metadata={"help": "Threads of torch on a CPU."})
+    repeats: int = field(default=9, metadata={"help": "Rounds; each runs every model once. Medians are reported."})
+    device: str = field(default="cpu", metadata={"help": "cpu, or an accelerator that is there, such as cuda."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    compile: bool = field(default=False, metadata={"help": "Compile both models with torch.compile(fullgraph=True)."})
+    output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
+
+    def check(self) -> None:
+        """`ValueError` for what no benchmark can have."""
+        check_dtype(self.dtype)
+        accelerator = default_device().type
+        if self.device not in ("cpu", accelerator):
+            accepted = "cpu" if accelerator == "cpu" else f"cpu or {accelerator}"
+            raise ValueError(f"`device` must be {accepted} here; got {self.device!r}")
+        if not self.num_tokens or min(self.num_tokens) < 1:
+            raise ValueError(f"`num_tokens` must be positive integers; got {self.num_tokens}")
+        for name in ("batch_size", "num_threads", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
 
     def spot_vit(self) -> SpotViTForImageClassification:
         if self.model is not None:
-            model = SpotViTForImageClassification.from_pretrained(self.model)
+            model = load_weights(SpotViTForImageClassification, open_model(self.model))
         else:
             model = SpotViTForImageClassification(SpotViTConfig(num_labels=1000))
         return model.to(self.device, DTYPES[self.dtype]).eval()
@@ -80,96 +107,90 @@ class Setup:
         return (isotropic(num_tokens) + 0.3 / 224).clamp(0, 1)[None].expand(self.batch_size, -1, -1).to(self.device)
 
 
-def run_benchmark(
-    *,
-    model: str | None,
-    baseline: str | None,
-    num_tokens: list[int],
-    batch_size: int,
-    num_threads: int,
-    repeats: int,
-    device: str,
-    dtype: str,
-    compile: bool,
-    output_file: str | None,
-) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class BenchmarkRow:
+    """Of a model at a number of tokens: medians over the rounds."""
+
+    name: str
+    num_tokens: int
+    ms: float  # per batch
+    images_per_second: float
+    speedup: float  # to the ordinary model, of each round's own ratio: what slows the machine slows both halves of it
+    sampling_share: float | None = None  # of the time, that windows and position embeddings take
+    peak_mib: float | None = None
+
+
+def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """
     Times forward passes and prints a table.
 
     Args:
-        model (`str`, *optional*): a SpotViT; a ViT-B/16 with random weights by default.
-        baseline (`str`, *optional*): the ordinary classifier beside it; transformers' ViT of the same size by default.
-        num_tokens (`list[int]`): token counts, each placed isotropically, off the pixel lattice.
-        batch_size (`int`): images per forward pass.
-        num_threads (`int`): threads of torch.
-        repeats (`int`): rounds.
-        device (`str`), dtype (`str`): `"cpu"` or `"cuda"`; `"float32"`, `"bfloat16"` or `"float16"`.
-        compile (`bool`): use `torch.compile(fullgraph=True)` on both.
-        output_file (`str`, *optional*): JSON with all figures.
+        arguments ([`BenchmarkArguments`]): what to time.
 
     Returns:
         `dict`: what the JSON holds; times in milliseconds, memory in MiB.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"`device` must be cpu, or cuda where there is one; got {device!r}")
-    if not num_tokens or min(num_tokens) < 1:
-        raise ValueError(f"`num_tokens` must be positive integers; got {num_tokens}")
-    setup = Setup(model, baseline, batch_size, num_threads, device, dtype, compile)
-    torch.set_num_threads(num_threads)
-    spot = setup.spot_vit()
+    arguments.check()
+    torch.set_num_threads(arguments.num_threads)
+    spot = arguments.spot_vit()
     config = spot.config
-    ordinary = setup.ordinary(config)
-    pixel_values = setup.pixel_values(config)
-
-    runs: dict[str, Callable[[], Any]] = {"ordinary": _forward(ordinary, setup, pixel_values)}
-    runs["spot full grid"] = _forward(spot, setup, pixel_values)
-    for count in num_tokens:
-        coordinates = setup.coordinates(count)
-        runs[f"spot {count}"] = _forward(spot, setup, pixel_values, coordinates)
-        runs[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
-    times = _alternate(runs, repeats, device)
-
-    base = statistics.median(times["ordinary"])
-    rows: list[dict[str, Any]] = [{"name": "ordinary", "num_tokens": _num_cells(config), "ms": base, "speedup": 1.0}]
-    for name in ("spot full grid", *(f"spot {count}" for count in num_tokens)):
-        count = _num_cells(config) if name == "spot full grid" else int(name.split()[1])
-        row: dict[str, Any] = {"name": name, "num_tokens": count, "ms": statistics.median(times[name])}
-        # The median of each round's own ratio: what slows the machine slows both halves of it.
-        row["speedup"] = statistics.median(b / t for b, t in zip(times["ordinary"], times[name], strict=True))
-        if f"sampling {count}" in times and name != "spot full grid":
-            ratios = zip(times[f"sampling {count}"], times[name], strict=True)
-            row["sampling_share"] = statistics.median(part / whole for part, whole in ratios)
-        rows.append(row)
-    for row in rows:
-        row["peak_mib"] = _peak_memory(setup, row["name"], row["num_tokens"])
-        row["images_per_second"] = 1000 * batch_size / row["ms"]
-    result = {
-        "model": model or "ViT-B/16, random weights",
-        "baseline": baseline or f"transformers {transformers.__version__} ViTForImageClassification, the same size",
-        "batch_size": batch_size,
-        "image_size": list(config.image_height_width),
-        "device": _device_name(device),
-        "dtype": dtype,
-        "compile": compile,
-        "num_threads": num_threads,
-        "repeats": repeats,
-        "torch": torch.__version__,
-        "rows": rows,
+    pixel_values = arguments.pixel_values(config)
+    runs: dict[str, Callable[[], Any]] = {
+        "ordinary": _forward(arguments.ordinary(config), arguments, pixel_values),
+        "spot full grid": _forward(spot, arguments, pixel_values),
     }
-    print(_table(result))
-    if output_file is not None:
-        Path(output_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(output_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {output_file}")
+    for count in arguments.num_tokens:
+        coordinates = arguments.coordinates(count)
+        runs[f"spot {count}"] = _forward(spot, arguments, pixel_values, coordinates)
+        runs[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
+    times = _alternate(runs, arguments.repeats, arguments.device)
+
+    counts = {"ordinary": _num_cells(config), "spot full grid": _num_cells(config)}
+    counts |= {f"spot {count}": count for count in arguments.num_tokens}
+    rows = [_row(name, count, times, arguments.batch_size) for name, count in counts.items()]
+    for row in rows:
+        row.peak_mib = _peak_memory(arguments, row.name, row.num_tokens)
+    ordinary = f"transformers {transformers.__version__} ViTForImageClassification, the same size"
+    result = {
+        "model": public_name(arguments.model) if arguments.model else "ViT-B/16, random weights",
+        "baseline": public_name(arguments.baseline) if arguments.baseline else ordinary,
+        "batch_size": arguments.batch_size,
+        "image_size": list(config.image_height_width),
+        "device": device_name(arguments.device),
+        "dtype": arguments.dtype,
+        "compile": arguments.compile,
+        "num_threads": arguments.num_threads,
+        "repeats": arguments.repeats,
+        "torch": torch.__version__,
+        "rows": [{name: value for name, value in vars(row).items() if value is not None} for row in rows],
+    }
+    logger.info(_table(result, rows))
+    if arguments.output_file is not None:
+        with write_atomically(arguments.output_file) as file:
+            file.write((json.dumps(result, indent=2) + "\n").encode())
+        logger.info("written to %s", arguments.output_file)
     return result
 
 
+def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: int) -> BenchmarkRow:
+    def median_ratio(upper: str, lower: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[upper], times[lower], strict=True))
+
+    ms, sampling = statistics.median(times[name]), name.replace("spot", "sampling")
+    return BenchmarkRow(
+        name=name,
+        num_tokens=num_tokens,
+        ms=ms,
+        images_per_second=1000 * batch_size / ms,
+        speedup=median_ratio("ordinary", name),
+        sampling_share=median_ratio(sampling, name) if sampling != name and sampling in times else None,
+    )
+
+
 def _forward(
-    model: nn.Module, setup: Setup, pixel_values: torch.Tensor, coordinates: torch.Tensor | None = None
+    model: nn.Module, arguments: BenchmarkArguments, pixel_values: torch.Tensor, coordinates: torch.Tensor | None = None
 ) -> Callable[[], Any]:
-    function: Callable = torch.compile(model, fullgraph=True) if setup.compile else model
+    function: Callable = torch.compile(model, fullgraph=True) if arguments.compile else model
     inputs = (
         {"pixel_values": pixel_values} if coordinates is None else {"pixel_values": pixel_values, "coordinates": coordinates}
     )
@@ -191,19 +212,14 @@ def _alternate(runs: dict[str, Callable[[], Any]], repeats: int, device: str) ->
     with tqdm(total=(repeats + 1) * len(runs), unit="run", desc="timing") as progress:
         for round_ in range(repeats + 1):
             for name, run in runs.items():
-                _synchronize(device)
+                synchronize(device)
                 start = time.perf_counter()
                 run()
-                _synchronize(device)
+                synchronize(device)
                 if round_ > 0:
                     times[name].append(1000 * (time.perf_counter() - start))
                 progress.update()
     return times
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _num_cells(config: SpotViTConfig) -> int:
@@ -211,29 +227,29 @@ def _num_cells(config: SpotViTConfig) -> int:
     return len(grid(height, width, config.patch_size))
 
 
-def _peak_memory(setup: Setup, name: str, num_tokens: int) -> float:
+def _peak_memory(arguments: BenchmarkArguments, name: str, num_tokens: int) -> float:
     """MiB that a forward pass needs beyond the model and its inputs, in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_memory_here, setup, name, num_tokens).result()
+        return pool.submit(_peak_memory_here, arguments, name, num_tokens).result()
 
 
 @torch.inference_mode()
-def _peak_memory_here(setup: Setup, name: str, num_tokens: int) -> float:
-    torch.set_num_threads(setup.num_threads)
-    model: Any = setup.spot_vit()
+def _peak_memory_here(arguments: BenchmarkArguments, name: str, num_tokens: int) -> float:
+    torch.set_num_threads(arguments.num_threads)
+    model: Any = arguments.spot_vit()
     config = model.config
     if name == "ordinary":
-        model = setup.ordinary(config)
-    inputs = {"pixel_values": setup.pixel_values(config)}
+        model = arguments.ordinary(config)
+    inputs = {"pixel_values": arguments.pixel_values(config)}
     if name not in ("ordinary", "spot full grid"):
-        inputs["coordinates"] = setup.coordinates(num_tokens)
+        inputs["coordinates"] = arguments.coordinates(num_tokens)
     model(**{key: value[:1] for key, value in inputs.items()})  # libraries allocate once
     gc.collect()
-    if setup.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if arguments.device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
         model(**inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.accelerator.max_memory_allocated() - before) / 2**20
     # Peak resident size since the start would be that of loading: sample what is resident now, often.
     process, samples, stop = psutil.Process(), [], threading.Event()
     before = process.memory_info().rss
@@ -250,11 +266,7 @@ def _peak_memory_here(setup: Setup, name: str, num_tokens: int) -> float:
     return (max(samples, default=before) - before) / 2**20
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})"
-
-
-def _table(result: dict[str, Any]) -> str:
+def _table(result: dict[str, Any], rows: list[BenchmarkRow]) -> str:
     lines = [
         f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} "
         f"threads{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
@@ -262,10 +274,10 @@ def _table(result: dict[str, Any]) -> str:
         "| model | tokens | ms | images/s | speed-up | sampling and positions | peak MiB |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in result["rows"]:
-        share = f"{100 * row['sampling_share']:.1f} %" if "sampling_share" in row else ""
+    for row in rows:
+        share = f"{100 * row.sampling_share:.1f} %" if row.sampling_share is not None else ""
         lines.append(
-            f"| {row['name']} | {row['num_tokens']} | {row['ms']:.1f} | {row['images_per_second']:.1f} | "
-            f"{row['speedup']:.2f}× | {share} | {row['peak_mib']:.0f} |"
+            f"| {row.name} | {row.num_tokens} | {row.ms:.1f} | {row.images_per_second:.1f} | {row.speedup:.2f}× | {share} | "
+            f"{row.peak_mib:.0f} |"
         )
     return "\n".join(lines)

@@ -2,43 +2,56 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..data.batches import Shards, Start
+from ..data.batches import PlacementRequest, Shards
+from ..data.failures import FailedImage
 from ..placement import PLACEMENTS
 from .arguments import EvaluationArguments
+
+
+ORACLE = "oracle"  # the method that uses the label: a ceiling
 
 
 @dataclass(frozen=True)
 class Cell:
     """What is measured."""
 
-    way: str  # a placement, a baseline, or `ORACLE`
+    method: str  # a placement, a baseline, or `ORACLE`
     num_tokens: int
     seed: int | None = None  # of a random placement
     steps: int | None = None  # of the oracle
 
     @property
-    def start(self) -> Start | None:
+    def placement(self) -> PlacementRequest | None:
         """Where tokens are to be placed for it."""
-        if self.way in PLACEMENTS:
-            return Start(self.way, self.num_tokens, self.seed or 0)
-        return Start("isotropic", self.num_tokens) if self.way in ("larger_windows", ORACLE) else None
+        if self.method in PLACEMENTS:
+            return PlacementRequest(self.method, self.num_tokens, self.seed or 0)
+        return PlacementRequest("isotropic", self.num_tokens) if self.method in ("larger_windows", ORACLE) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """In the ledger and in results, a method is called a way, as it was in 0.1.0."""
+        return {"way": self.method, "num_tokens": self.num_tokens, "seed": self.seed, "steps": self.steps}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Cell":
+        return cls(values["way"], values["num_tokens"], values["seed"], values["steps"])
 
 
 def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
     """All cells of a model whose grid has `num_cells`."""
-    cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.baselines else []
+    cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
     for num_tokens in arguments.num_tokens:
-        for name in arguments.placement:
+        for name in arguments.placements:
             if PLACEMENTS[name].on_grid and num_tokens > num_cells:
                 continue
             seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if PLACEMENTS[name].random else [None]
             cells += [Cell(name, num_tokens, seed) for seed in seeds]
         if num_tokens < num_cells:
-            cells += [Cell(name, num_tokens) for name in arguments.baselines if name != "full_grid"]
+            cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:
             cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
     return cells
@@ -47,8 +60,79 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
 class CellShards(Shards):
     """Those of an evaluation: lines of its ledger. A task is a cell."""
 
-    def starts(self, shard: int) -> list[Start]:
-        return list(dict.fromkeys(cell.start for cell in self.lacks(shard) if cell.start is not None))
+    def placements(self, shard: int) -> list[PlacementRequest]:
+        return list(dict.fromkeys(cell.placement for cell in self.lacks(shard) if cell.placement is not None))
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """
+    Of a cell, on a batch or on several. Lists have an entry per image that could be read, or per batch.
+
+    Attributes:
+        image_index, label (`list[int]`): per image. top (`list[list[int]]`): its five likeliest classes, in order.
+        confidence, loss (`list[float]`): probability of the likeliest class, cross-entropy; per image.
+        num_failed (`list[int]`): per batch; failed (`list`): the images that could not be read.
+        seconds (`list[float]`), num_timed (`list[int]`): per batch, and how many images it had.
+        peak_mib (`list[float]`): of the batches for which memory was counted.
+        knn (`list[int]`, *optional*): the nearest neighbours' class, per image.
+    """
+
+    image_index: list[int] = field(default_factory=list)
+    label: list[int] = field(default_factory=list)
+    top: list[list[int]] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    num_failed: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    num_timed: list[int] = field(default_factory=list)
+    peak_mib: list[float] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
+    knn: list[int] | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["Measurement"]) -> "Measurement":
+        found = cls()
+        for part in parts:
+            for one in fields(cls):
+                value = getattr(part, one.name)
+                if value is not None:
+                    setattr(found, one.name, [*(getattr(found, one.name) or []), *value])
+        return found
+
+    @property
+    def correct(self) -> list[bool]:
+        """Per image."""
+        return [top[0] == label for top, label in zip(self.top, self.label, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Measurement":
+        """Lines of 0.1.0 name no failed images."""
+        failed = [FailedImage(**one) for one in values.get("failed", [])]
+        return cls(**{**{one.name: values[one.name] for one in fields(cls) if one.name in values}, "failed": failed})
+
+
+@dataclass(frozen=True)
+class Line:
+    """Of the ledger: a cell on a shard of images."""
+
+    model: str
+    image_size: int | None
+    cell: Cell
+    shard: int
+    measured: Measurement
+
+    def to_json(self) -> dict[str, Any]:
+        head = {"model": self.model, "image_size": self.image_size, "cell": self.cell.to_json(), "shard": self.shard}
+        return {**head, **self.measured.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Line":
+        cell, measured = Cell.from_json(values["cell"]), Measurement.from_json(values)
+        return cls(values["model"], values["image_size"], cell, values["shard"], measured)
 
 
 class Lines:
@@ -60,28 +144,19 @@ class Lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Line]:
         found = {}
         for path in sorted(self.directory.glob("lines-*.jsonl")):
             for text in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    line = json.loads(text)
+                    line = Line.from_json(json.loads(text))
                 except ValueError:
                     continue
-                found[line["model"], line["image_size"], json.dumps(line["cell"]), line["shard"]] = line
+                found[line.model, line.image_size, line.cell, line.shard] = line
         return list(found.values())
 
-    def append(self, line: dict[str, Any]) -> None:
+    def append(self, line: Line) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def joined(parts: list[dict[str, list]]) -> dict[str, list]:
-    lists = [name for name, value in parts[0].items() if isinstance(value, list)] if parts else []
-    names = lists or ("image_index", "label", "top", "confidence", "loss", "num_failed", "seconds", "num_timed", "peak_mib")
-    return {name: [value for part in parts for value in part[name]] for name in names}
-
-
-ORACLE = "oracle"  # the way that uses the label: a ceiling, not a method

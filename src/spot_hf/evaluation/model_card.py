@@ -1,25 +1,35 @@
-"""Results of an evaluation on a model's card."""
+"""`spot-hf card`: results of an evaluation on a model's card."""
 
 import json
-from collections.abc import Mapping
+import logging
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..hub.cards import _with_section
+from ..hub.cards import with_section
 from ..jobs.files import write_atomically
+from ..jobs.versions import public_command
+from .report import EvaluationResults, tables
+from .results import Result
+from .run import RESULTS
 
 
-def add_results(model_dir: str | Path, results_dir: str | Path, model_name: str | None = None) -> Path:
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class CardArguments:
+    results: str = field(metadata={"help": "What `spot-hf evaluate` wrote."})
+    model: str = field(metadata={"help": "Directory of the model, with its card."})
+    model_name: str | None = field(default=None, metadata={"help": "Its name in the results (default: the directory's)."})
+
+
+def add_results(arguments: CardArguments) -> Path:
     """
     Puts the results of [`run_evaluation`] on a model's card: as `model-index` metadata, which the Hub reads, and as a table
     with the command. What a person wrote stays; a section of earlier results is replaced.
-
-    Args:
-        model_dir (`str`): of a saved model, with its `README.md`.
-        results_dir (`str`): what `spot-hf evaluate` wrote.
-        model_name (`str`, *optional*): the model's name in the results; that of the directory by default.
 
     Returns:
         `Path` of the card.
@@ -27,52 +37,55 @@ def add_results(model_dir: str | Path, results_dir: str | Path, model_name: str 
     Raises:
         `ValueError`: no card there, no results there, or none of this model.
     """
-    card_path, results_path = Path(model_dir) / "README.md", Path(results_dir) / "results.json"
+    card_path, results_path = Path(arguments.model) / "README.md", Path(arguments.results) / RESULTS
     if not card_path.is_file():
-        raise ValueError(f"`model` must be the directory of a model with a card; {str(model_dir)!r} holds no README.md")
+        raise ValueError(f"`model` must be the directory of a model with a card; {arguments.model!r} holds no README.md")
     try:
-        results = json.loads(results_path.read_text(encoding="utf-8"))
-        rows = results["results"]
+        results = EvaluationResults.from_json(json.loads(results_path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"`results` must be what `spot-hf evaluate` wrote; {str(results_dir)!r} holds no results") from None
-    name = model_name or Path(model_dir).resolve().name
-    own = [row for row in rows if row["model"] == name and row["num_images"]]
+        raise ValueError(f"`results` must be what `spot-hf evaluate` wrote; {arguments.results!r} holds no results") from None
+    name = arguments.model_name or Path(arguments.model).resolve().name
+    own = [row for row in results.results if row.model == name and row.num_images]
     if not own:
-        known = ", ".join(dict.fromkeys(row["model"] for row in rows))
-        raise ValueError(f"`results` must hold the model {name!r}; {str(results_dir)!r} has {known}")
-    from ..evaluation.report import tables
-
-    parameters = results["parameters"]
+        known = ", ".join(dict.fromkeys(row.model for row in results.results))
+        raise ValueError(f"`results` must hold the model {name!r}; {arguments.results!r} has {known}")
     card = ModelCard.load(card_path)
     card.data.model_name = name
-    card.data.eval_results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=parameters["dataset_name"],
-            dataset_name=parameters["dataset_name"],
-            dataset_split=parameters["dataset_split"],
-            dataset_revision=parameters["dataset_revision"],
-            metric_type="accuracy",
-            metric_name=f"top-1, {row['way']}, {row['num_tokens']} tokens{_pixels(row)}",
-            metric_value=round(row["top_1"], 3),
-        )
-        for row in own
-    ]
-    text = ["## Accuracy by tokens and placement", ""]
-    text.append(
-        f"Top-1 accuracy in percent on {parameters['num_images']} images of `{parameters['dataset_name']}`, split "
-        f"`{parameters['dataset_split']}`; ± half its 95 % interval."
-    )
-    for image_size in dict.fromkeys(row["image_size"] for row in own):
-        of_size = [row for row in own if row["image_size"] == image_size]
-        text += ["", *([f"At {image_size} pixels:", ""] if image_size is not None else []), *tables(of_size)]
-    if results.get("command"):
-        text += ["", "```", results["command"], "```"]
-    card.text = _with_section(card.text.strip(), "results", "\n".join(text))
+    card.data.eval_results = [_metadata(row, results) for row in own]
+    card.text = with_section(card.text.strip(), "results", "\n".join(_section(own, results)))
     with write_atomically(card_path) as file:
         file.write(f"---\n{card.data.to_yaml()}\n---\n\n{card.text}\n".encode())
+    logger.info("written to %s", card_path)
     return card_path
 
 
-def _pixels(row: Mapping[str, Any]) -> str:
-    return "" if row["image_size"] is None else f", {row['image_size']} pixels"
+def _metadata(row: Result, results: EvaluationResults) -> EvalResult:
+    parameters = results.ledger.parameters
+    pixels = "" if row.image_size is None else f", {row.image_size} pixels"
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=parameters["dataset_name"],
+        dataset_name=parameters["dataset_name"],
+        dataset_split=parameters["dataset_split"],
+        dataset_revision=parameters["dataset_revision"],
+        metric_type="accuracy",
+        metric_name=f"top-1, {row.method}, {row.num_tokens} tokens{pixels}",
+        metric_value=round(row.top_1 or 0.0, 3),
+    )
+
+
+def _section(rows: list[Result], results: EvaluationResults) -> list[str]:
+    """Markdown lines."""
+    parameters = results.ledger.parameters
+    lines = [
+        "## Accuracy by tokens and placement",
+        "",
+        f"Top-1 accuracy in percent on {parameters['num_images']} images of `{parameters['dataset_name']}`, split "
+        f"`{parameters['dataset_split']}`; ± half its 95 % interval.",
+    ]
+    for image_size in dict.fromkeys(row.image_size for row in rows):
+        of_size = [row for row in rows if row.image_size == image_size]
+        lines += ["", *([f"At {image_size} pixels:", ""] if image_size is not None else []), *tables(of_size)]
+    if results.ledger.command:
+        lines += ["", "```", public_command(shlex.split(results.ledger.command)), "```"]
+    return lines

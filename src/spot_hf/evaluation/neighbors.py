@@ -6,51 +6,62 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.batches import Preparation, Work, batches_of
+from ..data.batches import FailureCount, Preparation, Work, batches_of
+from ..data.labels import check_labels
+from ..data.source import load_images
 from .arguments import EvaluationArguments
-from .cells import Cell
-from .images import labels_of, load_evaluated
-from .methods import Ways
+from .methods import Cell, Methods, Outputs
 
 
 KNN_NEIGHBORS = 20  # as the paper
 
 
 class Neighbors:
-    """kNN classification (k = 20, cosine, one vote each) by the features of a training split, under each cell."""
+    """
+    kNN classification (k = 20, cosine, one vote each) by the features of a training split, under each cell.
+
+    Args:
+        arguments ([`EvaluationArguments`]): which split, and how many of its images.
+        methods ([`Methods`]): how images are looked at.
+        image_processor, shrinking: as [`Preparation`] takes them.
+        device (`torch.device`): of the model.
+    """
 
     def __init__(
         self,
         arguments: EvaluationArguments,
-        ways: Ways,
-        processor: Any,
-        smaller: dict[tuple[int, int], Any],
+        methods: Methods,
+        image_processor: Any,
+        shrinking: dict[tuple[int, int], Any],
         device: torch.device,
     ):
-        images = load_evaluated(arguments, arguments.knn_dataset_split, None)
-        labels_of(images, arguments, ways.model.config.num_labels)
+        num_labels = methods.model.config.num_labels
+        images: Any = load_images(arguments.source(dataset_split=arguments.knn_dataset_split, max_samples=None))
+        check_labels(images, arguments.label_column_name, num_labels)
         if len(images) > arguments.knn_samples:
             chosen = np.random.default_rng(arguments.seed).choice(len(images), arguments.knn_samples, replace=False)
             images = images.select(np.sort(chosen))
         if len(images) < KNN_NEIGHBORS:
             raise ValueError(f"`knn_dataset_split` must have at least {KNN_NEIGHBORS} images; got {len(images)}")
-        cells = [cell for cell in ways.ways if cell.steps is None]  # the oracle would have to know the labels
-        starts = list(dict.fromkeys(cell.start for cell in cells if cell.start is not None))
-        rows = [
-            list(range(i, min(i + arguments.batch_size, len(images)))) for i in range(0, len(images), arguments.batch_size)
-        ]
-        preparation = Preparation(images, processor, smaller)
-        work = (Work(0, part, starts, False) for part in rows)
+        cells = [cell for cell in methods.functions if cell.steps is None]  # the oracle would have to know the labels
+        placements = list(dict.fromkeys(cell.placement for cell in cells if cell.placement is not None))
+        rows = torch.arange(len(images)).split(arguments.batch_size)
+        work = (Work(0, part.tolist(), placements, False) for part in rows)
+        preparation = Preparation(images, image_processor, shrinking)
+        failures = FailureCount(arguments.max_failed_share, len(images))
         features: dict[Cell, list[np.ndarray]] = {cell: [] for cell in cells}
         labels: list[int] = []
         with tqdm(total=len(images), desc="features for kNN", unit="image") as progress:
-            for batch in batches_of(preparation, work, arguments.num_workers):
-                progress.update(len(batch.image_index) + len(batch.failed))
+            for batch in batches_of(preparation, work, arguments.num_workers, failures):
+                progress.update(batch.num_images)
                 if batch.pixel_values is None:
                     continue
-                labels += batch.labels(ways.model.config.num_labels).tolist()
+                labels += batch.labels(num_labels).tolist()
                 for cell in cells:
-                    features[cell].append(ways(cell, batch, device)()[1].float().cpu().numpy())
+                    outputs = methods.prepare(cell, batch, device)()
+                    assert isinstance(outputs, Outputs)
+                    features[cell].append(outputs.features.float().cpu().numpy())
+        self.failed = failures.failed
         from sklearn.neighbors import KNeighborsClassifier
 
         self.classifiers = {
@@ -59,4 +70,5 @@ class Neighbors:
         }
 
     def predict(self, cell: Cell, features: torch.Tensor) -> list[int]:
+        """The classes of `features` `(batch_size, pooled_size)`."""
         return self.classifiers[cell].predict(features.float().cpu().numpy()).tolist()

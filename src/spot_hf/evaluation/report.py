@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..coordinates.pictures import plt
+from matplotlib.figure import Figure
+
+from ..data.failures import FailedImage
+from ..jobs.directory import Ledger
 from ..jobs.files import write_atomically
 from ..placement import PLACEMENTS
+from .results import Result
 
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without their yellow, which is lost on paper.
@@ -22,75 +27,102 @@ PUBLISHED = {
 }
 
 
-def write_report(directory: Path, results: Mapping[str, Any], published: bool = False) -> str:
+@dataclass
+class EvaluationResults:
+    """What `results.json` holds: the run's ledger, a result per method and number of tokens, those of the oracle, and the
+    images that could not be read."""
+
+    ledger: Ledger
+    results: list[Result]
+    oracle: list[Result]
+    failed: list[FailedImage]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = {"results": [row.to_json() for row in self.results], "oracle": [row.to_json() for row in self.oracle]}
+        return {**self.ledger.to_json(), **rows, "failed": [asdict(image) for image in self.failed]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EvaluationResults":
+        """Those of 0.1.0 name no failed images."""
+        facts = {name: values.get(name) for name in ("command", "versions", "device")}
+        rows, oracle = ([Result.from_json(row) for row in values[name]] for name in ("results", "oracle"))
+        failed = [FailedImage(**one) for one in values.get("failed", [])]
+        return cls(Ledger(parameters=values["parameters"], **facts), rows, oracle, failed)
+
+
+def write_report(directory: Path, results: EvaluationResults, published: bool = False) -> str:
     """Writes `README.md` and the plots into a directory, and returns the tables."""
-    rows, oracle_rows = results["results"], results["oracle"]
-    groups = list(dict.fromkeys((row["model"], row["image_size"]) for row in [*rows, *oracle_rows]))
+    ledger, parameters = results.ledger, results.ledger.parameters
     text, pictures = [], []
-    for model, image_size in groups:
+    for key in dict.fromkeys(row.key for row in [*results.results, *results.oracle]):
         own, oracle = (
-            [row for row in part if (row["model"], row["image_size"]) == (model, image_size) and row["num_images"]]
-            for part in (rows, oracle_rows)
+            [row for row in part if row.key == key and row.num_images] for part in (results.results, results.oracle)
         )
-        title = model if image_size is None else f"{model}, {image_size} px"
+        title = key[0] if key[1] is None else f"{key[0]}, {key[1]} px"
         text += [f"## {title}", "", *tables(own), ""]
         stem = title.replace("/", "_").replace(", ", "_").replace(" ", "")
         pictures += [f"{stem}_tokens.png", f"{stem}_speed.png"]
         with write_atomically(directory / pictures[-2]) as file:
             plot(file, own, "num_tokens", "tokens", title, PUBLISHED if published else {})
         with write_atomically(directory / pictures[-1]) as file:
-            plot(file, own, "images_per_second", f"images/s, {results['device']}", title, {})
+            plot(file, own, "images_per_second", f"images/s, {ledger.device}", title)
         if oracle:
             text += [*oracle_table(oracle), ""]
             pictures.append(f"{stem}_oracle.png")
             with write_atomically(directory / pictures[-1]) as file:
-                plot_oracle(file, oracle, next((row for row in own if row["way"] == "full_grid"), None), title)
+                plot_oracle(file, oracle, next((row for row in own if row.method == "full_grid"), None), title)
+    failed = f" {len(results.failed)} images could not be read; `results.json` lists them." if results.failed else ""
     head = [
         "# Evaluation",
         "",
-        f"`{results['parameters']['dataset_name']}`, split `{results['parameters']['dataset_split']}`, "
-        f"{results['parameters']['num_images']} images. Top-1 accuracy in percent; ± is the half width of its 95 % interval "
-        "over images (Wilson), of random placements for the mean over seeds. Bold: above the others at that number of tokens. "
-        f"Peak MiB: the tensors of one pass over {results['parameters']['batch_size']} images that live at the same time, "
-        "without weights and inputs; counted, not sampled.",
+        f"`{parameters['dataset_name']}`, split `{parameters['dataset_split']}`, {parameters['num_images']} images.{failed} "
+        "Top-1 accuracy in percent; ± is the half width of its 95 % interval over images (Wilson), of random placements for "
+        "the mean over seeds. Bold: the highest at that number of tokens. Peak MiB: the tensors of one pass over "
+        f"{parameters['batch_size']} images that live at the same time, without weights and inputs; counted, not sampled.",
         "",
     ]
     tail = [f"![{picture}]({picture})\n" for picture in pictures]
-    if results.get("command"):
-        tail += ["```", results["command"], "```", ""]
-    tail.append(", ".join(f"{name} {version}" for name, version in results["versions"].items()) + f"; {results['device']}")
+    if ledger.command:
+        tail += ["```", ledger.command, "```", ""]
+    tail.append(", ".join(f"{name} {version}" for name, version in (ledger.versions or {}).items()) + f"; {ledger.device}")
     with write_atomically(directory / "README.md") as file:
         file.write("\n".join([*head, *text, *tail, ""]).encode())
     return "\n".join([*text, f"written to {directory}: README.md, results.json, {', '.join(pictures)}"])
 
 
-def tables(rows: list[dict[str, Any]]) -> list[str]:
+def tables(rows: list[Result]) -> list[str]:
     """Accuracy as the paper lays it out, kNN in brackets; then what else was measured."""
-    counts = sorted({row["num_tokens"] for row in rows if row["way"] != "full_grid"})
-    by_way: dict[str, dict[int, dict[str, Any]]] = {}
+    counts = sorted({row.num_tokens for row in rows if row.method != "full_grid"})
+    by_method: dict[str, dict[int, Result]] = {}
     for row in rows:
-        by_way.setdefault(row["way"], {})[row["num_tokens"]] = row
-    full = next((row for row in rows if row["way"] == "full_grid"), None)
+        by_method.setdefault(row.method, {})[row.num_tokens] = row
+    full = next((row for row in rows if row.method == "full_grid"), None)
     best = {
         count: max(
-            (ways[count]["top_1"] for way, ways in by_way.items() if count in ways and way != "full_grid"), default=None
+            (points[count].top_1 or 0 for name, points in by_method.items() if count in points and name != "full_grid"),
+            default=None,
         )
         for count in counts
     }
     lines = ["| | " + " | ".join(f"{count} tokens" for count in counts) + " |", "|---|" + "---:|" * len(counts)]
-    for way, ways in by_way.items():
-        if way != "full_grid":
-            lines.append(f"| {way} | " + " | ".join(_accuracy(ways.get(count), best[count]) for count in counts) + " |")
+    for method, points in by_method.items():
+        if method != "full_grid":
+            lines.append(f"| {method} | " + " | ".join(_accuracy(points.get(count), best[count]) for count in counts) + " |")
     if full is not None:
-        lines += ["", f"Full grid ({full['num_tokens']} tokens), the source model: {_accuracy(full, None)}."]
-    if any("knn" in row for row in rows):
+        lines += ["", f"Full grid ({full.num_tokens} tokens), the source model: {_accuracy(full, None)}."]
+    if any(row.knn is not None for row in rows):
         lines += ["", "In brackets: accuracy of the nearest neighbours among the features of a training split."]
+    return [*lines, *_details(rows)]
+
+
+def _details(rows: list[Result]) -> list[str]:
+    """All that was measured, folded away."""
     measured = [
         ("top_5", "top-5, %", ".1f"), ("loss", "loss", ".2f"), ("ece", "ECE, %", ".1f"), ("speed_up", "speed-up", ".2f"),
         ("top_1_spread", "spread over seeds", ".2f"), ("peak_mib", "peak MiB", ".0f"),
     ]  # fmt: skip
-    measured = [one for one in measured if any(row.get(one[0]) is not None for row in rows)]
-    lines += [
+    measured = [one for one in measured if any(getattr(row, one[0]) is not None for row in rows)]
+    lines = [
         "",
         "<details><summary>All that was measured</summary>",
         "",
@@ -100,15 +132,15 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
         "|---|---:|---:|---:|" + "---:|" * len(measured),
     ]
     for row in rows:
-        difference = row.get("difference_to_grid_subset")
-        paired = f"{difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})" if difference else ""
-        cells = [format(row[key], spec) if row.get(key) is not None else "" for key, _, spec in measured]
-        interval = f"{row['top_1']:.1f} ({row['top_1_low']:.1f} to {row['top_1_high']:.1f})"
-        lines.append(f"| {row['way']} | {row['num_tokens']} | {interval} | {paired} | {' | '.join(cells)} |")
+        difference = row.difference_to_grid_subset
+        paired = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})" if difference else ""
+        values = [(getattr(row, name), spec) for name, _, spec in measured]
+        cells = [format(value, spec) if value is not None else "" for value, spec in values]
+        lines.append(f"| {row.method} | {row.num_tokens} | {_interval(row)} | {paired} | {' | '.join(cells)} |")
     return [*lines, "", "</details>"]
 
 
-def oracle_table(rows: list[dict[str, Any]]) -> list[str]:
+def oracle_table(rows: list[Result]) -> list[str]:
     """What more steps give, and what they cost."""
     lines = [
         "**The oracle by its steps. It uses the label: a ceiling, not a method.** From isotropic positions; each image's best "
@@ -118,57 +150,71 @@ def oracle_table(rows: list[dict[str, Any]]) -> list[str]:
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        interval = f"{row['top_1']:.1f} ({row['top_1_low']:.1f} to {row['top_1_high']:.1f})"
         lines.append(
-            f"| {row['num_tokens']} | {row['steps']} | {row['forward_passes']} | {interval} | {row['loss']:.2f} | "
-            f"{row['slow_down']:.1f}× | {row['images_per_second']:.1f} | {row['peak_mib']:.0f} |"
+            f"| {row.num_tokens} | {row.steps} | {row.forward_passes} | {_interval(row)} | {row.loss:.2f} | "
+            f"{row.slow_down:.1f}× | {row.images_per_second:.1f} | {row.peak_mib:.0f} |"
         )
     return lines
 
 
-def _accuracy(row: Mapping[str, Any] | None, best: float | None) -> str:
+def _interval(row: Result) -> str:
+    return f"{row.top_1:.1f} ({row.top_1_low:.1f} to {row.top_1_high:.1f})"
+
+
+def _half_width(row: Result) -> float:
+    return ((row.top_1_high or 0) - (row.top_1_low or 0)) / 2
+
+
+def _accuracy(row: Result | None, best: float | None) -> str:
     if row is None:
         return ""
-    value = f"{row['top_1']:.1f}"
-    value = f"**{value}**" if best is not None and row["top_1"] == best else value
-    value += f" ±{(row['top_1_high'] - row['top_1_low']) / 2:.1f}"
-    return value + (f" ({row['knn']:.1f})" if "knn" in row else "")
+    value = f"{row.top_1:.1f}"
+    value = f"**{value}**" if best is not None and row.top_1 == best else value
+    return f"{value} ±{_half_width(row):.1f}" + (f" ({row.knn:.1f})" if row.knn is not None else "")
 
 
 def plot(
     file: Any,
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Result],
     x: str,
     label: str,
     title: str,
-    published: Mapping[str, Mapping[int, float]],
+    published: Mapping[str, Mapping[int, float]] | None = None,
 ) -> None:
-    """Writes a PNG of accuracy against `x`, on a logarithmic axis; placements drawn through, baselines dashed."""
-    by_way: dict[str, list[tuple[float, float, float]]] = {}
+    """
+    Writes a PNG of accuracy against `x`, on a logarithmic axis; placements drawn through, baselines dashed.
+
+    Args:
+        file: to write to.
+        rows: results of one model at one image size.
+        x (`str`): a field of [`Result`]; label (`str`): of its axis.
+        title (`str`): written above.
+        published (`dict`, *optional*): further lines: name → number of tokens → accuracy.
+    """
+    by_method: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row.get(x):
-            by_way.setdefault(row["way"], []).append((row[x], row["top_1"], (row["top_1_high"] - row["top_1_low"]) / 2))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        if getattr(row, x):
+            by_method.setdefault(row.method, []).append((getattr(row, x), row.top_1 or 0.0))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     ticks: set[float] = set()
-    for i, (way, points) in enumerate(by_way.items()):
+    for i, (method, points) in enumerate(by_method.items()):
         points.sort()
-        across, up, _ = zip(*points, strict=True)
+        across, up = zip(*points, strict=True)
         ticks.update(across)
-        baseline = way not in PLACEMENTS or way == "grid_subset"
-        style: dict[str, Any] = {
-            "color": COLORS[i % len(COLORS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 5,
-            "linewidth": 1.3,
-        }
-        name = f"{way} (baseline)" if baseline else way
-        if way == "full_grid" and x == "num_tokens":
+        if method == "full_grid" and x == "num_tokens":
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
+        baseline = method not in PLACEMENTS or method == "grid_subset"
         axes.plot(
-            across, up, linestyle="--" if baseline else "-", label=name, markerfacecolor="white" if baseline else None, **style
+            across,
+            up,
+            linestyle="--" if baseline else "-",
+            label=f"{method} (baseline)" if baseline else method,
+            markerfacecolor="white" if baseline else None,
+            **line_style(i),
         )
-    for name, values in published.items():
+    for name, values in (published or {}).items():
         axes.plot(
             list(values),
             list(values.values()),
@@ -179,30 +225,36 @@ def plot(
             label=name,
         )
     axes.set_xscale("log")
-    if x == "num_tokens":
-        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
-    else:
-        low, high = min(ticks), max(ticks)
-        chosen = [base * 10**power for power in range(-1, 6) for base in (1, 2, 5)]
-        chosen = [tick for tick in chosen if low * 0.9 <= tick <= high * 1.1] or [low, high]
-        axes.set_xticks(chosen, [f"{tick:g}" for tick in chosen])
+    chosen = sorted(ticks) if x == "num_tokens" else _round_ticks(min(ticks), max(ticks))
+    axes.set_xticks(chosen, [f"{tick:g}" for tick in chosen])
     axes.minorticks_off()
     axes.set_xlabel(label)
-    _finish(file, figure, axes, title, max((point[1] for points in by_way.values() for point in points), default=100))
+    _finish(file, figure, axes, title, max((up for points in by_method.values() for _, up in points), default=100))
 
 
-def plot_oracle(file: Any, rows: Iterable[Mapping[str, Any]], full: Mapping[str, Any] | None, title: str) -> None:
+def line_style(i: int) -> dict[str, Any]:
+    """Of the line with number `i`: its colour and marker, of which no two neighbours share any."""
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.3}
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... between two numbers."""
+    chosen = [base * 10**power for power in range(-1, 6) for base in (1, 2, 5)]
+    return [tick for tick in chosen if low * 0.9 <= tick <= high * 1.1] or [low, high]
+
+
+def plot_oracle(file: Any, rows: Iterable[Result], full: Result | None, title: str) -> None:
     """Writes a PNG of accuracy against what the oracle costs, a line per number of tokens; `full`: the full grid's result."""
     by_count: dict[int, list[tuple[int, float]]] = {}
     for row in rows:
-        by_count.setdefault(row["num_tokens"], []).append((row["forward_passes"], row["top_1"]))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        by_count.setdefault(row.num_tokens, []).append((row.forward_passes or 0, row.top_1 or 0.0))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for i, (count, points) in enumerate(sorted(by_count.items())):
-        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot(*zip(*sorted(points), strict=True), markersize=5, linewidth=1.3, label=f"{count} tokens", **style)
+        axes.plot(*zip(*sorted(points), strict=True), label=f"{count} tokens", **line_style(i))
     if full is not None:
-        text = f"full grid without oracle, {full['num_tokens']} tokens"
-        axes.axhline(full["top_1"], color="black", linewidth=1, linestyle=":", label=text)
+        text = f"full grid without oracle, {full.num_tokens} tokens"
+        axes.axhline(full.top_1 or 0.0, color="black", linewidth=1, linestyle=":", label=text)
     costs = sorted({cost for points in by_count.values() for cost, _ in points})
     axes.set_xticks(costs, [f"{cost}\n({(cost - 1) // 2})" for cost in costs])
     axes.set_xlabel("forward passes (steps of the oracle)")
@@ -210,7 +262,7 @@ def plot_oracle(file: Any, rows: Iterable[Mapping[str, Any]], full: Mapping[str,
     _finish(file, figure, axes, f"{title}: positions found with the label, a ceiling, not a method", highest)
 
 
-def _finish(file: Any, figure: Any, axes: Any, title: str, highest: float) -> None:
+def _finish(file: Any, figure: Figure, axes: Any, title: str, highest: float) -> None:
     """What all plots share: an axis of accuracy from 0 to above the `highest`, title, legend; writes the PNG."""
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_ylim(0, min(101, 5 * math.ceil(highest / 5) + 5))
@@ -218,4 +270,3 @@ def _finish(file: Any, figure: Any, axes: Any, title: str, highest: float) -> No
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(file, dpi=150, format="png", bbox_inches="tight")
-    plt.close(figure)

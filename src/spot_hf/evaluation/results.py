@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +10,129 @@ import evaluate
 import numpy as np
 
 from .arguments import EvaluationArguments
-from .cells import ORACLE, Cell, joined
+from .cells import ORACLE, Cell, Line, Measurement
 from .intervals import Accuracy, Difference
 
 
 METRICS = Path(__file__).parent / "metrics"
 
 
-def summarize_lines(lines: list[dict[str, Any]], arguments: EvaluationArguments) -> list[dict[str, Any]]:
-    """One result per model, image size, way and number of tokens: means over seeds, with intervals and spread."""
+@dataclass(kw_only=True)
+class Result:
+    """
+    Of a method at a number of tokens: accuracies in percent. What was not measured is `None`.
+
+    Attributes:
+        model (`str`), image_size (`int`, *optional*), method (`str`), num_tokens (`int`): what was measured.
+        num_images, num_failed, num_seeds (`int`): images that were classified, that could not be read; draws.
+        top_1, top_5, ece, knn (`float`): means over seeds; top_1_low, top_1_high: 95 % interval over images; top_1_spread:
+            standard deviation over seeds. loss (`float`): mean cross-entropy.
+        peak_mib (`float`): of a batch's tensors.
+        difference_to_grid_subset ([`Difference`]): on the same images, first seeds.
+        images_per_second, speed_up (`float`): speed-up to the full grid on the same batches.
+        steps, forward_passes (`int`), slow_down (`float`): of the oracle, whose every result uses the label.
+    """
+
+    model: str
+    image_size: int | None
+    method: str
+    num_tokens: int
+    num_images: int
+    num_failed: int
+    num_seeds: int
+    top_1: float | None = None
+    top_5: float | None = None
+    loss: float | None = None
+    ece: float | None = None
+    knn: float | None = None
+    top_1_low: float | None = None
+    top_1_high: float | None = None
+    top_1_spread: float | None = None
+    peak_mib: float | None = None
+    difference_to_grid_subset: Difference | None = None
+    images_per_second: float | None = None
+    speed_up: float | None = None
+    steps: int | None = None
+    forward_passes: int | None = None
+    slow_down: float | None = None
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """Model and image size, by which tables are made."""
+        return self.model, self.image_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what was not measured; a method is called a way, as it was in 0.1.0."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {name: value for name, value in values.items() if value is not None or name in ("image_size", "speed_up")}
+        values = {("way" if name == "method" else name): value for name, value in values.items()}
+        if self.difference_to_grid_subset is not None:
+            values["difference_to_grid_subset"] = vars(self.difference_to_grid_subset)
+        return {**values, "uses_label": True} if self.steps is not None else values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Result":
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        if "difference_to_grid_subset" in known:
+            known["difference_to_grid_subset"] = Difference(**known["difference_to_grid_subset"])
+        return cls(**{**known, "method": values["way"]})
+
+
+Parts = dict[int, Measurement]  # by shard
+
+
+def group_lines(lines: list[Line]) -> list[tuple[tuple[str, int | None], dict[Cell, Parts]]]:
+    """`(model, image_size)`, and of it cell → shard → measurement."""
+    found: dict[tuple[str, int | None], dict[Cell, Parts]] = {}
+    for line in lines:
+        found.setdefault((line.model, line.image_size), {}).setdefault(line.cell, {})[line.shard] = line.measured
+    return sorted(found.items(), key=str)
+
+
+def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[Result]:
+    """One result per model, image size, method and number of tokens."""
     metrics = load_metrics()
     found = []
     for (model, image_size), every_cell in group_lines(lines):
-        by_cell = {cell: parts for cell, parts in every_cell.items() if cell.way != ORACLE}
-        full = next((parts for cell, parts in by_cell.items() if cell.way == "full_grid"), None)
-        merged = {cell: joined([parts[shard] for shard in sorted(parts)]) for cell, parts in by_cell.items()}
-        for way, num_tokens in dict.fromkeys((cell.way, cell.num_tokens) for cell in by_cell):
-            seeds = sorted(
-                (cell for cell in by_cell if (cell.way, cell.num_tokens) == (way, num_tokens)), key=lambda c: c.seed or 0
-            )
-            result = summarize_cells([merged[cell] for cell in seeds], metrics)
+        by_cell = {cell: parts for cell, parts in every_cell.items() if cell.method != ORACLE}
+        full = next((parts for cell, parts in by_cell.items() if cell.method == "full_grid"), None)
+        merged = {cell: _in_order(parts) for cell, parts in by_cell.items()}
+        for method, num_tokens in dict.fromkeys((cell.method, cell.num_tokens) for cell in by_cell):
+            seeds = [cell for cell in by_cell if (cell.method, cell.num_tokens) == (method, num_tokens)]
+            seeds.sort(key=lambda cell: cell.seed or 0)
+            figures = summarize_cells([merged[cell] for cell in seeds], metrics)
+            result = Result(model=model, image_size=image_size, method=method, num_tokens=num_tokens, **figures)
             against = Cell("grid_subset", num_tokens, arguments.seed)
-            if against in merged and way != "grid_subset" and merged[against]["label"]:
-                first, second = _right(merged[against]), _right(merged[seeds[0]])
-                result["difference_to_grid_subset"] = vars(Difference.of(first, second))
-            speeds = [timing(by_cell[cell], full) for cell in seeds]
-            for name in ("images_per_second", "speed_up"):
-                values = [value for speed in speeds if (value := speed[name]) is not None]
-                result[name] = statistics.median(values) if values else None
-            if result["speed_up"] is not None and full is not None:
-                # By the ratio on the same batches: what slowed the machine for a while slowed both.
-                base = timing(full, None)["images_per_second"]
-                result["images_per_second"] = base * result["speed_up"] if base is not None else None
-            found.append({"model": model, "image_size": image_size, "way": way, "num_tokens": num_tokens, **result})
+            if against in merged and method != "grid_subset" and merged[against].label:
+                first, second = (np.array(merged[cell].correct) for cell in (against, seeds[0]))
+                result.difference_to_grid_subset = Difference.of(first, second)
+            _add_speed(result, [timing(by_cell[cell], full) for cell in seeds], full)
+            found.append(result)
     return found
 
 
-def summarize_oracle(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize_oracle(lines: list[Line]) -> list[Result]:
     """One result per model, image size, number of tokens and steps of the oracle, of which every one uses the label."""
     metrics = load_metrics()
     found = []
     for (model, image_size), by_cell in group_lines(lines):
         for cell, parts in by_cell.items():
-            if cell.way != ORACLE or cell.steps is None:
+            if cell.steps is None:
                 continue
             speed = timing(parts, by_cell[Cell(ORACLE, cell.num_tokens, steps=0)])
-            found.append({
-                "model": model, "image_size": image_size, "way": ORACLE, "uses_label": True, "num_tokens": cell.num_tokens,
-                "steps": cell.steps, "forward_passes": 2 * cell.steps + 1,
-                **summarize_cells([joined([parts[shard] for shard in sorted(parts)])], metrics),
-                "images_per_second": speed["images_per_second"],
-                "slow_down": 1 / speed["speed_up"] if speed["speed_up"] else None,
-            })  # fmt: skip
+            found.append(
+                Result(
+                    model=model,
+                    image_size=image_size,
+                    method=ORACLE,
+                    num_tokens=cell.num_tokens,
+                    **summarize_cells([_in_order(parts)], metrics),
+                    steps=cell.steps,
+                    forward_passes=2 * cell.steps + 1,
+                    images_per_second=speed.images_per_second,
+                    slow_down=1 / speed.ratio if speed.ratio else None,
+                )
+            )
     return found
 
 
@@ -72,61 +144,71 @@ def load_metrics() -> dict[str, Any]:
     }
 
 
-def group_lines(lines: list[dict[str, Any]]) -> list[tuple[tuple, dict[Cell, dict[int, dict[str, Any]]]]]:
-    """`(model, image_size)`, and of it cell → shard → line."""
-    shards: dict[tuple, dict[Cell, dict[int, dict[str, Any]]]] = {}
-    for line in lines:
-        shards.setdefault((line["model"], line["image_size"]), {}).setdefault(Cell(**line["cell"]), {})[line["shard"]] = line
-    return sorted(shards.items(), key=str)
+def _in_order(parts: Parts) -> Measurement:
+    return Measurement.joined([parts[shard] for shard in sorted(parts)])
 
 
-def _right(record: Mapping[str, Any]) -> np.ndarray:
-    return np.array([top[0] == label for top, label in zip(record["top"], record["label"], strict=True)])
-
-
-def summarize_cells(records: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of one way and number of tokens, a record per seed."""
-    num_images = len(records[0]["label"])
-    result: dict[str, Any] = {"num_images": num_images, "num_failed": sum(records[0]["num_failed"]), "num_seeds": len(records)}
+def summarize_cells(measured: list[Measurement], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a [`Result`]: of one method and number of tokens, a measurement per seed."""
+    num_images = len(measured[0].label)
+    result: dict[str, Any] = {
+        "num_images": num_images,
+        "num_failed": sum(measured[0].num_failed),
+        "num_seeds": len(measured),
+    }
     if not num_images:
         return result
     per_seed: dict[str, list[float]] = {}
-    for record in records:
-        ranked = {"predictions": record["top"], "references": record["label"]}
-        predictions = [top[0] for top in record["top"]]
+    for one in measured:
+        ranked = {"predictions": one.top, "references": one.label}
         values = {"top_1": 100 * metrics["top_k_accuracy"].compute(**ranked, k=1)["top_1_accuracy"]}
-        if len(record["top"][0]) >= 5:
+        if len(one.top[0]) >= 5:
             values["top_5"] = 100 * metrics["top_k_accuracy"].compute(**ranked, k=5)["top_5_accuracy"]
-        values["loss"] = float(np.mean(record["loss"]))
-        values["ece"] = (
-            100
-            * metrics["expected_calibration_error"].compute(
-                predictions=predictions, references=record["label"], confidences=record["confidence"]
-            )["expected_calibration_error"]
+        values["loss"] = float(np.mean(one.loss))
+        calibration = metrics["expected_calibration_error"].compute(
+            predictions=[top[0] for top in one.top], references=one.label, confidences=one.confidence
         )
-        if "knn" in record:
-            values["knn"] = 100 * float(np.mean(np.array(record["knn"]) == np.array(record["label"])))
+        values["ece"] = 100 * calibration["expected_calibration_error"]
+        if one.knn is not None:
+            values["knn"] = 100 * float(np.mean(np.array(one.knn) == np.array(one.label)))
         for name, value in values.items():
             per_seed.setdefault(name, []).append(value)
     result.update({name: statistics.fmean(values) for name, values in per_seed.items()})
     # The interval is over images; the spread is over seeds.
     interval = Accuracy.of_share(result["top_1"] / 100, num_images)
     result["top_1_low"], result["top_1_high"] = interval.low, interval.high
-    result["top_1_spread"] = statistics.stdev(per_seed["top_1"]) if len(records) > 1 else None
-    result["peak_mib"] = max(max(record["peak_mib"]) for record in records)
+    result["top_1_spread"] = statistics.stdev(per_seed["top_1"]) if len(measured) > 1 else None
+    result["peak_mib"] = max(max(one.peak_mib, default=0.0) for one in measured)
     return result
 
 
-def timing(parts: Mapping[int, Mapping[str, Any]], full: Mapping[int, Mapping[str, Any]] | None) -> dict[str, float | None]:
-    """Images/s, and the speed-up to another cell (the full grid) on the same batches: the median over batches."""
+@dataclass(frozen=True)
+class Speed:
+    """Medians over batches: images/s, and the ratio to another cell on the same batches. `None` where there are none."""
+
+    images_per_second: float | None
+    ratio: float | None
+
+
+def timing(parts: Parts, base: Parts | None) -> Speed:
+    """Of a cell, against another one (the full grid)."""
     rates, ratios = [], []
     for shard, part in parts.items():
-        per_image = [seconds / count for seconds, count in zip(part["seconds"], part["num_timed"], strict=True)]
+        per_image = [seconds / count for seconds, count in zip(part.seconds, part.num_timed, strict=True)]
         rates += [1 / value for value in per_image]
-        if full is not None and shard in full:
-            base = [a / b for a, b in zip(full[shard]["seconds"], full[shard]["num_timed"], strict=True)]
-            ratios += [a / b for a, b in zip(base, per_image, strict=False)]
-    return {
-        "images_per_second": statistics.median(rates) if rates else None,
-        "speed_up": statistics.median(ratios) if ratios else None,
-    }
+        if base is not None and shard in base:
+            others = [a / b for a, b in zip(base[shard].seconds, base[shard].num_timed, strict=True)]
+            ratios += [a / b for a, b in zip(others, per_image, strict=False)]
+    return Speed(statistics.median(rates) if rates else None, statistics.median(ratios) if ratios else None)
+
+
+def _add_speed(result: Result, speeds: list[Speed], full: Parts | None) -> None:
+    """Medians over seeds."""
+    rates = [speed.images_per_second for speed in speeds if speed.images_per_second is not None]
+    ratios = [speed.ratio for speed in speeds if speed.ratio is not None]
+    result.images_per_second = statistics.median(rates) if rates else None
+    result.speed_up = statistics.median(ratios) if ratios else None
+    if result.speed_up is not None and full is not None:
+        # By the ratio on the same batches: what slowed the machine for a while slowed both.
+        base = timing(full, None).images_per_second
+        result.images_per_second = base * result.speed_up if base is not None else None

@@ -1,24 +1,32 @@
 """What coordinates are worth to a model: accuracy at the positions that another model's oracle found."""
 
 import json
-from collections.abc import Callable
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..coordinates.joining import join_coordinates
-from ..coordinates.loading import load_coordinates, load_record, source_of
+from ..coordinates.loading import load_coordinates
+from ..coordinates.records import load_record
 from ..data.batches import model_saliency
-from ..data.encoded import stored_saliency
-from ..data.labels import classes_of, likeliest_class
-from ..data.source import load_images
-from ..hub.loading import check_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
+from ..data.encoded import EncodedImage, encoded, encoded_image
+from ..data.failures import FailedImage, UnreadableImageError, check_failures, describe_failures
+from ..data.labels import check_labels, classes_of, likeliest_class
+from ..data.source import load_images, pinned
+from ..hub.loading import ModelSource, open_model
 from ..jobs.files import write_atomically
+from ..jobs.process import default_device
+from ..jobs.versions import hub_commit, public_name
+from ..oracle.arguments import DTYPES
 from ..placement import edge_saliency, generator_for, grid, uniform
-from .analysis import analysis_table, describe_positions, means
+from .analysis import PositionFigures, analysis_table, describe_positions, means
+from .arguments import TransferArguments
 from .intervals import Accuracy, Difference
 
 
@@ -30,178 +38,219 @@ POSITIONS = {
     "control": "where the search began, moved as another image's positions were: what a gain owes to moving alone",
 }
 
+logger = logging.getLogger(__name__)
 
-def evaluate_transfer(
-    model: str,
-    coordinates: str,
-    dataset_name: str | None = None,
-    *,
-    output_dir: str | Path | None = None,
-    revision: str | None = None,
-    config: str | None = None,
-    coordinates_split: str | None = None,
-    dataset_config_name: str | None = None,
-    dataset_split: str | None = None,
-    image_column_name: str = "image",
-    label_column_name: str = "label",
-    saliency_column_name: str | None = None,
-    max_samples: int | None = None,
-    among_labels: bool = False,
-    batch_size: int = 32,
-    device: str = "cpu",
-    say: Callable[[str], Any] = print,
-) -> dict[str, Any]:
+
+@dataclass(kw_only=True)
+class TransferResult:
+    """
+    What `transfer.json` holds.
+
+    Attributes:
+        model, coordinates, config, dataset, split (`str`): what was measured; revision, coordinates_revision,
+            dataset_revision (`str`, *optional*): their commits.
+        num_images, num_tokens (`int`); among_labels (`bool`); saliency (`str`): which the analysis takes.
+        accuracy (`dict`): name of `POSITIONS` → [`Accuracy`].
+        difference_to_initial (`dict`): name of `POSITIONS` → [`Difference`]; difference_to_control ([`Difference`]): of the
+            shared positions.
+        analysis (`dict`): name of `POSITIONS`, or `"random"` → [`PositionFigures`].
+        failed (`list`): images that could not be read.
+    """
+
+    model: str
+    revision: str | None
+    coordinates: str
+    coordinates_revision: str | None
+    config: str
+    dataset: str
+    dataset_revision: str | None
+    split: str
+    num_images: int
+    num_tokens: int
+    accuracy: dict[str, Accuracy]
+    difference_to_initial: dict[str, Difference]
+    difference_to_control: Difference
+    among_labels: bool
+    saliency: str
+    analysis: dict[str, PositionFigures]
+    failed: list[FailedImage]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
     """
     Accuracy of a model at the positions of a coordinate data set, which another model's oracle may have found: at the initial
     positions, at the shared ones, at the shared ones snapped to this model's grid, and, as a control, at the initial ones
     moved as those of another image were, half the data set away; on the same images.
 
     Args:
-        model (`str`): directory or Hub id of a SpotViT classifier; revision (`str`, *optional*): of a Hub id.
-        coordinates (`str`): directory or Hub id of a coordinate data set.
-        dataset_name (`str`, *optional*): the images that the coordinates point at; by default the Hub id that these name.
-        dataset_config_name, dataset_split, image_column_name, label_column_name: likewise, as in [`load_images`].
-        saliency_column_name (`str`, *optional*): whose saliency the analysis takes, as in [`load_images`]: maps, or boxes
-            `[x_min, y_min, x_max, y_max]` in pixels of the original image; by default, how strong edges are.
-        output_dir (`str`, *optional*): where `transfer.json` and `transfer.md` are written.
-        config, coordinates_split (`str`, *optional*): of the coordinate data set, where it has several.
-        max_samples (`int`, *optional*): the first so many images that have coordinates.
-        among_labels (`bool`): classify among the classes that occur in the split only.
-        batch_size (`int`): images per forward pass.
-        device (`str`): of the model.
-        say: is called with the table.
+        arguments ([`TransferArguments`]): which model, which coordinates, which images.
 
     Returns:
-        `dict`: what `transfer.json` holds: accuracies in percent, differences to the initial positions in points, with
-        intervals.
+        [`TransferResult`]: accuracies in percent, differences in points, with intervals.
 
     Raises:
-        `ValueError`: an argument is wrong, or the coordinates were found for other images. `OSError`: no such model or data.
+        `ValueError`: an argument is wrong, or the coordinates were found for other images. `OSError`: no such model or data,
+            or too many images that cannot be read.
     """
-    for name, value in {"batch_size": batch_size, "max_samples": max_samples}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1; got {value}")
-    check_classifier(model, load_spot_vit_config(model, revision))
-    rows = load_coordinates(coordinates, config, coordinates_split)
-    if dataset_name is None:
-        dataset_name, dataset_config_name = source_of(load_record(coordinates, rows.info.config_name, str(rows.split)))
-    images = load_images(
-        dataset_name,
-        config_name=dataset_config_name,
-        split=dataset_split or str(rows.split),
-        image_column_name=image_column_name,
-        label_column_name=label_column_name,
-        saliency_column_name=saliency_column_name,
-    )
-    joined = join_coordinates(images, rows)
-    if max_samples is not None:
-        joined = joined.select(range(min(max_samples, len(joined))))
-    classes = classes_of(images) if among_labels else None
-    right, analysis = _measure(model, revision, joined, classes, batch_size, device)
-    result = {
-        "model": Path(model).name if Path(model).exists() else model,
-        "coordinates": Path(coordinates).name if Path(coordinates).exists() else coordinates,
-        "config": config or rows.info.config_name,
-        "dataset": Path(dataset_name).name if Path(dataset_name).exists() else dataset_name,
-        "split": str(rows.split),
-        "num_images": len(joined),
-        "num_tokens": len(joined[0]["coordinates"]),
-        "accuracy": {name: vars(Accuracy.of(values)) for name, values in right.items()},
-        "difference_to_initial": {
-            name: vars(Difference.of(right["initial"], values)) for name, values in right.items() if name != "initial"
+    arguments.check()
+    model = open_model(arguments.model, arguments.revision)
+    model.check_classifier()
+    commit = hub_commit(arguments.coordinates, arguments.coordinates_revision, "dataset")
+    rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split, revision=commit)
+    config, split = rows.info.config_name, str(rows.split)
+    if arguments.dataset_name is None:
+        name, config_name = load_record(arguments.coordinates, config, split, revision=commit).dataset
+        arguments = arguments.with_source(name, config_name, split)
+    else:
+        arguments = arguments.with_source(arguments.dataset_name, arguments.dataset_config_name, split)
+    arguments = pinned(arguments)
+    images: Any = load_images(arguments.source(max_samples=None))
+    check_labels(images, arguments.label_column_name, model.config.num_labels)
+    joined: Any = join_coordinates(images, rows)
+    if arguments.max_samples is not None:
+        joined = joined.select(range(min(arguments.max_samples, len(joined))))
+    measuring = _Transfer(model, arguments, classes_of(images) if arguments.among_labels else None)
+    measuring.run(joined)
+    correct, saliency = measuring.correct_at, arguments.saliency_column_name
+    result = TransferResult(
+        model=public_name(arguments.model),
+        revision=model.revision,
+        coordinates=public_name(arguments.coordinates),
+        coordinates_revision=commit,
+        config=config,
+        dataset=public_name(str(arguments.dataset_name)),
+        dataset_revision=arguments.dataset_revision,
+        split=split,
+        num_images=len(correct["initial"]),
+        num_tokens=len(joined[0]["coordinates"]),
+        accuracy={name: Accuracy.of(values) for name, values in correct.items()},
+        difference_to_initial={
+            name: Difference.of(correct["initial"], values) for name, values in correct.items() if name != "initial"
         },
-        "difference_to_control": vars(Difference.of(right["control"], right["shared"])),
-        "among_labels": among_labels,
-        "saliency": "edge saliency" if saliency_column_name is None else f"saliency by `{saliency_column_name}`",
-        "analysis": analysis,
-    }
-    say(transfer_table(result))
-    if output_dir is not None:
-        texts = {"transfer.json": json.dumps(result, indent=2), "transfer.md": transfer_table(result)}
-        for name, text in texts.items():
-            with write_atomically(Path(output_dir) / name) as file:
-                file.write(f"{text}\n".encode())
-        say(f"written to {output_dir}: transfer.json and transfer.md")
+        difference_to_control=Difference.of(correct["control"], correct["shared"]),
+        among_labels=arguments.among_labels,
+        saliency="edge saliency" if saliency is None else f"saliency by `{saliency}`",
+        analysis={name: means(parts) for name, parts in measuring.described.items()},
+        failed=measuring.failed,
+    )
+    _write(result, arguments.output_dir)
     return result
 
 
-@torch.inference_mode()
-def _measure(
-    model: str, revision: str | None, joined: Any, classes: list[int] | None, batch_size: int, device: str
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """Which images are classified correctly at each of `POSITIONS`, `(num_images,)`, bool; and what the positions are like,
-    beside random ones."""
-    spot, processor = load_spot_vit(model, revision).to(device), load_image_processor(model, revision)
-    right: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
-    described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
-    counts = dict.fromkeys(POSITIONS, 0)
-    positions_of = joined.select_columns(["image_size", "coordinates", "initial_coordinates"])
-    with tqdm(total=len(joined), desc="transfer", unit="image") as progress:
-        for start in range(0, len(joined), batch_size):
-            rows = joined[start : start + batch_size]
-            # Positions in the model frame, three sets per image, from one decoding of it.
-            inputs = processor(rows["image"], coordinates=rows["coordinates"], return_tensors="pt")
-            sizes = [image.size for image in rows["image"]]
-            initial = _in_model_frame(rows["initial_coordinates"], sizes, processor)
-            count = len(joined)
-            others = positions_of[[(start + i + count // 2) % count for i in range(len(sizes))]]
-            moves = _in_model_frame(others["coordinates"], others["image_size"], processor) - _in_model_frame(
-                others["initial_coordinates"], others["image_size"], processor
-            )
-            sets = {
-                "initial": initial,
-                "shared": inputs["coordinates"],
-                "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], spot.config.patch_size),
-                "control": (initial + moves).clamp(0, 1),
-            }
-            labels = np.array(rows["label"])
-            if "saliency" in rows:
-                columns = (rows["saliency"], sizes, rows["image_id"])
-                maps = [
-                    model_saliency(stored_saliency(one), size, image_id, processor)
-                    for one, size, image_id in zip(*columns, strict=True)
-                ]
-            else:
-                maps = [edge_saliency(image) for image in inputs["pixel_values"]]
-            sets_and_random = {**sets, "random": _random_like(initial, rows["image_id"])}
-            _describe(sets_and_random, torch.stack(maps), spot.config.patch_size, described)
-            scales = {}
-            if "window_scales" in rows:
-                scales["window_scales"] = torch.tensor(rows["window_scales"]).to(device)
-            for name, positions in sets.items():
-                # Windows have their own sizes at the positions for which these were found.
-                own = scales if name != "initial" else {}
-                logits = spot(inputs["pixel_values"].to(device), coordinates=positions.to(device), **own).logits
-                right[name].append(likeliest_class(logits.float().cpu().numpy(), classes) == labels)
-                counts[name] += int(right[name][-1].sum())
-            progress.update(len(labels))
-            progress.set_postfix_str(", ".join(f"{name} {100 * n / progress.n:.1f} %" for name, n in counts.items()))
-    right_at = {name: np.concatenate(parts) for name, parts in right.items()}
-    return right_at, {name: means(parts) for name, parts in described.items()}
+def _write(result: TransferResult, output_dir: str | None) -> None:
+    table = transfer_table(result)
+    logger.info(table)
+    if result.failed:
+        logger.info(describe_failures(result.failed))
+    if output_dir is not None:
+        for name, text in {"transfer.json": json.dumps(result.to_json(), indent=2), "transfer.md": table}.items():
+            with write_atomically(Path(output_dir) / name) as file:
+                file.write(f"{text}\n".encode())
+        logger.info("written to %s: transfer.json and transfer.md", output_dir)
 
 
-def _in_model_frame(sets: list[Any], sizes: list[Any], processor: Any) -> torch.Tensor:
-    """`(batch_size, num_tokens, 2)`: positions of images of those `(width, height)`, from the image frame."""
-    return torch.stack([
-        processor.to_model_frame(torch.tensor(one), tuple(size)) for one, size in zip(sets, sizes, strict=True)
-    ])  # fmt: skip
+class _Transfer:
+    """Which images are classified correctly at each of `POSITIONS`, and what the positions are like, beside random ones."""
+
+    def __init__(self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None):
+        self.arguments, self.classes, self.device = arguments, classes, default_device()
+        self.model, self.image_processor = model.load().to(self.device), model.load_image_processor()
+        self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
+        self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
+        self.failed: list[FailedImage] = []
+
+    @property
+    def correct_at(self) -> dict[str, np.ndarray]:
+        """Name of `POSITIONS` → `(num_images,)`, bool."""
+        return {name: np.concatenate(parts) for name, parts in self.correct.items()}
+
+    @torch.inference_mode()
+    def run(self, joined: datasets.Dataset) -> None:
+        """Over rows that [`join_coordinates`] gives."""
+        positions = joined.select_columns(["image_size", "coordinates", "initial_coordinates"])
+        stored, count = encoded(joined), len(joined)
+        counts = dict.fromkeys(POSITIONS, 0)
+        with tqdm(total=count, desc="transfer", unit="image") as progress:
+            for start in range(0, count, self.arguments.batch_size):
+                numbers = range(start, min(start + self.arguments.batch_size, count))
+                images, rows, kept = self._read([stored[i] for i in numbers], numbers)
+                check_failures(self.failed, count, self.arguments.max_failed_share)
+                if rows:
+                    others = positions[[(i + count // 2) % count for i in kept]]
+                    for name, values in self._classify(images, rows, others).items():
+                        self.correct[name].append(values)
+                        counts[name] += int(values.sum())
+                progress.update(len(numbers))
+                seen = max(1, progress.n - len(self.failed))
+                progress.set_postfix_str(", ".join(f"{name} {100 * n / seen:.1f} %" for name, n in counts.items()))
+
+    def _read(self, rows: list[dict[str, Any]], numbers: range) -> tuple[list[Any], list[dict[str, Any]], list[int]]:
+        """Decoded images, their rows and the rows' numbers, of those that can be read."""
+        images, found, kept = [], [], []
+        for row, number in zip(rows, numbers, strict=True):
+            image: EncodedImage = encoded_image(row, row["image_index"], "")
+            try:
+                images.append(image.decode())
+            except UnreadableImageError as error:
+                self.failed.append(FailedImage(row["image_index"], row["image_id"], str(error)))
+                continue
+            found.append({**row, "saliency": image.saliency})
+            kept.append(number)
+        return images, found, kept
+
+    def _classify(self, images: list[Any], rows: list[dict[str, Any]], others: dict[str, list]) -> dict[str, np.ndarray]:
+        """A batch: name of `POSITIONS` → `(batch_size,)`, bool. `others` are rows of other images, for the control."""
+        sizes = [image.size for image in images]
+        # Positions in the model frame, several sets per image, from one decoding of it.
+        inputs = self.image_processor(images, coordinates=[row["coordinates"] for row in rows], return_tensors="pt")
+        initial = self._in_model_frame([row["initial_coordinates"] for row in rows], sizes)
+        moved = [self._in_model_frame(others[name], others["image_size"]) for name in ("coordinates", "initial_coordinates")]
+        patch_size = self.model.config.patch_size
+        sets = {
+            "initial": initial,
+            "shared": inputs["coordinates"],
+            "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], patch_size),
+            "control": (initial + moved[0] - moved[1]).clamp(0, 1),
+        }
+        saliency = self._saliency(rows, sizes, inputs["pixel_values"])
+        for name, coordinates in {**sets, "random": _random_like(initial, [row["image_id"] for row in rows])}.items():
+            height, width = saliency.shape[-2:]
+            self.described[name].append(describe_positions(coordinates, height, width, patch_size, saliency))
+        scales = {}
+        if "window_scales" in rows[0]:
+            scales["window_scales"] = torch.tensor([row["window_scales"] for row in rows]).to(self.device)
+        pixel_values, labels = inputs["pixel_values"].to(self.device), np.array([row["label"] for row in rows])
+        correct, dtype = {}, DTYPES[self.arguments.dtype]
+        for name, coordinates in sets.items():
+            # Windows have their own sizes at the positions for which these were found.
+            own = scales if name != "initial" else {}
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = self.model(pixel_values, coordinates=coordinates.to(self.device), **own).logits
+            correct[name] = likeliest_class(logits.float().cpu().numpy(), self.classes) == labels
+        return correct
+
+    def _saliency(self, rows: list[dict[str, Any]], sizes: list[tuple[int, int]], pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, height, width)`: what the data set states, or how strong edges are."""
+        if self.arguments.saliency_column_name is None:
+            return torch.stack([edge_saliency(image) for image in pixel_values])
+        return torch.stack([
+            model_saliency(row["saliency"], size, row["image_id"], self.image_processor)
+            for row, size in zip(rows, sizes, strict=True)
+        ])  # fmt: skip
+
+    def _in_model_frame(self, sets: list[Any], sizes: list[Any]) -> torch.Tensor:
+        """`(batch_size, num_tokens, 2)`: positions of images of those `(width, height)`, from the image frame."""
+        return torch.stack([
+            self.image_processor.to_model_frame(torch.tensor(one), tuple(size)) for one, size in zip(sets, sizes, strict=True)
+        ])  # fmt: skip
 
 
 def _random_like(coordinates: torch.Tensor, image_ids: list[str]) -> torch.Tensor:
     """Uniform positions, drawn per image."""
     return torch.stack([uniform(coordinates.shape[1], generator_for(0, image_id)) for image_id in image_ids])
-
-
-def _describe(
-    sets: dict[str, torch.Tensor],
-    saliency: torch.Tensor,
-    patch_size: int,
-    described: dict[str, list[dict[str, torch.Tensor]]],
-) -> None:
-    """Appends what each set of positions is like on a batch, whose maps are `(batch_size, height, width)`."""
-    height, width = saliency.shape[-2:]
-    for name, positions in sets.items():
-        described[name].append(describe_positions(positions, height, width, patch_size, saliency))
 
 
 def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -222,31 +271,32 @@ def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_si
     return cells[torch.cdist(coordinates * pixels, cells * pixels).argmin(-1)]
 
 
-def transfer_table(result: dict[str, Any]) -> str:
+def transfer_table(result: TransferResult) -> str:
+    """Markdown."""
     lines = [
-        f"{result['model']} at the positions of {result['coordinates']} {result['config']}: {result['num_tokens']} tokens, "
-        f"{result['num_images']} images of {result['dataset']}, {result['split']}"
-        + (", among the classes that occur" if result["among_labels"] else ""),
+        f"{result.model} at the positions of {result.coordinates} {result.config}: {result.num_tokens} tokens, "
+        f"{result.num_images} images of {result.dataset}, {result.split}"
+        + (", among the classes that occur" if result.among_labels else ""),
         "",
         "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
         "|---|---:|---:|---:|",
     ]
-    for name, accuracy in result["accuracy"].items():
-        cell = f"{accuracy['value']:.1f} ({accuracy['low']:.1f} to {accuracy['high']:.1f})"
-        difference = result["difference_to_initial"].get(name)
+    for name, accuracy in result.accuracy.items():
+        cell = f"{accuracy.value:.1f} ({accuracy.low:.1f} to {accuracy.high:.1f})"
+        difference = result.difference_to_initial.get(name)
         if difference is None:
             lines.append(f"| {name} | {cell} | | |")
         else:
-            lines.append(
-                f"| {name} | {cell} | {difference['value']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f}) | "
-                f"{difference['gained']} / {difference['lost']} |"
-            )
-    control = result["difference_to_control"]
+            lines.append(f"| {name} | {cell} | {_points(difference)} | {difference.gained} / {difference.lost} |")
+    control = _points(result.difference_to_control)
     lines += [
         "",
-        f"Shared positions against the control (another image's moves): {control['value']:+.1f} points "
-        f"({control['low']:+.1f} to {control['high']:+.1f}, paired).",
+        f"Shared positions against the control (another image's moves), paired: {control} points.",
+        "",
+        *analysis_table(result.analysis, result.saliency),
     ]
-    if "analysis" in result:
-        lines += ["", *analysis_table(result["analysis"], result["saliency"])]
     return "\n".join(lines)
+
+
+def _points(difference: Difference) -> str:
+    return f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"

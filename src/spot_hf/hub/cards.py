@@ -2,6 +2,7 @@
 the records of the runs that found them."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from jinja2 import Template
 
-from ..oracle.objectives import OBJECTIVES
+from ..coordinates.records import Record
+from ..coordinates.schema import OBJECTIVE_DESCRIPTIONS
+from ..jobs.versions import public_command
 from ..placement import PLACEMENTS
 
 
@@ -171,7 +174,7 @@ TAGS = ["spot", "token-coordinates", "vision", "sparse-tokens"]
 
 def coordinates_card(
     existing: str | None,
-    records: Mapping[tuple[str, str], dict[str, Any]],
+    records: Mapping[tuple[str, str], Record],
     *,
     license: str | None = None,
     repo_id: str = "DIR_OR_REPO",
@@ -198,21 +201,19 @@ def coordinates_card(
     configs, infos = MetadataConfigs.from_dataset_card_data(data), DatasetInfosDict.from_dataset_card_data(data)
     for (config, split), record in records.items():
         _add_split(configs, infos, config, split, record)
-        text = _with_section(
-            text, f"{config} {split}", _render("coordinates_config.md", _config_fields(config, split, record))
-        )
+        text = with_section(text, f"{config} {split}", _render("coordinates_config.md", _config_fields(config, split, record)))
     # At the end, in this order, whether or not they were there: an update that changes nothing is the same text.
     data.pop("configs", None)
     data.pop("dataset_info", None)
     sizes = [split.num_examples for info in infos.values() for split in (info.splits or {}).values()]
-    _describe_data(data, sizes, license, [record["parameters"]["dataset_name"] for record in records.values()])
+    _describe_data(data, sizes, license, [record.parameters["dataset_name"] for record in records.values()])
     MetadataConfigs(configs).to_dataset_card_data(data)
     DatasetInfosDict(infos).to_dataset_card_data(data)
 
     # The example is of the first config, whoever pushes: two writers do not undo each other's.
     config, split = min(SPLIT_SECTIONS.findall(text))
     if (config, split) in records:
-        parameters = records[config, split]["parameters"]
+        parameters = records[config, split].parameters
         general = {
             "repo_id": repo_id,
             "config": config,
@@ -221,17 +222,17 @@ def coordinates_card(
             "source_config": parameters["dataset_config_name"],
             "license": data.get("license"),
         }
-        text = _with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
+        text = with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
-def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, split: str, record: dict[str, Any]) -> None:
+def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, split: str, record: Record) -> None:
     """Enters a split into `configs` and `dataset_info`, and keeps the config's other splits."""
     files = {one["split"]: one["path"] for one in configs.get(config, {}).get("data_files", [])}
     files[split] = f"{config}/{split}-*.parquet"
     data_files = [{"split": name, "path": path} for name, path in files.items()]
     configs[config] = {**configs.get(config, {}), "data_files": data_files}
-    features = datasets.Features._from_yaml_list(record["features"])
+    features = record.dataset_features
     info = infos.get(config, datasets.DatasetInfo(features=features))
     others = {name: one for name, one in (info.splits or {}).items() if name != split}
     if others and info.features != features:
@@ -239,12 +240,12 @@ def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, s
             f"the config {config!r} has a split {next(iter(others))!r} with other columns than {split!r}: give the new run "
             "another `run_name`, or run it as the other was run"
         )
-    results = record["results"]
-    here = datasets.SplitInfo(name=split, num_bytes=results["num_bytes"], num_examples=results["num_images"])
+    results = record.results
+    here = datasets.SplitInfo(name=split, num_bytes=results.num_bytes, num_examples=results.num_images)
     splits = datasets.splits.SplitDict({**(info.splits or {}), split: here})  # in the order in which they came
     info = datasets.DatasetInfo(features=features, splits=splits)
     info.dataset_size = sum(one.num_bytes for one in info.splits.values())
-    info.download_size = results["download_size"] if not others else None
+    info.download_size = results.download_size if not others else None
     infos[config] = info
 
 
@@ -262,23 +263,23 @@ def _describe_data(data: DatasetCardData, sizes: list[int], license: str | None,
     data["size_categories"] = [names[min(len(names) - 1, sum(total >= 10**k for k in range(3, 8)))]]
 
 
-def _config_fields(config: str, split: str, record: dict[str, Any]) -> dict[str, Any]:
-    parameters, results = record["parameters"], record["results"]
+def _config_fields(config: str, split: str, record: Record) -> dict[str, Any]:
+    parameters, results = record.parameters, record.results
     return {
         **parameters,
         "config": config,
         "split": split,
-        "objective_description": OBJECTIVES[parameters["objective"]].description,
-        "num_images": results["num_images"],
-        "num_failed": len(results["failed"]),
-        "mean_steps": results["num_steps"] / max(1, results["num_images"]),
-        "before": results["accuracy_before"],
-        "after": results["accuracy_after"],
-        "losses": results["loss_per_step"],
+        "objective_description": OBJECTIVE_DESCRIPTIONS[parameters["objective"]],
+        "num_images": results.num_images,
+        "num_failed": len(results.failed),
+        "mean_steps": results.num_steps / max(1, results.num_images),
+        "before": results.accuracy_before,
+        "after": results.accuracy_after,
+        "losses": results.loss_per_step,
         "picture": f"{config}/{split}.png",
-        "device": record["device"],
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "command": record["command"],
+        "device": record.device,
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "command": public_command(shlex.split(record.command)) if record.command else None,
     }
 
 
@@ -286,7 +287,7 @@ def _render(template: str, fields: dict[str, Any]) -> str:
     return Template(_template(template).read_text(encoding="utf-8")).render(**fields).strip()
 
 
-def _with_section(text: str, name: str, section: str, first: bool = False) -> str:
+def with_section(text: str, name: str, section: str, first: bool = False) -> str:
     """Replaces a generated section of a Markdown text, or adds it: at the top, or at the end."""
     section = SECTION.format(name=name, text=section)
     pattern = re.compile(SECTION_FOUND.format(name=re.escape(name)), re.DOTALL)

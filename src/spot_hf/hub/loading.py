@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration_spot_vit import SpotViTConfig
-from ..jobs.versions import public_name, weights_digest
+from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 
 
@@ -65,12 +65,13 @@ def open_model(model: str, revision: str | None = None) -> ModelSource:
     """
     if not Path(model).expanduser().is_dir() and (Path(model).exists() or model.count("/") != 1):
         raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    commit = hub_commit(model, revision, "model")
+    config = AutoConfig.from_pretrained(model, revision=commit, trust_remote_code=False)
     if config.model_type != "spot_vit":
         raise ValueError(
             f"`model` {model!r} is a {config.model_type!r}, not a SpotViT: convert it with `spot-hf convert` first"
         )
-    return ModelSource(model, getattr(config, "_commit_hash", None) or revision, config)
+    return ModelSource(model, commit, config)
 
 
 def load_weights(model_class: type[Model], source: ModelSource, *, anew: Sequence[str] = (), **changes: Any) -> Model:

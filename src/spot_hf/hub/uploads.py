@@ -1,10 +1,12 @@
 """Uploads to the Hub, that survive what happens on the way, with errors that say what to do."""
 
 import hashlib
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from ..coordinates.loading import load_record
-from ..coordinates.shards import SHARD_NAME, shard_facts
-from ..jobs.directory import RunDirectory
+from ..coordinates.records import load_record
+from ..coordinates.shards import SHARD_NAME, CoordinateDirectory, ShardFacts
 from .cards import coordinates_card
 
+
+logger = logging.getLogger(__name__)
 
 # Too early, a conflict, another writer came first, too many requests, and a server in trouble: all of them pass.
 TRANSIENT = (408, 409, 412, 425, 429, 500, 502, 503, 504)
@@ -59,6 +62,16 @@ def check_repo_id(argument: str, repo_id: str) -> None:
         raise ValueError(f"`{argument}` must be a repository such as user/name; got {repo_id!r}")
 
 
+def check_push(push_to_hub: bool, argument: str, repo_id: str | None) -> None:
+    """`ValueError` where the two options of a push do not go together; `argument` is the one that names the repository."""
+    if push_to_hub and not repo_id:
+        raise ValueError(f"`push_to_hub` needs `{argument}`, such as user/name; got none")
+    if repo_id and not push_to_hub:
+        raise ValueError(f"`{argument}` goes with `push_to_hub`; got {repo_id!r} alone")
+    if repo_id:
+        check_repo_id(argument, repo_id)
+
+
 def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, message: str, repo_type: str = "model") -> str:
     """
     Uploads a folder in one commit, creating the repository where there is none. A README that is there stays.
@@ -78,7 +91,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
     """
     api = HfApi()
     with _explained(repo_id, folder):
-        _retry(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True), attempts=FIRST_ATTEMPTS)
+        _retry(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True), FIRST_ATTEMPTS)
         # A card that is there already may hold a person's own text.
         keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else None
         commit = _retry(
@@ -92,13 +105,20 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
 # ------------------------------------------------------------------------------------------------ coordinate data sets
 
 
+@dataclass(kw_only=True)
+class PushArguments:
+    output_dir: str = field(metadata={"help": "What `spot-hf oracle` wrote."})
+    hub_dataset_id: str = field(metadata={"help": "Data set to push to, such as user/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Create it as a private one."})
+    license: str = field(default="cc-by-4.0", metadata={"help": "Licence of the coordinates, for a card that states none."})
+
+
 def push_coordinates(
     output_dir: str | Path,
     repo_id: str,
     *,
     private: bool = False,
     license: str | None = "cc-by-4.0",
-    say: Callable[[str], Any] = print,
 ) -> str:
     """
     Publishes the finished run of a directory: its shards, records, pictures and card. Uploads what the repository lacks or has
@@ -110,7 +130,6 @@ def push_coordinates(
         repo_id (`str`): of a data set, such as `user/name`; created where there is none.
         private (`bool`): for a repository that is created.
         license (`str`, *optional*): for a card that states none.
-        say: is called with a line per commit, and per wait before another attempt.
 
     Returns:
         `str`: the URL of the data set.
@@ -121,44 +140,52 @@ def push_coordinates(
         `OSError`: the Hub refused, in one line.
     """
     check_repo_id("hub_dataset_id", repo_id)
-    push = _Push(RunDirectory(Path(output_dir).expanduser()), repo_id, license)
+    push = _Push(CoordinateDirectory(output_dir), repo_id, license)
     with _explained(repo_id, output_dir):
         url = _retry(
-            lambda: push.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), say, FIRST_ATTEMPTS
+            lambda: push.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True), FIRST_ATTEMPTS
         )
         # Every commit is planned on what is there by then: also after a conflict, and after a commit whose answer was lost.
         left = True
         while left:
-            done, left = _retry(push.commit_next, say)
+            done, left = _retry(push.commit_next)
             if done:
-                say(done)
+                logger.info(done)
     return str(url)
+
+
+def run_push(arguments: PushArguments) -> None:
+    """`spot-hf push`: [`push_coordinates`] by its arguments."""
+    url = push_coordinates(
+        arguments.output_dir, arguments.hub_dataset_id, private=arguments.hub_private, license=arguments.license
+    )
+    logger.info("published at %s", url)
 
 
 class _Push:
     """A run's files, and how the repository differs from them."""
 
-    def __init__(self, run: RunDirectory, repo_id: str, license: str | None):
+    def __init__(self, run: CoordinateDirectory, repo_id: str, license: str | None):
         self.run, self.repo_id, self.license = run, repo_id, license
         self.api = HfApi()
         ledger = run.ledger
-        if not ledger.get("results"):  # the last that a run writes
+        if ledger.results is None:  # the last that a run writes
             raise ValueError(
                 f"`output_dir` {str(run.directory)!r} holds a run that is not finished: go on with the same command"
             )
-        split = ledger["parameters"]["dataset_split"]
-        self.records = {(config, split): load_record(run.directory, config, split) for config in ledger["results"]}
+        split = ledger.parameters["dataset_split"]
+        self.records = {(config, split): load_record(run.directory, config, split) for config in ledger.results}
         self.files = {path.relative_to(run.directory).as_posix(): path for path in self._files()}
         self.digests = {name: _Digest(path) for name, path in self.files.items()}
 
     def _files(self) -> Iterator[Path]:
         for (config, split), record in self.records.items():
             shards = list(self.run.shards(config, split).values())
-            rows = sum(shard_facts(path)["num_images"] for path in shards)
-            if rows != record["results"]["num_images"]:
+            rows = sum(ShardFacts.read(path).num_images for path in shards)
+            if rows != record.results.num_images:
                 raise ValueError(
                     f"`output_dir` {str(self.run.directory)!r}: the shards of {config} {split} hold {rows} rows, its record "
-                    f"says {record['results']['num_images']}: go on with the run, with the same command"
+                    f"says {record.results.num_images}: go on with the run, with the same command"
                 )
             yield from shards
             yield self.run.directory / config / f"{split}.json"
@@ -239,7 +266,7 @@ class _Digest:
 # ------------------------------------------------------------------------------------------------- errors and retries
 
 
-def _retry(function: Callable[[], Any], say: Callable[[str], Any] = lambda _: None, attempts: int = ATTEMPTS) -> Any:
+def _retry(function: Callable[[], Any], attempts: int = ATTEMPTS) -> Any:
     """Calls it until it passes, as long as what goes wrong may pass; waits longer each time, or as long as the Hub says."""
 
     def wait(state: RetryCallState) -> float:
@@ -248,7 +275,8 @@ def _retry(function: Callable[[], Any], say: Callable[[str], Any] = lambda _: No
 
     def tell(state: RetryCallState) -> None:
         reason = _reason(_cause(state.outcome.exception() if state.outcome else None))
-        say(f"attempt {state.attempt_number} of {attempts} failed ({reason}); the next one in {state.upcoming_sleep:.0f} s")
+        seconds = round(state.upcoming_sleep)
+        logger.info("attempt %d of %d failed (%s); the next one in %d s", state.attempt_number, attempts, reason, seconds)
 
     backoff = wait_exponential_jitter(initial=0.5, max=LONGEST_WAIT)
     return Retrying(

@@ -12,12 +12,13 @@ from typing import BinaryIO
 
 LEDGER = "run.json"  # of a job, in its directory
 CONVERSION_REPORT = "conversion_report.json"
+QUICKSTART_RESULTS = "results.json"
 TEMPORARY = ".*.tmp"  # what a killed process may leave of a file
 
 
 def is_written_by_us(directory: Path) -> bool:
-    """Whether a job or a conversion wrote the directory."""
-    for name, key in ((LEDGER, "parameters"), (CONVERSION_REPORT, "source_model")):
+    """Whether a job, a conversion or a quickstart wrote the directory."""
+    for name, key in ((LEDGER, "parameters"), (CONVERSION_REPORT, "source_model"), (QUICKSTART_RESULTS, "remote_code")):
         try:
             if key in json.loads((directory / name).read_text(encoding="utf-8")):
                 return True
@@ -45,8 +46,8 @@ def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[s
         raise ValueError(f"`output_dir` {str(output_dir)!r} is not empty; give `overwrite_output_dir` to replace it")
     if path.is_dir() and any(not one.match(TEMPORARY) for one in path.iterdir()) and not is_written_by_us(path):
         raise ValueError(
-            f"`overwrite_output_dir` replaces only what a command of spot-hf wrote; {str(output_dir)!r} holds neither "
-            f"{LEDGER} nor {CONVERSION_REPORT}: remove it yourself, or give another `output_dir`"
+            f"`overwrite_output_dir` replaces only what a command of spot-hf wrote; {str(output_dir)!r} holds no "
+            f"{LEDGER} or {CONVERSION_REPORT}: remove it yourself, or give another `output_dir`"
         )
     here = Path.cwd()
     if path == here or path in here.parents:

@@ -1,11 +1,16 @@
 """What identifies a job's ingredients for its record: versions of libraries, digests of weights, names without paths."""
 
 import platform
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..version import __version__
 
@@ -42,3 +47,33 @@ def public_name(source: str) -> str:
     """Of a model or a data set, for what is published: the Hub id, or of what lies on this machine the name, not the path."""
     path = Path(source).expanduser()
     return path.resolve().name if path.exists() else source
+
+
+def hub_commit(name: str, revision: str | None, repo_type: str) -> str | None:
+    """
+    The commit that a revision of a Hub repository names now.
+
+    Args:
+        name (`str`): a Hub id, or a directory, which has none.
+        revision (`str`, *optional*): branch, tag or commit.
+        repo_type (`str`): `"model"` or `"dataset"`.
+
+    Returns:
+        `str`, *optional*: the commit; where the Hub cannot be asked, what was asked for.
+    """
+    if Path(name).expanduser().exists():
+        return None
+    with suppress(HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return HfApi().repo_info(name, revision=revision, repo_type=repo_type).sha
+    return revision
+
+
+def public_command(words: Sequence[str]) -> str:
+    """A command for the record and for cards: of what lies on this machine the name, not the path."""
+    return shlex.join([_without_path(word) for word in words])
+
+
+def _without_path(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_local = value.startswith(("/", "./", "../", "~")) or ("/" in value and Path(value).exists())
+    return f"{option}{equals}{Path(value).name}" if is_local else word

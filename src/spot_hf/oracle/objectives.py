@@ -13,7 +13,6 @@ class Objective:
 
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     target: str  # "labels", or which output of the full grid: "logits" or "features"
-    description: str
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -33,8 +32,9 @@ def feature_loss(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 1 - nn.functional.cosine_similarity(features, targets.to(features.dtype), dim=-1)
 
 
+# Described in `coordinates/schema.py`, for cards.
 OBJECTIVES = {
-    "label": Objective(label_loss, "labels", "cross-entropy with the true label"),
-    "distill": Objective(distill_loss, "logits", "KL divergence from the same model's full-grid prediction"),
-    "feature": Objective(feature_loss, "features", "1 - cosine to the same model's full-grid pooled feature"),
+    "label": Objective(label_loss, "labels"),
+    "distill": Objective(distill_loss, "logits"),
+    "feature": Objective(feature_loss, "features"),
 }

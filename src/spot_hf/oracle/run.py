@@ -1,321 +1,236 @@
 """The oracle over a data set: `spot-hf oracle`. Decodes ahead, runs on every process that Accelerate was given, and writes a
-coordinate data set that a killed run goes on with.
+coordinate data set; a killed run resumes.
 
 The unit of work and of resume is the shard: `shard_size` images that follow each other in the source, cut into the same
 batches whichever process computes them and however often. Its rows are bit-equal on the same kind of machine, with the same
 number of threads.
 """
 
-import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
+import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
-from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.pictures import save_run_picture
-from ..coordinates.shards import Shard
+from ..coordinates.records import Record
+from ..coordinates.schema import coordinate_features
+from ..coordinates.shards import CoordinateDirectory, Shard
 from ..coordinates.summary import Summary, summarize
-from ..data.batches import Plan, Preparation, Shards, Start, batches_of
-from ..data.labels import classes_of, label_numbers, outside_of
-from ..data.source import count_images, load_images, resolve_revision
+from ..data.batches import Batch, FailureCount, PlacementRequest, Plan, Preparation, Shards, batches_of
+from ..data.encoded import check_image_ids
+from ..data.failures import check_failures, describe_failures
+from ..data.labels import check_label_column, check_labels, classes_of
+from ..data.source import count_images, load_images, pinned
 from ..hub.cards import coordinates_card
-from ..hub.loading import has_classifier, load_image_processor, load_spot_vit, load_spot_vit_config
-from ..jobs.directory import RunDirectory
-from ..jobs.files import write_atomically
-from ..jobs.process import device_of, open_run, process_state
-from ..jobs.versions import device_name, versions, weights_digest
-from .arguments import OracleRunArguments
-from .rows import _add_rows, _features, _optimize
-from .search import SpotOracle
+from ..hub.loading import ModelSource, open_model
+from ..hub.uploads import run_push
+from ..jobs.directory import Ledger
+from ..jobs.files import LEDGER, write_atomically
+from ..jobs.process import device_of, job_processes, open_directory
+from ..jobs.versions import device_name, versions
+from .arguments import OracleArguments
+from .progress import OracleProgress
+from .rows import add_rows
+from .search import OracleResult, SpotOracle
 
 
-# ---------------------------------------------------------------------------------------------------------- the run
+NO_LABELS_NEEDED = ". The objectives 'distill' and 'feature' need no labels"
+
+logger = logging.getLogger(__name__)
 
 
-def run_oracle(
-    arguments: OracleRunArguments,
-    output_dir: str | Path,
-    *,
-    overwrite_output_dir: bool = False,
-    license: str = "cc-by-4.0",
-    command: str | None = None,
-    say: Any = print,
-) -> dict[str, Summary]:
+def run_oracle(arguments: OracleArguments, *, command: str | None = None) -> dict[str, Summary]:
     """
     Finds positions for every image of a data set, and writes them as a coordinate data set. Run on several processes by
     `torchrun` or `accelerate launch`, they share the shards; `output_dir` must be one that all of them see. Run again after it
-    was killed, it goes on.
+    was killed, it resumes.
 
     Args:
-        arguments ([`OracleRunArguments`]): what to do.
-        output_dir (`str`): where.
-        overwrite_output_dir (`bool`): replace what is there instead of going on with it.
-        license (`str`): of the coordinates, for the card.
+        arguments ([`OracleArguments`]): what to do.
         command (`str`, *optional*): how this run was started, for the record.
-        say: is called with lines that tell what happens; on the first process alone.
 
     Returns:
         `dict`: config → [`Summary`].
 
     Raises:
         `ValueError`: an argument that no run can have, or the directory holds a run with other parameters. `OSError`: no such
-            model or data set, or no access to it.
+            model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check()
-    state = process_state()
-    say = say if state.is_main_process else (lambda *_: None)
-    config = load_spot_vit_config(arguments.model, arguments.revision)
-    _check_model(arguments, config)
-    images = load_images(
-        arguments.dataset_name,
-        config_name=arguments.dataset_config_name,
-        split=arguments.dataset_split,
-        revision=arguments.dataset_revision,
-        image_column_name=arguments.image_column_name,
-        label_column_name=arguments.label_column_name,
-        max_samples=arguments.max_samples,
-        streaming=arguments.streaming,
-    )
-    split = str(images.split)
-    num_images = count_images(images, arguments.max_samples)
-    _check_labels(arguments, images, config)
-    parameters = {
-        **arguments.recorded(),
-        "dataset_split": split,
-        "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
-        "revision": getattr(config, "_commit_hash", None) or arguments.revision,
-        "model_sha256": weights_digest(arguments.model),
-        "num_images": num_images,
-    }
-    run = RunDirectory(Path(output_dir).expanduser().resolve())
-    facts = {"command": command, "versions": versions(), "device": device_name(state.device)}
-    open_run(state, run, parameters, facts, overwrite_output_dir, [arguments.model, arguments.dataset_name])
-
-    starts = [Start(arguments.placement, num_tokens, arguments.seed) for num_tokens in arguments.num_tokens]
-    configs = dict(zip(starts, arguments.config_names, strict=True))
-    shards = RunShards(run, configs, split, num_images, arguments.shard_size)
-    state.wait_for_everyone()  # all have seen the same shards, before the first writes another
-    if shards.missing or shards.total is None:
-        image_processor = load_image_processor(arguments.model, arguments.revision)
-        _check_processor(image_processor)
-        num_seen = _search(arguments, state, images, shards, image_processor, say)
-    else:
-        say(f"all {shards.total} shards of {', '.join(arguments.config_names)} are there")
-    state.wait_for_everyone()
-    summaries: dict[str, Summary] = {}
-    if state.is_main_process:
-        left = RunShards(run, configs, split, num_images, arguments.shard_size).missing
-        if left:
-            raise OSError(
-                f"{len(left)} shards are missing in {run.directory}, such as number {left[0]}: run the same command again"
-            )
-        if shards.total is None:
-            assert num_seen is not None
-            for config_name in arguments.config_names:
-                run.name_totals(config_name, split, -(-num_seen // arguments.shard_size))
-        summaries = _finish(run, arguments, split, images, config, license)
-        say(_report(run, arguments, summaries))
-    state.wait_for_everyone()
-    return summaries
+    with job_processes() as state:
+        return OracleRun(arguments, state, command).run()
 
 
-class RunShards(Shards):
-    """
-    Those of a coordinate data set: files. A task is where a budget's search begins.
+class OracleRun:
+    """A run of the oracle, on one of its processes. Arguments as [`run_oracle`] takes them, and `state`, its processes."""
 
-    Args:
-        run ([`RunDirectory`]): where they are.
-        configs (`dict`): [`Start`] of each budget → config.
-        split, num_images, shard_size: as in [`Shards`].
-    """
-
-    def __init__(self, run: RunDirectory, configs: dict[Start, str], split: str, num_images: int | None, shard_size: int):
-        self.run, self.configs = run, configs
-        done = {start: set(run.shards(config, split)) for start, config in configs.items()}
-        super().__init__(done, split, num_images, shard_size)
-
-    def path(self, start: Start, shard: int) -> Path:
-        return self.run.shard_path(self.configs[start], self.split, shard, self.total)
-
-
-def _search(
-    arguments: OracleRunArguments, state: PartialState, images: Any, shards: RunShards, image_processor: Any, say: Any
-) -> int | None:
-    """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
-    device = device_of(state)
-    oracle = SpotOracle(
-        load_spot_vit(arguments.model, arguments.revision).to(device),
-        arguments.objective,
-        steps=arguments.steps,
-        learning_rate=arguments.learning_rate,
-        optimizer=arguments.optimizer,
-        optimizer_arguments=arguments.optimizer_arguments,
-        optimize_window_scales=arguments.optimize_window_scales,
-        window_scale_learning_rate=arguments.window_scale_learning_rate,
-        early_stop=arguments.early_stop,
-        classes=classes_of(images) if arguments.among_labels else None,
-        dtype=arguments.dtype,
-        compile=arguments.compile,
-    )
-    plan = Plan(shards, images, state, arguments.batch_size)
-    preparation = Preparation(images, image_processor)
-    features = {start: _features(arguments, images, start.num_tokens) for start in shards.configs}
-    progress = _Progress(shards, plan, arguments, state, say)
-    open_shards: dict[Start, Shard] = {}
-    with progress.bar:
-        for batch in batches_of(preparation, plan, arguments.num_workers):
-            results = _optimize(oracle, batch, device)
-            for start in batch.work.starts:
-                shard = open_shards.setdefault(start, Shard(features[start]))
-                shard.failed += batch.failed
-                if start in results:
-                    _add_rows(shard, batch, results[start], image_processor)
-                if batch.work.closes_shard:
-                    shard.write(shards.path(start, batch.work.shard))
-                    del open_shards[start]
-                    progress.count(start.num_tokens, shard)
-                else:
-                    progress.show(start.num_tokens, shard)
-            progress.bar.update(len(batch.image_index) + len(batch.failed))
-    return plan.num_seen
-
-
-class _Progress:
-    """A bar with images/s, time left, and the accuracy so far before and after; of the first process's share."""
-
-    def __init__(self, shards: RunShards, plan: Plan, arguments: OracleRunArguments, state: PartialState, say: Any):
-        self.before_after = {num_tokens: np.zeros(3) for num_tokens in arguments.num_tokens}  # images, right, right
-        self.texts = dict.fromkeys(arguments.num_tokens, "")
-        total = None
-        resumed = 0
-        if shards.total is not None:
-            mine = plan.my_shards()
-            total = sum(len(shards.rows_of(shard)) for shard in mine)
-            resumed = shards.total - len(shards.missing)
-        if resumed:
-            say(f"going on: {resumed} of {shards.total} shards are there")
-        name = "oracle, " + "/".join(map(str, arguments.num_tokens)) + " tokens"
-        if state.num_processes > 1:
-            name += f" (the share of process 0 of {state.num_processes})"
-        self.bar = tqdm(total=total, desc=name, unit="image", disable=not state.is_main_process, smoothing=0.05)
-
-    def count(self, num_tokens: int, shard: Shard) -> None:
-        self.before_after[num_tokens] += self._counts(shard)
-        self._write(num_tokens, self.before_after[num_tokens])
-
-    def show(self, num_tokens: int, shard: Shard) -> None:
-        self._write(num_tokens, self.before_after[num_tokens] + self._counts(shard))
-
-    @staticmethod
-    def _counts(shard: Shard) -> np.ndarray:
-        steps = np.atleast_1d(shard.correct_per_step)
-        return np.array([shard.num_labelled, steps[0], steps[-1]], dtype=float)
-
-    def _write(self, num_tokens: int, counts: np.ndarray) -> None:
-        if counts[0]:
-            before, after = 100 * counts[1:] / counts[0]
-            self.texts[num_tokens] = f"{num_tokens}: {before:.1f} -> {after:.1f} %"
-            self.bar.set_postfix_str(", ".join(filter(None, self.texts.values())), refresh=False)
-
-
-# -------------------------------------------------------------------------------------------------------- the result
-
-
-def _finish(
-    run: RunDirectory,
-    arguments: OracleRunArguments,
-    split: str,
-    images: Any,
-    config: SpotViTConfig,
-    license: str,
-) -> dict[str, Summary]:
-    """Reads all shards back, and writes the records, the pictures, the card and the ledger's results."""
-    run.clean()
-    ledger = run.ledger
-    summaries, records = {}, {}
-    processor = load_image_processor(arguments.model, arguments.revision)
-    for num_tokens, config_name in zip(arguments.num_tokens, arguments.config_names, strict=True):
-        summary = summarize(run.shards(config_name, split).values())
-        record = {
-            **{name: value for name, value in ledger.items() if name != "results"},
-            "parameters": {**ledger["parameters"], "num_tokens": num_tokens},
-            "split": split,
-            "features": _features(arguments, images, num_tokens)._to_yaml_list(),
-            # With these, `spot-hf show` needs no model.
-            "patch_size": config.patch_size,
-            "image_processor": processor.to_dict(),
-            "results": summary.to_json(),
+    def __init__(self, arguments: OracleArguments, state: PartialState, command: str | None):
+        self.state = state
+        self.arguments = arguments = pinned(arguments)
+        self.model = open_model(arguments.model, arguments.revision)
+        _check_objective(arguments, self.model)
+        self.images = load_images(arguments.source())
+        self.split = str(self.images.split)
+        self.num_images = count_images(self.images, arguments.max_samples)
+        self.directory = CoordinateDirectory(arguments.output_dir)
+        self._check_images()
+        parameters = {
+            **arguments.recorded(),
+            **self.model.recorded(),
+            "dataset_split": self.split,
+            "num_images": self.num_images,
         }
-        summaries[config_name], records[config_name, split] = summary, record
-        with write_atomically(run.directory / config_name / f"{split}.json") as file:
-            file.write(_json(record))
-        with write_atomically(run.directory / config_name / f"{split}.png") as file:
-            save_run_picture(file, config_name, summary)
-    with write_atomically(run.directory / "README.md") as file:
-        readme = run.directory / "README.md"
+        ledger = Ledger(parameters=parameters, command=command, versions=versions(), device=device_name(state.device))
+        inputs = [arguments.model, arguments.dataset_name]
+        open_directory(state, self.directory, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
+        # A budget's search begins where its tokens are placed.
+        self.configs = {
+            PlacementRequest(arguments.placement, num_tokens, arguments.seed): name
+            for num_tokens, name in zip(arguments.num_tokens, arguments.config_names, strict=True)
+        }
+
+    def run(self) -> dict[str, Summary]:
+        """All that is missing, and the result."""
+        shards = self._shards()
+        num_seen: int | None = None
+        self.state.wait_for_everyone()  # all have seen the same shards, before the first writes another
+        if shards.missing or shards.total is None:
+            num_seen = self._search(shards)
+        else:
+            logger.info("all %d shards of %s are done", shards.total, ", ".join(self.configs.values()))
+        self.state.wait_for_everyone()
+        summaries: dict[str, Summary] = {}
+        if self.state.is_main_process:
+            self._complete(num_seen)
+            summaries = self._write_results()
+            logger.info(_report(self.directory.directory, self.arguments, summaries))
+            if self.arguments.push is not None:
+                run_push(self.arguments.push)
+        self.state.wait_for_everyone()
+        return summaries
+
+    def _check_images(self) -> None:
+        """`ValueError` where the rows could not be told apart, or their labels are none of the model's classes."""
+        arguments, advice = self.arguments, NO_LABELS_NEEDED
+        begins = arguments.overwrite_output_dir or not (self.directory.directory / LEDGER).exists()
+        if begins and isinstance(self.images, datasets.Dataset):
+            check_image_ids(self.images)
+        if arguments.label_column_name is not None:
+            check_label_column(self.images.features["label"], arguments.label_column_name)
+        if arguments.objective == "label" and isinstance(self.images, datasets.Dataset):
+            check_labels(self.images, arguments.label_column_name, self.model.config.num_labels, advice)
+
+    def _shards(self) -> Shards:
+        """Which are done. A task is where a budget's search begins."""
+        done = {request: set(self.directory.shards(config, self.split)) for request, config in self.configs.items()}
+        return Shards(done, self.split, self.num_images, self.arguments.shard_size)
+
+    def _search(self, shards: Shards) -> int | None:
+        """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
+        arguments, device = self.arguments, device_of(self.state)
+        image_processor = self.model.load_image_processor()
+        _check_processor(image_processor)
+        oracle = SpotOracle(
+            self.model.load().to(device),
+            classes=classes_of(self.images) if arguments.among_labels else None,
+            **arguments.search(),
+        )
+        plan = Plan(shards, self.images, self.state, arguments.batch_size)
+        failures = FailureCount(arguments.max_failed_share, self.num_images)
+        progress = OracleProgress(arguments.num_tokens, plan, self.state)
+        open_shards: dict[PlacementRequest, Shard] = {}
+        with progress.bar:
+            for batch in batches_of(Preparation(self.images, image_processor), plan, arguments.num_workers, failures):
+                results = _optimize(oracle, batch, device)
+                for request in batch.work.placements:
+                    shard = open_shards.setdefault(request, Shard(self._features(request.num_tokens)))
+                    shard.failed += batch.failed
+                    if request in results:
+                        add_rows(shard, batch, results[request], image_processor)
+                    if batch.work.closes_shard:
+                        path = self.directory.shard_path(self.configs[request], self.split, batch.work.shard, shards.total)
+                        shard.write(path)
+                        del open_shards[request]
+                    progress.show(request.num_tokens, shard, finished=batch.work.closes_shard)
+                progress.bar.update(batch.num_images)
+        return plan.num_seen
+
+    def _features(self, num_tokens: int) -> datasets.Features:
+        """The columns of a budget's config."""
+        label = self.images.features.get("label", datasets.Value("int64"))
+        trajectory_length = self.arguments.steps + 1 if self.arguments.save_trajectories else None
+        return coordinate_features(label, num_tokens, trajectory_length, self.arguments.optimize_window_scales)
+
+    def _complete(self, num_seen: int | None) -> None:
+        """Names the shards of a stream whose length is known by now; `OSError` where shards are missing."""
+        left = self._shards()
+        if left.missing:
+            raise OSError(
+                f"{len(left.missing)} shards are missing in {self.directory.directory}, such as number {left.missing[0]}: run "
+                "the same command again"
+            )
+        if left.total is None:
+            assert num_seen is not None
+            for config in self.configs.values():
+                self.directory.name_totals(config, self.split, -(-num_seen // self.arguments.shard_size))
+
+    def _write_results(self) -> dict[str, Summary]:
+        """Reads all shards back, and writes the records, the pictures, the card and the ledger's results."""
+        directory, ledger, split = self.directory, self.directory.ledger, self.split
+        directory.clean()
+        image_processor = self.model.load_image_processor().to_dict()
+        summaries, records = {}, {}
+        for request, config in self.configs.items():
+            summary = summarize(directory.shards(config, split).values())
+            check_failures(summary.failed, summary.num_images + len(summary.failed), self.arguments.max_failed_share)
+            record = Record(
+                parameters={**ledger.parameters, "num_tokens": request.num_tokens},
+                command=ledger.command,
+                versions=ledger.versions or {},
+                device=ledger.device or "",
+                split=split,
+                features=self._features(request.num_tokens)._to_yaml_list(),
+                patch_size=self.model.config.patch_size,
+                image_processor=image_processor,
+                results=summary,
+            )
+            summaries[config], records[config, split] = summary, record
+            directory.write_json(f"{config}/{split}.json", record.to_json())
+            with write_atomically(directory.directory / config / f"{split}.png") as file:
+                save_run_picture(file, config, summary)
+        readme = directory.directory / "README.md"
         there = readme.read_text(encoding="utf-8") if readme.exists() else None
-        file.write(coordinates_card(there, records, license=license).encode())
-    run.write_ledger({**ledger, "results": {name: summary.to_json() for name, summary in summaries.items()}})
-    return summaries
+        with write_atomically(readme) as file:
+            file.write(coordinates_card(there, records, license=self.arguments.license).encode())
+        ledger.results = {name: summary.to_json() for name, summary in summaries.items()}
+        directory.write_ledger(ledger)
+        return summaries
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[PlacementRequest, OracleResult]:
+    """Runs the oracle on a batch, for each budget."""
+    if batch.pixel_values is None:
+        return {}
+    pixel_values, labels, targets = batch.pixel_values.to(device), None, None
+    if oracle.objective == "label":
+        labels = batch.labels(oracle.model.config.num_labels, NO_LABELS_NEEDED).to(device)
+    else:
+        targets = oracle.full_grid_targets(pixel_values)
+    return {
+        request: oracle.optimize(pixel_values, labels, coordinates.to(device), targets)
+        for request, coordinates in batch.coordinates.items()
+    }
 
 
-def _report(run: RunDirectory, arguments: OracleRunArguments, summaries: Mapping[str, Summary]) -> str:
-    lines = [f"written to {run.directory}:"]
-    for name, summary in summaries.items():
-        line = f"  {name}: {summary.num_images} images"
-        if summary.failed:
-            line += f" ({len(summary.failed)} more could not be read, listed in run.json)"
-        if summary.accuracy_before is not None:
-            line += f", accuracy {summary.accuracy_before:.1f} -> {summary.accuracy_after:.1f} %"
-        if summary.loss_per_step:
-            line += f", loss {summary.loss_per_step[0]:.3f} -> {summary.loss_per_step[-1]:.3f}"
-        if arguments.early_stop is not None and summary.num_images:
-            line += f", {summary.num_steps / summary.num_images:.1f} steps per image"
-        lines.append(line + f", {summary.download_size / 2**20:.1f} MiB")
-    lines.append("  and README.md; load_coordinates(DIR, CONFIG) reads them back, `spot-hf push` publishes them")
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_model(arguments: OracleRunArguments, config: SpotViTConfig) -> None:
-    if not has_classifier(config) and arguments.objective != "feature":
+def _check_objective(arguments: OracleArguments, model: ModelSource) -> None:
+    if not model.has_classifier and arguments.objective != "feature":
         raise ValueError(
             f"`objective` must be 'feature': `model` {arguments.model!r} has no classifier; got {arguments.objective!r}"
         )
-
-
-def _check_labels(arguments: OracleRunArguments, images: Any, config: SpotViTConfig) -> None:
-    feature = images.features.get("label")
-    names = getattr(feature, "names", None)
-    if arguments.objective == "label" and names and len(names) > config.num_labels:
-        raise ValueError(
-            f"`label_column_name`: {arguments.label_column_name!r} has {len(names)} classes, the model {config.num_labels}: "
-            "its labels mean something else. The objectives 'distill' and 'feature' need no labels"
-        )
-    kind = getattr(feature, "dtype", None)
-    if feature is not None and kind != "int64" and not (kind or "").startswith(("int", "uint")):
-        raise ValueError(
-            f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is {feature}"
-        )
-    if arguments.objective == "label" and isinstance(images, datasets.Dataset):
-        labels = label_numbers(images)
-        wrong = outside_of(labels, config.num_labels)
-        if len(wrong):
-            raise ValueError(
-                f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more have labels that the model does not know: "
-                f"{labels[wrong[0]]:g}, not 0 to {config.num_labels - 1}. The objectives 'distill' and 'feature' need none"
-            )
 
 
 def _check_processor(image_processor: Any) -> None:
@@ -326,3 +241,21 @@ def _check_processor(image_processor: Any) -> None:
             "`model`: its image processor gives images of different sizes, which make no batches; save it with "
             "do_center_crop=True or a fixed height and width"
         )
+
+
+def _report(directory: Path, arguments: OracleArguments, summaries: Mapping[str, Summary]) -> str:
+    """What was written where, for a person."""
+    lines = [f"written to {directory}:"]
+    for name, summary in summaries.items():
+        line = f"  {name}: {summary.num_images} images"
+        if summary.accuracy_before is not None:
+            line += f", accuracy {summary.accuracy_before:.1f} -> {summary.accuracy_after:.1f} %"
+        if summary.loss_per_step:
+            line += f", loss {summary.loss_per_step[0]:.3f} -> {summary.loss_per_step[-1]:.3f}"
+        if arguments.early_stop is not None and summary.num_images:
+            line += f", {summary.num_steps / summary.num_images:.1f} steps per image"
+        lines.append(line + f", {summary.download_size / 2**20:.1f} MiB")
+        if summary.failed:
+            lines.append(f"  {describe_failures(summary.failed)}; all are listed in run.json")
+    lines.append("  and README.md; load_coordinates(DIR, CONFIG) reads them back, `spot-hf push` publishes them")
+    return "\n".join(lines)

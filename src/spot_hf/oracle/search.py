@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from numbers import Real
 from typing import Any
 
 import torch
@@ -19,22 +18,13 @@ from torch import nn
 
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from ..placement import grid
+from .arguments import DTYPES, SearchArguments
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # In float16, gradients of a small loss with respect to activations would be rounded to 0. Divided out again.
 FLOAT16_LOSS_SCALE = 1024.0
-
-
-# -------------------------------------------------------------------------------------------------------- objectives
-
-
-# -------------------------------------------------------------------------------------------------------- optimizers
-
-
-# ------------------------------------------------------------------------------------------------------------ result
 
 
 @dataclass
@@ -75,9 +65,6 @@ class OracleResult:
         return None if self.predictions is None else self.predictions.gather(1, self.best_steps[:, None])[:, 0]
 
 
-# ------------------------------------------------------------------------------------------------------------ oracle
-
-
 class SpotOracle:
     """
     Finds the token positions that serve a frozen model best.
@@ -95,20 +82,16 @@ class SpotOracle:
         objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
             the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
             no labels.
-        steps (`int`): updates of the positions. Costs `steps` forward and backward passes, and one forward pass.
-        learning_rate (`float`): in units of the image's width and height.
-        optimizer (`str`): a name in `torch.optim`, in any case, such as `"adamw"`, `"sgd"` or `"rmsprop"`; or `"sign"`, plain
-            sign descent. Weight decay, which would pull positions to the corner (0, 0), is off unless given.
-        optimizer_arguments (`dict`, *optional*): further arguments of the optimizer.
-        optimize_window_scales (`bool`): also optimize each window's scale, from 1, within a quarter and the whole image.
-        window_scale_learning_rate (`float`): of the scales' logarithms.
-        early_stop (`float`, *optional*): an image whose loss is at or below this takes no more steps and leaves the batch. For
-            `"label"`, below `log(2)` the true class has more than half of the probability: the image is classified
-            correctly, so that accuracy loses nothing.
         classes (`list[int]`, *optional*): the only ones among which images are classified: predictions and losses of logits
             know no others. Labels must be of them.
-        dtype (`str`): `"float32"`, or `"bfloat16"` or `"float16"` for autocast. Positions and losses stay float32.
-        compile (`bool`): run the model through `torch.compile`.
+        search: further fields of [`SearchArguments`] by name. `steps`, updates of the positions, cost `steps` forward and
+            backward passes, and one forward pass. `learning_rate`, in units of the image's width and height. `optimizer`, a
+            name in `torch.optim` in any case, such as `"adamw"`, or `"sign"`, plain sign descent; weight decay, which would
+            pull positions to the corner (0, 0), is off unless `optimizer_arguments` give it. `optimize_window_scales`: from
+            1, within a quarter and the whole image, with `window_scale_learning_rate` on the logarithms. `early_stop`: an
+            image whose loss is at or below it takes no more steps and leaves the batch; for `"label"`, below `log(2)` the
+            true class has more than half of the probability, so that accuracy loses nothing. `dtype`: `"float32"`, or
+            `"bfloat16"` or `"float16"` for autocast; positions and losses stay float32. `compile`: `torch.compile`.
 
     Raises:
         `ValueError`: an argument is none of these.
@@ -119,27 +102,11 @@ class SpotOracle:
         model: SpotViTPreTrainedModel,
         objective: str = "label",
         *,
-        steps: int = 5,
-        learning_rate: float = 3e-3,
-        optimizer: str = "adamw",
-        optimizer_arguments: dict[str, Any] | None = None,
-        optimize_window_scales: bool = False,
-        window_scale_learning_rate: float = 0.05,
-        early_stop: float | None = None,
         classes: list[int] | None = None,
-        dtype: str = "float32",
-        compile: bool = False,
+        **search: Any,
     ):
-        check_oracle_arguments(
-            objective=objective,
-            steps=steps,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            optimizer_arguments=optimizer_arguments,
-            window_scale_learning_rate=window_scale_learning_rate,
-            early_stop=early_stop,
-            dtype=dtype,
-        )
+        arguments = SearchArguments(objective=objective, **search)
+        arguments.check_search()
         if not isinstance(model, SpotViTForImageClassification | SpotViTModel):
             raise ValueError(
                 f"`model` must be a SpotViTForImageClassification or a SpotViTModel; got {type(model).__name__}: convert it "
@@ -155,17 +122,9 @@ class SpotOracle:
                 raise ValueError(f"`classes` must be class numbers of the model, 0 to {num_labels - 1}; got {classes!r:.80}")
             self.other_classes = torch.ones(num_labels, dtype=torch.bool, device=model.device)
             self.other_classes[classes] = False
-        self.model = model
-        self.objective = objective
-        self.steps = steps
-        self.learning_rate = learning_rate
-        self.optimizer = optimizer.lower()
-        self.optimizer_arguments = dict(optimizer_arguments or {})
-        self.optimize_window_scales = optimize_window_scales
-        self.window_scale_learning_rate = window_scale_learning_rate
-        self.early_stop = early_stop
-        self.dtype = DTYPES[dtype]
-        self._run: Callable = torch.compile(self._run_model) if compile else self._run_model
+        self.model, self.arguments, self.objective, self.steps = model, arguments, objective, arguments.steps
+        self.dtype = DTYPES[arguments.dtype]
+        self._run: Callable = torch.compile(self._run_model) if arguments.compile else self._run_model
 
     # ------------------------------------------------------------------------------------------------------ the search
 
@@ -197,21 +156,22 @@ class SpotOracle:
             `ValueError`: an input has another shape, dtype or range, or the objective's target is missing.
         """
         self._check_inputs(pixel_values, labels, coordinates, targets, coordinates_mask)
-        pixel_values = pixel_values.detach()
-        if coordinates is None:
-            height, width = pixel_values.shape[-2:]
-            coordinates = grid(height, width, self.model.config.patch_size).to(pixel_values.device)[None]
-        coordinates = coordinates.detach().expand(len(pixel_values), -1, -1)
-        if coordinates_mask is not None:
-            coordinates_mask = coordinates_mask.expand(len(pixel_values), -1)
+        batch_size = len(pixel_values)
         # The caller may compute without gradients; the positions' are needed.
         with torch.inference_mode(False), torch.enable_grad(), self._frozen():
+            pixel_values = _for_backward(pixel_values)
+            if coordinates is None:
+                height, width = pixel_values.shape[-2:]
+                coordinates = grid(height, width, self.model.config.patch_size).to(pixel_values.device)[None]
+            coordinates = _for_backward(coordinates).expand(batch_size, -1, -1)
+            if coordinates_mask is not None:
+                coordinates_mask = _for_backward(coordinates_mask).bool().expand(batch_size, -1)
             if self.objective == "label":
                 targets = labels
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
-            return self._search(pixel_values, coordinates, targets.detach(), coordinates_mask)
+            return self._search(pixel_values, coordinates, _for_backward(targets), coordinates_mask)
 
     @torch.no_grad()
     def full_grid_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -232,20 +192,14 @@ class SpotOracle:
     ) -> OracleResult:
         batch_size, num_tokens = coordinates.shape[:2]
         device = pixel_values.device
-        mask = None if mask is None else mask.bool()
         # One parameter per image, without padding: whichever the optimizer, an image's update never sees its batch mates, nor
         # how long they are. One that leaves the batch is one that gets no gradient.
         positions = [nn.Parameter(one.clone() if mask is None else one[mask[i]]) for i, one in enumerate(coordinates)]
         # Matrices, like the positions: Muon takes nothing else.
         log_scales = [nn.Parameter(torch.zeros(len(one), 1, device=device)) for one in positions]
         optimizer = self._make_optimizer(positions, log_scales)
-        highest = self._largest_window_scale(pixel_values)
-
-        trajectory = torch.empty(batch_size, self.steps + 1, num_tokens, 2, device=device)
-        scales = torch.empty(batch_size, self.steps + 1, num_tokens, device=device) if self.optimize_window_scales else None
-        losses = torch.empty(batch_size, self.steps + 1, device=device)
-        predictions = torch.empty(batch_size, self.steps + 1, dtype=torch.int64, device=device)
-        num_steps = torch.full((batch_size,), self.steps, device=device)
+        largest_scale = self._largest_window_scale(pixel_values)
+        iterates = _Iterates(batch_size, self.steps, num_tokens, device, self.arguments.optimize_window_scales)
 
         active = torch.arange(batch_size, device=device)  # the images that are still being optimized
         inputs: list[Any] = [pixel_values, targets, mask]
@@ -254,44 +208,25 @@ class SpotOracle:
             with torch.set_grad_enabled(step < self.steps):
                 now = _padded([positions[i] for i in chosen], inputs[2], coordinates[active])
                 scales_now = None
-                if scales is not None:
+                if iterates.scales is not None:
                     unscaled = now.new_zeros(len(chosen), num_tokens, 1)
                     scales_now = _padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
                 logits, features = self._run(inputs[0], now, scales_now, inputs[2])
                 loss = self._loss(logits, features, inputs[1])
-            # What an image that left the batch had at last is its value from here on.
-            trajectory[active, step:] = now.detach()[:, None]
-            losses[active, step:] = loss.detach().float()[:, None]
-            if scales is not None and scales_now is not None:
-                scales[active, step:] = scales_now.detach()[:, None]
-            if logits is not None:
-                predictions[active, step:] = logits.detach().argmax(-1)[:, None]
+            iterates.record(active, step, now, scales_now, loss, logits)
             if step == self.steps:
                 break
-            if self.early_stop is not None:
-                stay = ~(loss.detach() <= self.early_stop)
-                num_steps[active[~stay]] = step
+            if self.arguments.early_stop is not None:
+                stay = ~(loss.detach() <= self.arguments.early_stop)
+                iterates.num_steps[active[~stay]] = step
                 if not stay.all():
                     active = active[stay]
                     if not len(active):
                         break
                     inputs = [value if value is None else value[stay] for value in inputs]
                     loss = loss[stay]
-            self._update(optimizer, loss, positions, log_scales, highest)
-
-        comparable = torch.where(losses.isfinite(), losses, torch.inf)
-        best = comparable.argmin(1)  # the earliest, of equals
-        rows = torch.arange(batch_size, device=device)
-        return OracleResult(
-            coordinates=trajectory[rows, best],
-            last_coordinates=trajectory[:, -1],
-            trajectory=trajectory,
-            losses=losses,
-            predictions=predictions if self.has_classifier else None,
-            best_steps=best,
-            num_steps=num_steps,
-            window_scales=scales[rows, best] if scales is not None else None,
-        )
+            self._update(optimizer, loss, positions, log_scales, largest_scale)
+        return iterates.result(self.has_classifier)
 
     def _update(
         self,
@@ -299,7 +234,7 @@ class SpotOracle:
         loss: torch.Tensor,
         positions: list[nn.Parameter],
         log_scales: list[nn.Parameter],
-        highest: float,
+        largest_scale: float,
     ) -> None:
         """One step. The sum of the losses gives each image the gradient of its own."""
         loss_scale = FLOAT16_LOSS_SCALE if self.dtype == torch.float16 else 1.0
@@ -313,16 +248,16 @@ class SpotOracle:
             for parameter in positions:
                 parameter.clamp_(0, 1)
             for parameter in log_scales:
-                parameter.exp_().clamp_(0.25, highest).log_()
+                parameter.exp_().clamp_(0.25, largest_scale).log_()
 
     def _make_optimizer(self, positions: list[nn.Parameter], log_scales: list[nn.Parameter]) -> torch.optim.Optimizer:
-        kind = OPTIMIZERS[self.optimizer]
-        arguments = {"lr": self.learning_rate, **self.optimizer_arguments}
+        kind = OPTIMIZERS[self.arguments.optimizer.lower()]
+        arguments = {"lr": self.arguments.learning_rate, **self.arguments.further_optimizer_arguments}
         for name in {"weight_decay", "lambd"} & set(signature(kind).parameters):  # `lambd` is ASGD's word for it
             arguments.setdefault(name, 0.0)
         groups: list[dict[str, Any]] = [{"params": positions}]
-        if self.optimize_window_scales:
-            groups.append({"params": log_scales, "lr": self.window_scale_learning_rate})
+        if self.arguments.optimize_window_scales:
+            groups.append({"params": log_scales, "lr": self.arguments.window_scale_learning_rate})
         return kind(groups, **arguments)
 
     def _largest_window_scale(self, pixel_values: torch.Tensor) -> float:
@@ -435,35 +370,53 @@ class SpotOracle:
                 )
 
 
-def check_oracle_arguments(
-    *,
-    objective: str,
-    steps: int,
-    learning_rate: float,
-    optimizer: str,
-    optimizer_arguments: dict[str, Any] | None,
-    window_scale_learning_rate: float,
-    early_stop: float | None,
-    dtype: str,
-) -> None:
-    """`ValueError` that names the argument of [`SpotOracle`] that no run can have. Needs no model."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"`steps` must be an integer of at least 0; got {steps!r}")
-    for name, value in {"learning_rate": learning_rate, "window_scale_learning_rate": window_scale_learning_rate}.items():
-        if not isinstance(value, Real) or not 0 < value < float("inf"):
-            raise ValueError(f"`{name}` must be a positive number; got {value!r}")
-    if early_stop is not None and (not isinstance(early_stop, Real) or not early_stop >= 0):
-        raise ValueError(f"`early_stop` must be a loss of at least 0; got {early_stop!r}")
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    if not isinstance(optimizer, str) or optimizer.lower() not in OPTIMIZERS:
-        raise ValueError(f"`optimizer` must be one of {', '.join(sorted(OPTIMIZERS))}; got {optimizer!r}")
-    try:
-        OPTIMIZERS[optimizer.lower()]([nn.Parameter(torch.zeros(1, 2))], lr=learning_rate, **(optimizer_arguments or {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`optimizer_arguments` {optimizer_arguments!r} do not suit {optimizer!r}: {error}") from None
+class _Iterates:
+    """All that was evaluated of a batch: see [`OracleResult`]."""
+
+    def __init__(self, batch_size: int, steps: int, num_tokens: int, device: torch.device, with_scales: bool):
+        self.trajectory = torch.empty(batch_size, steps + 1, num_tokens, 2, device=device)
+        self.scales = torch.empty(batch_size, steps + 1, num_tokens, device=device) if with_scales else None
+        self.losses = torch.empty(batch_size, steps + 1, device=device)
+        self.predictions = torch.empty(batch_size, steps + 1, dtype=torch.int64, device=device)
+        self.num_steps = torch.full((batch_size,), steps, device=device)
+
+    @torch.no_grad()
+    def record(
+        self,
+        active: torch.Tensor,
+        step: int,
+        coordinates: torch.Tensor,
+        scales: torch.Tensor | None,
+        loss: torch.Tensor,
+        logits: torch.Tensor | None,
+    ) -> None:
+        """Of the images `active`. What an image that leaves the batch had at last is its value from there on."""
+        self.trajectory[active, step:] = coordinates[:, None]
+        self.losses[active, step:] = loss.float()[:, None]
+        if self.scales is not None and scales is not None:
+            self.scales[active, step:] = scales[:, None]
+        if logits is not None:
+            self.predictions[active, step:] = logits.argmax(-1)[:, None]
+
+    def result(self, has_classifier: bool) -> OracleResult:
+        comparable = torch.where(self.losses.isfinite(), self.losses, torch.inf)
+        best = comparable.argmin(1)  # the earliest, of equals
+        rows = torch.arange(len(best), device=best.device)
+        return OracleResult(
+            coordinates=self.trajectory[rows, best],
+            last_coordinates=self.trajectory[:, -1],
+            trajectory=self.trajectory,
+            losses=self.losses,
+            predictions=self.predictions if has_classifier else None,
+            best_steps=best,
+            num_steps=self.num_steps,
+            window_scales=self.scales[rows, best] if self.scales is not None else None,
+        )
+
+
+def _for_backward(tensor: torch.Tensor) -> torch.Tensor:
+    """Without history. One that was made in inference mode is copied: autograd cannot keep it for the backward pass."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _padded(values: list[torch.Tensor], mask: torch.Tensor | None, padding: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""Measures a cell on a batch: classes, losses, time, memory."""
+
+import time
+
+import torch
+from torch import nn
+
+from ..data.batches import Batch
+from ..jobs.process import synchronize
+from ..oracle.search import OracleResult
+from .cells import Cell, Measurement
+from .memory import PeakMemory
+from .methods import Methods
+from .neighbors import Neighbors
+
+
+class Meter:
+    """
+    Args:
+        methods ([`Methods`]): what is measured.
+        neighbors ([`Neighbors`], *optional*): for kNN accuracy.
+        device (`torch.device`): of the model.
+    """
+
+    def __init__(self, methods: Methods, neighbors: Neighbors | None, device: torch.device):
+        self.methods, self.neighbors, self.device = methods, neighbors, device
+        self.warm: set[Cell] = set()
+
+    def __call__(self, cell: Cell, batch: Batch) -> Measurement:
+        """Classifies a batch under a cell; the first time also without a clock, and counting memory."""
+        found = Measurement(num_failed=[len(batch.failed)], failed=batch.failed)
+        if batch.pixel_values is None:  # nothing to classify
+            return found
+        labels = batch.labels(self.methods.model.config.num_labels)
+        if cell not in self.warm:
+            # Libraries allocate and choose once. Of a full batch: the figure is the same whichever batch is the first.
+            with PeakMemory() as memory:
+                self.methods.prepare(cell, batch, self.device, full=True)()
+            found.peak_mib = [memory.peak / 2**20]
+            self.warm.add(cell)
+        forward = self.methods.prepare(cell, batch, self.device)
+        synchronize(self.device)
+        began = time.perf_counter()
+        result = forward()
+        synchronize(self.device)
+        seconds = time.perf_counter() - began
+        # The oracle has looked at its best positions already: to look again is no part of its cost.
+        outputs = self.methods.at(batch, result.coordinates) if isinstance(result, OracleResult) else result
+        logits = among(outputs.logits.cpu().double(), self.methods.classes)  # not every device has float64
+        num_top = min(5, logits.shape[-1] if self.methods.classes is None else len(self.methods.classes))
+        top = logits.topk(num_top, dim=-1).indices
+        confidence = logits.softmax(-1).gather(1, top[:, :1])[:, 0]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none")
+        found.image_index, found.label, found.top = batch.image_index, labels.tolist(), top.tolist()
+        found.confidence = [round(value, 6) for value in confidence.tolist()]
+        found.loss = [round(value, 6) for value in loss.tolist()]
+        found.seconds, found.num_timed = [round(seconds, 6)], [len(labels)]
+        if self.neighbors is not None and cell.steps is None:
+            found.knn = self.neighbors.predict(cell, outputs.features)
+        return found
+
+
+def among(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
+    """`(batch_size, num_labels)`, with -inf for all but `classes`."""
+    if classes is None:
+        return logits
+    outside = torch.ones(logits.shape[-1], dtype=torch.bool)
+    outside[classes] = False
+    return logits.masked_fill(outside, -torch.inf)
