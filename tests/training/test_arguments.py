@@ -5,8 +5,8 @@ import math
 import pytest
 import yaml
 
-from spot_hf.training.arguments import SpotTrainingArguments, TrainArguments
-from spot_hf.training.pretraining_arguments import PretrainArguments, SpotPretrainingArguments
+from spot_hf.training.arguments import PretrainArguments, TrainArguments
+from spot_hf.training.trainer_arguments import SpotPretrainingArguments, SpotTrainingArguments
 
 
 def what(**values) -> TrainArguments:

@@ -11,9 +11,10 @@ from transformers import AutoModelForPreTraining
 from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
 from spot_hf.cli import main
 from spot_hf.placement import grid
+from spot_hf.training.arguments import PretrainArguments
 from spot_hf.training.draws import MASK, uniforms
 from spot_hf.training.pretraining import SpotPretrainer, reconstruct, run_pretraining
-from spot_hf.training.pretraining_arguments import PretrainArguments, SpotPretrainingArguments
+from spot_hf.training.trainer_arguments import SpotPretrainingArguments
 
 
 DECODER = {

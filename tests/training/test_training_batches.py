@@ -56,8 +56,8 @@ def test_pixel_values_are_those_of_the_image_processor():
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 @pytest.mark.parametrize(("num_tokens", "placement"), [(36, "isotropic"), (9, "uniform")])
 def test_mixed_labels_are_what_the_tokens_see(kind, num_tokens, placement):
-    """On the full grid exactly, up to the rounding of mixed bytes, half of one of the 40 per class. Elsewhere a window's border
-    pixels are interpolated between box and image: half a pixel of eight per side, at the most."""
+    """On the full grid exactly, up to the rounding of mixed bytes: by half of one, of 40 per class. Elsewhere a window's
+    border pixels are interpolated between box and image: half a pixel of eight per side, at the most."""
     prepared, images = preparation(num_tokens, placement), flat_images(Augmentation(**{kind: 1.0}))
     tolerance = 0.5 / 40 + 1e-4 if placement == "isotropic" or kind == "mixup" else COUNT * 0.25
     batch = prepared(collate([images[draw] for draw in range(20 * COUNT)]), num_tokens)

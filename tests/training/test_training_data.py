@@ -1,5 +1,5 @@
-"""Images for training: order and crops by the draw alone, coordinates that move with the pixels they point at, and what becomes
-of images that cannot be read."""
+"""Images for training: order and crops by the draw alone, coordinates that move with the pixels they point at, and what
+becomes of images that cannot be read."""
 
 import io
 
@@ -177,7 +177,9 @@ def test_an_unreadable_partner_is_named_too():
     assert any(row["failed"] and row["draw"] % COUNT != 4 for row in rows)
     for row in rows:
         assert {one.image_index for one in row["failed"]} <= {4}
-        expected = torch.lerp(torch.tensor(20.0 * row["labels"]), torch.tensor(20.0 * row["other_labels"]), row["mixed_weight"])
+        expected = torch.lerp(
+            torch.tensor(20.0 * row["labels"]), torch.tensor(20.0 * row["other_labels"]), row["mixed_weight"]
+        )
         assert (row["pixels"].float() - expected).abs().max() <= 0.5 + 1e-4  # bytes
 
 

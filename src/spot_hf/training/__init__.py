@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 
-_HOME_OF = {"SpotTrainer": "trainer", "SpotTrainingArguments": "arguments"}
+_HOME_OF = {"SpotTrainer": "trainer", "SpotTrainingArguments": "trainer_arguments"}
 
 __all__ = ["SpotTrainer", "SpotTrainingArguments"]
 

@@ -1,13 +1,13 @@
-"""Arguments of `spot-hf train`: what is trained on what, and how. Those of `spot-hf pretrain` share a part."""
+"""Arguments of `spot-hf train` and `spot-hf pretrain`: what is trained on what. How, says `trainer_arguments.py`."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy
 
+from ..configuration_spot_vit import SpotViTConfig
 from ..data.source import DatasetSource, pinned
 from ..jobs.versions import public_name, weights_digest
 from ..placement import PLACEMENTS, check_placement
@@ -15,6 +15,7 @@ from .augmentation import Augmentation
 from .data import TrainingImages
 from .placements import TrainingPlacements, token_buckets
 from .recipe_values import apply_declared_types
+from .trainer_arguments import SpotPretrainingArguments, SpotTrainingArguments
 
 
 CLASSIFIERS = ("keep", "new")
@@ -22,12 +23,6 @@ STATE = "trainer_state.json"  # the file that Trainer writes last into a checkpo
 
 # How a run is done, and not what: neither recorded nor compared when a run is resumed.
 NOT_RECORDED = ("overwrite_output_dir", "benchmark_input", "max_failed_share")
-# Those of Trainer's arguments on which the weights depend; the number of processes is not one of them.
-RECORDED_OF_TRAINER = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "optim",
-    "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
-    "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "bf16", "fp16", "seed",
-)  # fmt: skip
 
 Arguments = TypeVar("Arguments", bound="TrainingInputArguments")
 
@@ -85,11 +80,10 @@ class TrainingInputArguments(DatasetSource):
             **options,
         )
 
-    def recorded(self, training: TrainingArguments) -> dict[str, Any]:
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
         """The values on which the weights depend. Of what lies on this machine the name, not the path."""
         values = {name: value for name, value in asdict(self).items() if name not in NOT_RECORDED}
-        of_trainer = {name: _plain(getattr(training, name)) for name in RECORDED_OF_TRAINER}
-        return {**values, **self.recorded_source(), **of_trainer}
+        return {**values, **self.recorded_source(), **training.recorded()}
 
 
 @dataclass(kw_only=True)
@@ -184,7 +178,7 @@ class TrainArguments(TrainingInputArguments):
         default=False, metadata={"help": "Only measure how many images/s the input pipeline delivers."}
     )
 
-    def check(self, training: TrainingArguments) -> None:
+    def check(self, training: SpotTrainingArguments) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
         self.check_input()
         if self.classifier not in CLASSIFIERS:
@@ -204,7 +198,7 @@ class TrainArguments(TrainingInputArguments):
         self.augmentation(training.seed)
         self.placements(224, 224, 16, training.seed)  # as far as they do not depend on the model
 
-    def _check_numbers(self, training: TrainingArguments) -> None:
+    def _check_numbers(self, training: SpotTrainingArguments) -> None:
         for name in ("max_eval_samples", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -237,16 +231,17 @@ class TrainArguments(TrainingInputArguments):
                 f"none); got {self.distill_weight}"
             )
 
-    def _check_evaluation(self, training: TrainingArguments) -> None:
+    def _check_evaluation(self, training: SpotTrainingArguments) -> None:
         self.check_eval_placement()
         measured = ["accuracy", "loss"]
         measured += [f"n{num_tokens}_{name}" for num_tokens in self.evaluated_num_tokens for name in measured[:2]]
         metric = str(training.metric_for_best_model).removeprefix("eval_")
         if metric not in measured:
             raise ValueError(f"`metric_for_best_model` must be one of {', '.join(measured)}; got {metric!r}")
-        evaluates = training.eval_strategy != IntervalStrategy.NO
+        strategy = IntervalStrategy(training.eval_strategy)
+        evaluates = strategy != IntervalStrategy.NO
         if evaluates and not self.has_labels:
-            raise ValueError(f"`eval_strategy` must be no without labels; got {_plain(training.eval_strategy)}")
+            raise ValueError(f"`eval_strategy` must be no without labels; got {strategy.value}")
         if self.early_stopping_patience is not None and not evaluates:
             raise ValueError("`early_stopping_patience` needs evaluations: `eval_strategy` must be steps or epoch; got no")
 
@@ -311,7 +306,7 @@ class TrainArguments(TrainingInputArguments):
             seed=seed,
         )
 
-    def recorded(self, training: TrainingArguments) -> dict[str, Any]:
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
         values = super().recorded(training)
         values["label_column_name"] = self.label_column_name or "none"  # as runs before 0.2.0 recorded it
         for name in ("teacher_model", "coordinates"):
@@ -328,49 +323,78 @@ class TrainArguments(TrainingInputArguments):
         return values
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | bool | dict | None) else str(getattr(value, "value", value))
-
-
 @dataclass(kw_only=True)
-class SpotTrainingArguments(TrainingArguments):
-    """transformers' own, with defaults for fine-tuning a ViT."""
+class PretrainArguments(TrainingInputArguments):
+    """What is pre-trained on what. How, beyond this, is [`SpotPretrainingArguments`]."""
 
-    output_dir: str = field(metadata={"help": "Where the model is written. The same command resumes a run."})
-    learning_rate: float = field(
-        default=1e-4, metadata={"help": "Of the classifier; `layer_decay` lowers it towards the first layer."}
+    model: str | None = field(
+        default=None, metadata={"help": "The SpotViT to continue from: a directory or a Hub id (default: a new ViT-B/16)."}
     )
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "How the learning rate decays."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up or, below 1, its share of all steps."})
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Of matrices only: not of biases, norms, prefix tokens, positions."}
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of SpotViTConfig, as JSON: any of a new model, such as '{\"hidden_size\": 192}'; with --model "
+            "those of the decoder only."
+        },
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and process."})
-    per_device_eval_batch_size: int = field(
-        default=100, metadata={"help": "Images per forward pass and process in evaluations."}
+    mask_ratio: float = field(default=0.75, metadata={"help": "Share of an image's tokens that the encoder does not see."})
+    norm_pix_loss: bool = field(
+        default=True, metadata={"help": "Predict pixels in standard deviations from their window's mean."}
     )
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that prepare images, per process of the run."})
-    metric_for_best_model: str | None = field(
-        default="accuracy",
-        metadata={"help": "Chooses the best checkpoint and stops early: accuracy or loss (means), or such as n25_accuracy."},
+    label_column_name: None = field(init=False, default=None)  # no option: labels are not used
+    num_tokens: list[int] | None = field(
+        default=None,
+        metadata={"help": "Tokens per image, visible and masked; each batch has one of these counts (default: all cells)."},
     )
-    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: SaveStrategy | str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
+    placement: list[str] = field(
+        default_factory=lambda: ["isotropic", "sobol", "uniform"],
+        metadata={"help": "Priors; each image is placed by one of them."},
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two entries of the log."})
-    hub_strategy: HubStrategy | str = field(
-        default="end", metadata={"help": "When to push. Before the end, card, code and averaged weights are missing."}
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Random resized crop: smallest and largest share of the image's area."},
     )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Early stopping continues its count in a resumed run."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
 
-    def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # or bf16 is refused
-        apply_declared_types(self)
-        super().__post_init__()
+    def check(self, training: SpotPretrainingArguments) -> None:
+        """`ValueError` for what no run can have, before anything is loaded."""
+        self.check_input()
+        given = training.to_dict()
+        for name, value in (("eval_strategy", "no"), ("remove_unused_columns", False)):
+            if given[name] != value:
+                raise ValueError(f"`{name}` must be {value} in pre-training; got {given[name]}")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
+        known = [one for one in SpotViTConfig.__dataclass_fields__ if self.model is None or one.startswith("decoder_")]
+        wrong = [one for one in self.overrides if one not in known]
+        if wrong:
+            accepted = "fields of SpotViTConfig" if self.model is None else "the decoder's fields, as `model` is given"
+            raise ValueError(f"`config_overrides` must be {accepted}; got {', '.join(wrong)}")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What `config_overrides` says."""
+        try:
+            overrides = json.loads(self.config_overrides or "{}")
+        except ValueError:
+            overrides = None
+        if not isinstance(overrides, dict):
+            raise ValueError(
+                f"`config_overrides` must be a JSON object, such as '{{\"hidden_size\": 192}}'; got {self.config_overrides!r}"
+            )
+        return overrides
+
+    def placements(self, height: int, width: int, patch_size: int, seed: int) -> TrainingPlacements:
+        return TrainingPlacements(
+            num_tokens=self.num_tokens or [(height // patch_size) * (width // patch_size)],
+            placement=self.placement,
+            jitter=self.jitter,
+            height=height,
+            width=width,
+            patch_size=patch_size,
+            seed=seed,
+        )
+
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
+        values = super().recorded(training)
+        del values["label_column_name"]
+        return values

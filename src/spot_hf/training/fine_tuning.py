@@ -14,13 +14,14 @@ from ..data.labels import classes_of, label_numbers, outside_of
 from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
-from .arguments import SpotTrainingArguments, TrainArguments
+from .arguments import TrainArguments
 from .batches import BatchPreparation
 from .data import EvaluationImages, TrainingImages, benchmark_input
 from .placements import TrainingPlacements
 from .report import save_learning_curves, training_card, training_summary
 from .run import TrainingResults, TrainingRun
 from .trainer import SpotTrainer
+from .trainer_arguments import SpotTrainingArguments
 
 
 RESULTS = "training.json"  # is written last
@@ -46,9 +47,10 @@ def run_training(
             model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check(training)
-    arguments = arguments.pinned()
     run = TrainingRun(training, RESULTS, training_summary)
-    found = _find_ingredients(arguments, training)
+    model = open_model(arguments.model, arguments.revision)
+    arguments = arguments.pinned()
+    found = _find_ingredients(arguments, training, model)
     if arguments.benchmark_input:
         run.log(str(benchmark_input(found.images, training.train_batch_size, training.dataloader_num_workers)))
         return None
@@ -90,8 +92,7 @@ class _Ingredients:
     evaluation: dict[str, EvaluationImages] | None  # by number of tokens, `n25` and so on
 
 
-def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments) -> _Ingredients:
-    model = open_model(arguments.model, arguments.revision)
+def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments, model: ModelSource) -> _Ingredients:
     if arguments.classifier == "keep":
         model.check_classifier()
     processor, config = model.load_image_processor(), model.config

@@ -22,13 +22,14 @@ from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..image_processing_spot_vit import SpotViTImageProcessor
 from ..pretraining_spot_vit import SpotViTForPreTraining
+from .arguments import PretrainArguments
 from .batches import BatchPreparation
 from .draws import MASK, uniforms
 from .placements import TrainingPlacements
-from .pretraining_arguments import PretrainArguments, SpotPretrainingArguments
 from .report import save_learning_curves
 from .run import TrainingResults, TrainingRun
 from .trainer import SpotTrainer
+from .trainer_arguments import SpotPretrainingArguments
 
 
 RESULTS = "pretraining.json"  # is written last
@@ -76,8 +77,8 @@ def run_pretraining(
             model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check(training)
-    arguments = arguments.pinned()
     source = None if arguments.model is None else open_model(arguments.model, arguments.revision)
+    arguments = arguments.pinned()
     config = SpotViTConfig(**_overrides(arguments)) if source is None else source.config
     processor = _image_processor(config) if source is None else source.load_image_processor()
     width, height = processor.model_size((1000, 1000))

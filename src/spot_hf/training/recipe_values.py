@@ -9,7 +9,9 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from transformers.hf_argparser import string_to_bool
+
+# As on the command line.
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def apply_declared_types(arguments: Any) -> None:
@@ -25,7 +27,7 @@ def apply_declared_types(arguments: Any) -> None:
             value = getattr(arguments, one.name)
             try:
                 converted = _converted(value, declared[one.name])
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, KeyError):
                 kind = declared[one.name]
                 expected = kind if get_args(kind) else kind.__name__
                 raise ValueError(f"`{one.name}` must be of type {expected}; got {value!r}") from None
@@ -51,7 +53,7 @@ def _converted(value: Any, declared: Any) -> Any:
 
 def _scalar(value: Any, declared: type) -> Any:
     if declared is bool:
-        return string_to_bool(value) if isinstance(value, str) else _checked(value, bool)
+        return BOOLEANS[value.lower()] if isinstance(value, str) else _checked(value, bool)
     if declared in (int, float):
         if isinstance(value, bool) or (declared is int and isinstance(value, float) and not value.is_integer()):
             raise TypeError

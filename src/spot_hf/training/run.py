@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transformers import TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from ..data.failures import FailedImage, TooManyFailedImagesError, describe_failures
@@ -18,6 +17,7 @@ from ..jobs.process import open_directory
 from ..jobs.versions import device_name, versions
 from .arguments import STATE, TrainingInputArguments
 from .trainer import SpotTrainer
+from .trainer_arguments import SpotTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -73,12 +73,12 @@ class TrainingRun:
     A run in `training.output_dir`.
 
     Args:
-        training (`TrainingArguments`): how.
+        training ([`SpotTrainingArguments`]): how.
         results_name (`str`): the JSON file that is written last: a run that has it is finished.
         summarize: writes a paragraph about [`TrainingResults`], for the log.
     """
 
-    def __init__(self, training: TrainingArguments, results_name: str, summarize: Callable[[TrainingResults], str]):
+    def __init__(self, training: SpotTrainingArguments, results_name: str, summarize: Callable[[TrainingResults], str]):
         self.training, self.results_name, self.summarize = training, results_name, summarize
         self.run = JobDirectory(training.output_dir)
         self.directory = self.run.directory
@@ -183,7 +183,7 @@ class TrainingRun:
             logger.log(level, message)
 
 
-def total_batch_size(training: TrainingArguments, num_images: int) -> int:
+def total_batch_size(training: SpotTrainingArguments, num_images: int) -> int:
     """Images per step, on all processes; `ValueError` where there are not that many."""
     total = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     if num_images < total:

@@ -351,8 +351,9 @@ class _MergeFailedImages(TrainerCallback):
 
 
 def _merged(failed: list[FailedImage]) -> list[FailedImage]:
-    """Those of all processes, each once, in the order of the data set."""
-    return sorted(set(gather_object(failed)), key=lambda one: one.image_index)
+    """Those of all processes, in the order of the data set, each as it failed first."""
+    first = {one.image_index: one for one in reversed(gather_object(failed))}
+    return [first[index] for index in sorted(first)]
 
 
 def _watch_features(model: nn.Module | None) -> Callable[[], torch.Tensor]:
