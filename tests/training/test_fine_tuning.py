@@ -840,7 +840,47 @@ def test_pushed_to_the_hub_it_loads_by_remote_code(hub, options, photos, tmp_pat
     assert loaded["total"] == pytest.approx(total, rel=1e-12)
 
 
-# ----------------------------------------------------------------------------------------------------- ways of training
+def upload_and_train(folders, arguments):
+    """In its process: what lies in folders becomes repositories, and a run uses them. Returns its status and the commits."""
+    from huggingface_hub import HfApi
+
+    from spot_hf.cli import main
+
+    commits = {}
+    for repo_id, folder in folders.items():
+        kind = "model" if "model" in repo_id or "teacher" in repo_id else "dataset"
+        HfApi().create_repo(repo_id, repo_type=kind, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder, repo_type=kind)
+        commits[repo_id] = HfApi().repo_info(repo_id, repo_type=kind).sha
+    return {"status": main(arguments), "commits": commits}
+
+
+def test_what_comes_from_the_hub_is_of_one_commit(hub, options, model, images, tmp_path, fresh_process):
+    """Each commit is recorded; where one has changed since, the run is another."""
+    oracle = ["--model", str(model), "--dataset_name", str(images), "--dataset_split", "train", "--num_tokens", "6", "--steps",
+              "1", "--num_workers", "0", "--output_dir", str(tmp_path / "oracle")]  # fmt: skip
+    assert main(["oracle", *oracle]) == 0
+    folders = {"alice/model": model, "alice/teacher": model, "alice/pictures": images, "alice/positions": tmp_path / "oracle"}
+    run = command(options, tmp_path / "run", model="alice/model", teacher_model="alice/teacher", dataset_name="alice/pictures",
+                  coordinates="alice/positions", feature_weight=1, max_steps=1, eval_strategy="no")  # fmt: skip
+    given = {name: str(folder) for name, folder in folders.items()}
+    done = fresh_process(upload_and_train, given, run, hub=hub, token="hf_alice")
+    assert done["status"] == 0
+    parameters = json.loads((tmp_path / "run/run.json").read_text())["parameters"]
+    names = {"revision": "alice/model", "teacher_revision": "alice/teacher", "dataset_revision": "alice/pictures",
+             "coordinates_revision": "alice/positions"}  # fmt: skip
+    assert {name: parameters[name] for name in names} == {name: done["commits"][repo] for name, repo in names.items()}
+
+    (tmp_path / "run/training.json").unlink()
+    shutil.copytree(model, tmp_path / "changed")
+    (tmp_path / "changed/NOTES.md").write_text("another commit")
+    again = fresh_process(upload_and_train, {"alice/teacher": str(tmp_path / "changed")}, run, hub=hub, token="hf_alice")
+    assert again["status"] == 2 and not (tmp_path / "run/training.json").exists()
+    earlier = [*run, "--teacher_revision", done["commits"]["alice/teacher"]]
+    assert fresh_process(upload_and_train, {}, earlier, hub=hub, token="hf_alice")["status"] == 0
+
+
+# ---------------------------------------------------------------------------------------------- classifiers, coordinates
 
 
 def test_a_new_classifier_has_the_data_sets_classes(options, tmp_path):
@@ -1046,6 +1086,17 @@ def test_weights_without_a_classifier(options, model, tmp_path, capsys):
     run = command(options, tmp_path / "run", model=tmp_path / "headless", classifier="new", feature_weight=1, max_steps=1)
     assert main(run) == 0
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.id2label == dict(enumerate(LABELS))
+
+
+@pytest.mark.parametrize("option", ["model", "teacher_model"])
+def test_weights_that_do_not_fit_their_config_are_named(options, tmp_path, capsys, option):
+    tiny_model(num_labels=5).save_pretrained(tmp_path / "odd")
+    tiny_processor().save_pretrained(tmp_path / "odd")
+    config = json.loads((tmp_path / "odd/config.json").read_text())
+    (tmp_path / "odd/config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    assert main(command(options, tmp_path / "run", **{option: tmp_path / "odd", "feature_weight": 1})) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "odd': the weights do not fit" in error and "mlp.fc1.bias` has shape (48,), the config says (40,)" in error
 
 
 @pytest.mark.parametrize(
