@@ -43,14 +43,16 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == {
         "README.md", "config.json", "conversion_report.json", "model.safetensors", "preprocessor_config.json",
         "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py",
-        "placement.py",
+        "placement.py", "windows.py", "positions.py", "frames.py", "input_checks.py", "pretraining_spot_vit.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForPreTraining"}
     assert set(config["custom_pipelines"]) == {"spot-image-classification"}
     card = (output / "README.md").read_text()
-    assert "5 tokens, center" in card and str(output) in card and "More Information Needed" not in card
+    assert (
+        "5 tokens, center" in card and '"spot"' in card and str(output) not in card and "More Information Needed" not in card
+    )
     # The same command again is refused, and with the flag it replaces.
     assert main(argv) == 2
     assert main([*argv, "--overwrite_output_dir"]) == 0
@@ -189,8 +191,7 @@ def test_help_describes_every_option(command, capsys):
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"spot-hf {command}" in text
-    given = COMMANDS[command][0]
-    for option in [option for kind in ([given] if isinstance(given, type) else given()) for option in fields(kind)]:
+    for option in [option for kind in COMMANDS[command].classes for option in fields(kind)]:
         if option.name not in TrainingArguments.__dataclass_fields__ or command not in ("train", "pretrain"):
             assert f"--{option.name}" in text and option.metadata["help"].split(":")[0][:30] in text, option.name
 

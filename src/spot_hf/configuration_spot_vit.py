@@ -66,6 +66,8 @@ class SpotViTConfig(PreTrainedConfig):
             of every token (`fc_norm` of fine-tuned MAE).
         position_grid_size (`[rows, columns]`, *optional*): size of the position table; defaults to
             `image_size // patch_size`.
+        position_grid_extent (`[height, width]`, *optional*): the share of the image's height and width that the table's cells
+            cover, where that is less than 1: the whole patches of an image whose size is no multiple of `patch_size`.
         position_interpolation (`dict`, *optional*): how the source's family interpolates its table for images of another
             size: `mode` (`"bilinear"` or `"bicubic"`) and `antialias` (`bool`) of `torch.nn.functional.interpolate`. Used by
             [`SpotViTPreTrainedModel.resize_position_embeddings`]; bicubic without antialiasing where not given.
@@ -121,6 +123,7 @@ class SpotViTConfig(PreTrainedConfig):
     pooling: str = "cls"
     norm_after_pooling: bool = False
     position_grid_size: list[int] | tuple[int, int] | None = None
+    position_grid_extent: list[float] | tuple[float, float] | None = None
     position_interpolation: dict[str, Any] | None = None
     position_source_grid_size: list[int] | tuple[int, int] | None = None
     position_kernel_sigma: float = 0.6
@@ -188,6 +191,8 @@ class SpotViTConfig(PreTrainedConfig):
         if list(self.position_rows_columns) != grid_size and self.position_source_grid_size is None:
             self.position_source_grid_size = list(self.position_rows_columns)
         self.position_grid_size = grid_size
+        extent = [grid_size[0] * self.patch_size / height, grid_size[1] * self.patch_size / width]
+        self.position_grid_extent = None if extent == [1, 1] else extent
 
     def decoder_config(self) -> "SpotViTConfig":
         """Config of the decoder of masked pre-training: a plain ViT's layers and position table, whatever the encoder has."""
@@ -244,6 +249,9 @@ class SpotViTConfig(PreTrainedConfig):
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"`drop_path_rate` must be at least 0 and below 1; got {self.drop_path_rate}")
+        extent = self.position_grid_extent
+        if extent is not None and not (len(extent) == 2 and all(0 < share <= 1 for share in extent)):
+            raise ValueError(f"`position_grid_extent` must be two numbers above 0 and at most 1; got {extent}")
         for name in ("position_kernel_sigma", "window_spacing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0; got {getattr(self, name)}")

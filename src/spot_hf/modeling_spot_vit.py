@@ -254,7 +254,6 @@ class SpotViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpotViTLayerScale):
             init.constant_(module.scale, self.config.layerscale_value)
 
-    @torch.no_grad()
     def resize_position_embeddings(self, height: int, width: int) -> None:
         """
         Makes the model, on the full grid of images of another size, equal to its source model with

@@ -115,7 +115,7 @@ def salient(num_tokens: int, generator: torch.Generator, saliency: torch.Tensor)
             sees.
     """
     rows, columns = saliency.shape
-    weights = saliency.flatten().double()
+    weights = saliency.flatten().cpu().double()  # where the generator is; and not every device has float64
     replacement = num_tokens > int((weights > 0).sum())
     # torch.multinomial takes at most 2^24 categories: far more than a saliency map at image size has.
     cells = torch.multinomial(weights, num_tokens, replacement=replacement, generator=generator)

@@ -38,46 +38,37 @@ def gaussian_kernel(
     return torch.exp(distances.square() / (-2 * sigma**2))
 
 
-def grid_extent(height: int, width: int, patch_size: int) -> tuple[float, float]:
-    """The share of an image's height and width that its whole patches cover: 1 where its size is a multiple of theirs."""
-    return height // patch_size * patch_size / height, width // patch_size * patch_size / width
-
-
-def solve_kernel_weights(table: torch.Tensor, sigma: float, extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+def solve_kernel_weights(table: torch.Tensor, sigma: float) -> torch.Tensor:
     """
     Weights of the Gaussian kernel interpolation that reproduces a position table at the centres of its cells.
 
     Args:
         table (`torch.Tensor` of shape `(rows, columns, hidden_size)`): the source model's position embeddings.
         sigma (`float`): bandwidth of the kernel, in cells.
-        extent (`tuple[float, float]`): what the cells cover of the image's height and width, see [`grid_extent`].
 
     Returns:
         `torch.Tensor` of the same shape, dtype and device; solved in float64, axis by axis, as the kernel is separable.
     """
-    return _by_axis(torch.linalg.solve, table, sigma, extent).to(table)
+    return _by_axis(torch.linalg.solve, table, sigma)
 
 
-def evaluate_kernel_weights(weights: torch.Tensor, sigma: float, extent: tuple[float, float] = (1.0, 1.0)) -> torch.Tensor:
+def evaluate_kernel_weights(weights: torch.Tensor, sigma: float) -> torch.Tensor:
     """The inverse of [`solve_kernel_weights`]: kernel weights in, the position table out."""
-    return _by_axis(torch.matmul, weights, sigma, extent).to(weights)
+    return _by_axis(torch.matmul, weights, sigma)
 
 
 def _by_axis(
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    values: torch.Tensor,
-    sigma: float,
-    extent: tuple[float, float],
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], values: torch.Tensor, sigma: float
 ) -> torch.Tensor:
-    """`function(kernel between the cells of an axis, values with that axis first)`, one axis after the other; float64."""
+    """`function(kernel between an axis' cells, values with that axis first)`, along one axis after the other."""
     result = values.cpu().double()  # not every device has float64
     for axis in (0, 1):
         count = values.shape[axis]
-        centers = (torch.arange(count, dtype=torch.float64) + 0.5) / count * extent[axis]
+        centers = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         kernel = gaussian_kernel(centers, count, sigma, size=count)
         moved = result.movedim(axis, 0)
         result = function(kernel, moved.flatten(1)).unflatten(1, moved.shape[1:]).movedim(0, axis)
-    return result
+    return result.to(values)
 
 
 def interpolate_table(
@@ -120,6 +111,9 @@ class SpotViTPositionEmbeddings(nn.Module):
         config = self.config
         rows, columns = config.position_rows_columns
         kind = {"unit": config.position_kernel_unit, "centers": config.position_kernel_centers}
+        if config.position_grid_extent is not None:
+            extent_y, extent_x = config.position_grid_extent
+            coordinates = torch.stack([coordinates[..., 0] / extent_x, coordinates[..., 1] / extent_y], dim=-1)
         kernel_x = gaussian_kernel(coordinates[..., 0], columns, config.position_kernel_sigma, width, **kind)
         kernel_y = gaussian_kernel(coordinates[..., 1], rows, config.position_kernel_sigma, height, **kind)
         kernel = (kernel_y[..., :, None] * kernel_x[..., None, :]).flatten(-2)
@@ -145,17 +139,10 @@ class SpotViTPositionEmbeddings(nn.Module):
         see [`SpotViTPreTrainedModel.resize_position_embeddings`], which also updates the config.
         """
         config = self.config
-        if not config.has_position_table:
+        rows, columns = height // config.patch_size, width // config.patch_size
+        if not config.has_position_table or config.position_rows_columns == (rows, columns):
             return
-        old_height, old_width = config.image_height_width
-        old_grid = (old_height // config.patch_size, old_width // config.patch_size)
-        # A table of another size than the image's grid has cells of its own, which tile the whole image.
-        is_grid = config.position_rows_columns == old_grid
-        old_extent = grid_extent(old_height, old_width, config.patch_size) if is_grid else (1.0, 1.0)
-        sigma = config.position_kernel_sigma
-        table = evaluate_kernel_weights(self.weight.cpu().double(), sigma, old_extent)
-        table = interpolate_table(
-            table, height // config.patch_size, width // config.patch_size, **(config.position_interpolation or {})
-        )
-        weight = solve_kernel_weights(table, sigma, grid_extent(height, width, config.patch_size))
+        table = evaluate_kernel_weights(self.weight.cpu().double(), config.position_kernel_sigma)
+        table = interpolate_table(table, rows, columns, **(config.position_interpolation or {}))
+        weight = solve_kernel_weights(table, config.position_kernel_sigma)
         self.weight = nn.Parameter(weight.to(self.weight), requires_grad=self.weight.requires_grad)

@@ -51,6 +51,24 @@ def test_photographs_get_the_sources_logits_and_classes(name, nips2017):
     assert report.model.config.id2label == source.config.id2label
 
 
+@pytest.mark.parametrize("size", [(128, 128), (224, 320), (384, 384)], ids=str)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_another_image_size_is_the_sources_own_class(name, size, nips2017):
+    """Photographs through the image processor of that size; the source with `interpolate_pos_encoding=True`."""
+    directory = shared(f"models/{name}")
+    source = AutoModelForImageClassification.from_pretrained(directory).eval()
+    converted, resized = convert_checkpoint(directory, image_size=size), convert_checkpoint(directory).model
+    resized.resize_position_embeddings(*size)
+    pixel_values = converted.image_processor([image.convert("RGB") for image in nips2017[:4]["image"]], return_tensors="pt")[
+        "pixel_values"
+    ]
+    assert pixel_values.shape[2:] == size
+    with torch.inference_mode():
+        expected = source(pixel_values, interpolate_pos_encoding=True).logits
+        for model in (converted.model, resized):
+            assert (model(pixel_values).logits - expected).abs().max() <= PROMISED
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_logits(name, nips2017, tmp_path):
     convert_checkpoint(shared(f"models/{name}"), tmp_path / "converted")

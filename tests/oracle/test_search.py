@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
 from spot_hf import OracleResult, SpotOracle, SpotViTForImageClassification, SpotViTModel, convert_checkpoint
-from spot_hf.hub.loading import load_image_processor
+from spot_hf.hub.loading import open_model
 from spot_hf.oracle.optimizers import OPTIMIZERS
 from spot_hf.placement import grid
 
@@ -583,7 +583,7 @@ def photographs(vit_tiny, nips2017, tmp_path_factory):
     directory = tmp_path_factory.mktemp("oracle") / "spot"
     convert_checkpoint(vit_tiny, directory)
     rows = nips2017.select(range(16))
-    inputs = load_image_processor(str(directory))(
+    inputs = open_model(str(directory)).load_image_processor()(
         [row["image"] for row in rows], num_tokens=49, placement="isotropic", return_tensors="pt"
     )
     return SpotViTForImageClassification.from_pretrained(directory).eval(), dict(inputs), torch.tensor(rows["label"])

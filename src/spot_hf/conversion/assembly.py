@@ -5,15 +5,15 @@ from torch import nn
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..modeling_spot_vit import SpotViTForImageClassification
-from ..positions import solve_kernel_weights
+from ..positions import interpolate_table, solve_kernel_weights
 from .errors import ConversionError
-from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, _count_layers, detect_family
+from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, count_layers, detect_family
 from .sources import Source, Tensors
 
 
-def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+def match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[str, str]]:
     """`(source name → target, skipped source name → reason)`; a name that is in neither is an error."""
-    num_layers = _count_layers(source, family.layer_name)
+    num_layers = count_layers(source, family.layer_name)
     expected: dict[str, str] = {}
     for pattern, target in family.table.items():
         for i in range(num_layers) if "{i}" in pattern else [0]:
@@ -43,7 +43,7 @@ def _match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[s
     return used, skipped
 
 
-class _Assembly:
+class Assembly:
     """Turns a source's tensors, under the targets of its table, into the state of a SpotViT, part by part.
 
     `state` holds what is done and what is left; `origins` says for each key what it was made of, for messages.
@@ -115,12 +115,10 @@ class _Assembly:
             )
         prefix[:num_leading] += table[:num_leading]
         self.put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
+        config = self.config
         cells = table[num_leading:].unflatten(0, (rows, columns))
-        if self.config.position_rows_columns != (rows, columns) and self.family.interpolation is not None:
-            size = self.config.position_rows_columns
-            resized = nn.functional.interpolate(cells.permute(2, 0, 1)[None], size=size, **self.family.interpolation)
-            cells = resized[0].permute(1, 2, 0)
-        weights = solve_kernel_weights(cells, self.config.position_kernel_sigma)
+        cells = interpolate_table(cells, *config.position_rows_columns, **(config.position_interpolation or {}))
+        weights = solve_kernel_weights(cells, config.position_kernel_sigma)
         self.put("embeddings.position_embeddings.weight", weights, "position_table")
 
     def extra_token(self) -> str:
@@ -159,7 +157,7 @@ class _Assembly:
         self.put("classifier.bias", biases[0] + biases[1], *(f"{name}.bias" for name in names))
 
 
-def _load(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
+def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
     """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
     inner = "spot_vit." if isinstance(model, SpotViTForImageClassification) else ""
     state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}

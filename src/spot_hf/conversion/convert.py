@@ -1,78 +1,37 @@
-"""Checkpoints that people already have → SpotViT. One rename table per family; tensors are read by the names that stand in
-the checkpoint's files, so that no class of the source model is needed.
+"""Checkpoints that people already have → SpotViT: reads the source, assembles a model and its image processor, and writes them
+with a card and a report.
 
-A table maps the source's names to SpotViT's, with `{i}` for the layer. A few targets are not parameters of the model but
-parts of one, put together by `_Assembly`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
-`gate_up_proj`, the two heads of distilled DeiT, and the position channel of the released SPoT checkpoints.
+One rename table per family (`families.py`); tensors are read by the names in the checkpoint's files (`sources.py`), so that no
+class of the source model is needed, and become parameters part by part (`assembly.py`).
 """
 
 import json
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers.activations import ACT2FN
 from transformers.utils import is_timm_available
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..hub.cards import measured_by_conversion, write_model_card
+from ..hub.uploads import check_push, push_folder
 from ..image_processing_spot_vit import SpotViTImageProcessor
-from ..jobs.files import check_output_dir, replaced_directory
-from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
-from ..placement import PLACEMENTS, check_placement
-from .assembly import _Assembly, _load, _match_names
+from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
+from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..placement import check_placement
+from .arguments import ConversionArguments, ConvertArguments
+from .assembly import Assembly, load_state, match_names
 from .errors import ConversionError
-from .families import FAMILIES, detect_family
+from .families import FAMILIES, Family, detect_family
 from .recipes import default_recipe, recipe_size, timm_pretrained_cfg
+from .report import ConversionReport
 from .sources import Source, Tensors, load_source
 
 
-# ----------------------------------------------------------------------------------------------------- rename tables
-
-
-# ---------------------------------------------------------------------------------------------------------- families
-
-
-# --------------------------------------------------------------------------------------------------------- conversion
-
-
-@dataclass
-class ConversionReport:
-    """What a conversion did with every tensor of the source."""
-
-    source_model: str
-    revision: str | None
-    family: str
-    model_type: str | None  # transformers' name of the source's own class, where it has one
-    license: str | None
-    architecture: str
-    num_parameters: int
-    used: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    output_dir: str | None = None
-    model: Any = field(default=None, repr=False)
-    image_processor: Any = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the objects, as it is written to `conversion_report.json`."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "output_dir")}
-
-    def summary(self) -> str:
-        """A few lines for a person."""
-        revision = f" at {self.revision[:12]}" if self.revision else ""
-        lines = [
-            f"source      {self.source_model}{revision} ({self.family}, licence {self.license or 'not stated'})",
-            f"model       {self.architecture}, {self.num_parameters / 1e6:.1f} M parameters",
-            f"tensors     {len(self.used)} used, {len(self.skipped)} skipped, {len(self.missing)} newly initialised",
-        ]
-        lines += [f"  skipped   {name}: {reason}" for name, reason in self.skipped.items()]
-        lines += [f"  new       {name}: {reason}" for name, reason in self.missing.items()]
-        lines += [f"note        {note}" for note in self.notes]
-        return "\n".join(lines + ([f"written to  {self.output_dir}"] if self.output_dir else []))
+logger = logging.getLogger(__name__)
 
 
 def convert_checkpoint(
@@ -83,6 +42,7 @@ def convert_checkpoint(
     token: str | None = None,
     num_tokens: int | None = None,
     placement: str | None = None,
+    image_size: int | Sequence[int] | None = None,
     num_labels: int | None = None,
     num_attention_heads: int | None = None,
     seed: int = 0,
@@ -101,11 +61,14 @@ def convert_checkpoint(
         token (`str`, *optional*): of the Hub.
         num_tokens (`int`, *optional*), placement (`str`, *optional*): saved defaults of the image processor; the full grid
             where neither is given.
+        image_size (`int` or `[height, width]`, *optional*): of the images in pixels, where not the source's: the model's
+            position table is interpolated as the source's own class does with `interpolate_pos_encoding=True`, and the image
+            processor makes images of that size.
         num_labels (`int`, *optional*): gives a source without a classifier a freshly initialised one.
         num_attention_heads (`int`, *optional*): of a file without a config, where they are not 64 wide.
         seed (`int`): of that initialisation.
         overwrite_output_dir (`bool`): replace what is in `output_dir`.
-        repo_id (`str`, *optional*): the name under which the card's examples load the result; `output_dir` by default.
+        repo_id (`str`, *optional*): the name under which the card's examples load the result; that of `output_dir` by default.
 
     Returns:
         [`ConversionReport`], with `model` and `image_processor`.
@@ -114,65 +77,80 @@ def convert_checkpoint(
         [`ConversionError`]: the source cannot be had, is of no known family, or lacks a tensor, has one too many or one of
             a wrong shape. `ValueError`: another argument is wrong.
     """
-    if num_tokens is not None or placement is not None:
-        check_placement(placement or "isotropic", num_tokens)
-        if placement is not None and PLACEMENTS[placement].saliency:
-            raise ValueError(f"`placement` {placement!r} cannot be a saved default: it needs a saliency map with every image")
-    for name, count in {"num_labels": num_labels, "num_attention_heads": num_attention_heads}.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError(f"`{name}` must be a positive integer; got {count!r}")
+    arguments = ConversionArguments(
+        revision=revision,
+        num_tokens=num_tokens,
+        placement=placement,
+        image_size=list(image_size) if isinstance(image_size, Sequence) else None if image_size is None else [image_size],
+        num_labels=num_labels,
+        num_attention_heads=num_attention_heads,
+        seed=seed,
+        overwrite_output_dir=overwrite_output_dir,
+    )
+    arguments.check()
     if output_dir is not None:
         check_output_dir(output_dir, overwrite_output_dir, inputs=[source_model])
-
     source = load_source(source_model, revision, token)
     if num_attention_heads is not None and source.config is not None:
         raise ValueError(f"`num_attention_heads` is for a file without a config; {source.name!r} has one")
     source.num_attention_heads = num_attention_heads
+    report = _convert(source, arguments)
+    if output_dir is not None:
+        with replaced_directory(output_dir, overwrite_output_dir, inputs=[source_model]) as temporary:
+            _write(report, temporary, repo_id or Path(output_dir).resolve().name)  # no path of this machine
+        report.output_dir = str(output_dir)
+    return report
+
+
+def run_conversion(arguments: ConvertArguments) -> ConversionReport:
+    """`spot-hf convert`: [`convert_checkpoint`] by its arguments; and the push, where one is asked for."""
+    check_push(arguments.push_to_hub, "hub_model_id", arguments.hub_model_id)
+    report = convert_checkpoint(
+        arguments.source_model, arguments.output_dir, repo_id=arguments.hub_model_id, **arguments.conversion()
+    )
+    logger.info(report.summary())
+    if arguments.hub_model_id is not None:
+        url = push_folder(
+            arguments.output_dir,
+            arguments.hub_model_id,
+            private=arguments.hub_private,
+            message=f"SpotViT converted from {report.source_model}",
+        )
+        logger.info("pushed to   %s", url)
+    return report
+
+
+def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport:
     family_name = detect_family(source)
     family = FAMILIES[family_name]
+    notes = list(source.notes)
     described = family.describe(source)
-    used, skipped = _match_names(source, family)
+    arguments.check_image_size(described["patch_size"])
+    used, skipped = match_names(source, family)
     parts = {target: source.tensors[name].float() for name, target in used.items()}
-    names = {target: source.file_names[name] for name, target in used.items()}
-
     has_head = any(target.startswith("classifier.") for target in parts)
-    if has_head and num_labels is not None:
+    if has_head and arguments.num_labels is not None:
         raise ValueError(
             f"`num_labels` is for a source without a classifier; {source.name!r} has one of "
-            f"{parts['classifier.weight'].shape[0]} labels; got {num_labels}"
+            f"{parts['classifier.weight'].shape[0]} labels; got {arguments.num_labels}"
         )
-    notes = list(source.notes)
-    described.update(_describe_labels(source, parts, num_labels, notes))
-    if not has_head and num_labels is not None and family_name.startswith("dinov2"):
+    described.update(_describe_labels(source, parts, arguments.num_labels, notes))
+    if not has_head and arguments.num_labels is not None and family_name.startswith("dinov2"):
         described["pooling"] = "cls_mean"  # what the family's own classifiers see
-    table_size = _table_size(described)
-    model_size = recipe_size(source.recipe)
-    if family.interpolation is not None and model_size is not None:
-        described["image_size"] = model_size[0] if model_size[0] == model_size[1] else list(model_size)
     config = _build_config(described, source, family_name)
-    if num_tokens is not None or placement is not None:
-        height, width = model_size or config.image_height_width
-        num_cells = (height // config.patch_size) * (width // config.patch_size)
-        check_placement(placement or "isotropic", num_tokens, num_cells)
-    assembly = _Assembly(parts, names, config, family, source)
+    table_size = config.position_rows_columns  # of the table as it lies in the source
+    _set_image_size(config, source, family, arguments.height_width, notes)
+    image_processor = _build_image_processor(source, config, arguments, notes)
+
+    names = {target: source.file_names[name] for name, target in used.items()}
+    assembly = Assembly(parts, names, config, family, source)
     assembly.run(table_size)
-
-    with_classifier = has_head or num_labels is not None
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = SpotViTForImageClassification(config) if with_classifier else SpotViTModel(config)
-    missing = _load(model, assembly.state, assembly.origins, source, fresh_head=with_classifier and not has_head)
-    model.eval()
-
-    if source.recipe is None:
-        notes.append("no preprocessing recipe in the source: short side to size / 0.875, bicubic, ImageNet mean and std")
-    image_processor = SpotViTImageProcessor(
-        **(source.recipe or default_recipe(*config.image_height_width)),
-        patch_size=config.patch_size,
-        num_tokens=num_tokens,
-        placement=placement,
-    )
-    report = ConversionReport(
+        torch.manual_seed(arguments.seed)
+        with_classifier = has_head or arguments.num_labels is not None
+        model: SpotViTPreTrainedModel = (SpotViTForImageClassification if with_classifier else SpotViTModel)(config)
+    missing = load_state(model, assembly.state, assembly.origins, source, fresh_head=with_classifier and not has_head)
+    return ConversionReport(
         source_model=source.name,
         revision=source.revision,
         family=family_name,
@@ -184,24 +162,9 @@ def convert_checkpoint(
         skipped={source.file_names[name]: reason for name, reason in skipped.items()},
         missing=missing,
         notes=notes,
-        model=model,
+        model=model.eval(),
         image_processor=image_processor,
     )
-    if output_dir is not None:
-        with replaced_directory(output_dir, overwrite_output_dir, inputs=[source_model]) as temporary:
-            write_model_card(
-                model,
-                temporary,
-                repo_id=repo_id or str(output_dir),
-                num_tokens=num_tokens,
-                placement=placement,
-                measured=measured_by_conversion(family_name, with_classifier, new_classifier=bool(missing)),
-            )
-            model.save_pretrained(temporary)
-            image_processor.save_pretrained(temporary)
-            (temporary / "conversion_report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-        report.output_dir = str(output_dir)
-    return report
 
 
 def _describe_labels(source: Source, parts: Tensors, num_labels: int | None, notes: list[str]) -> dict[str, Any]:
@@ -229,30 +192,64 @@ def _describe_labels(source: Source, parts: Tensors, num_labels: int | None, not
     return {"id2label": id2label, "label2id": {label: i for i, label in id2label.items()}}
 
 
-def _table_size(described: dict[str, Any]) -> tuple[int, int]:
-    """`(rows, columns)` of the position table as it lies in the source."""
-    size = described["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // described["patch_size"], width // described["patch_size"]
+def _set_image_size(
+    config: SpotViTConfig, source: Source, family: Family, height_width: tuple[int, int] | None, notes: list[str]
+) -> None:
+    """The images that the model is for: of the size that was asked for, else of that of the source's recipe where the source
+    interpolates its table to that, else of that in the source's config."""
+    if height_width is None:
+        height_width = (family.follows_recipe and recipe_size(source.recipe)) or config.image_height_width
+    config.position_interpolation = dict(family.interpolation) if family.interpolation else None
+    (rows, columns), (height, width) = config.position_rows_columns, height_width
+    config.set_image_size(height, width)
+    if config.position_source_grid_size is not None:
+        notes.append(
+            f"the position table was interpolated from {rows} × {columns} to {height // config.patch_size} × "
+            f"{width // config.patch_size}, as the source does for images of {height} × {width} pixels"
+        )
 
 
 def _build_config(described: dict[str, Any], source: Source, family_name: str) -> SpotViTConfig:
     source_model = {"name": source.name, "revision": source.revision, "family": family_name, "license": source.license}
     try:
-        config = SpotViTConfig(**described, source_model=source_model)
+        return SpotViTConfig(**described, source_model=source_model)
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
         raise ConversionError(f"config.json of {source.name}: {reason}") from None
-    if config.hidden_act not in ACT2FN:
-        raise ConversionError(f"config.json of {source.name}: `hidden_act` {config.hidden_act!r} is none of transformers'")
-    return config
 
 
-__all__ = [
-    "FAMILIES",
-    "ConversionError",
-    "ConversionReport",
-    "convert_checkpoint",
-    "detect_family",
-    "load_source",
-]
+def _build_image_processor(
+    source: Source, config: SpotViTConfig, arguments: ConversionArguments, notes: list[str]
+) -> SpotViTImageProcessor:
+    """With the source's recipe, or a usual one, for images of the size that was asked for."""
+    num_tokens, placement = arguments.num_tokens, arguments.placement
+    if num_tokens is not None or placement is not None:
+        height, width = arguments.height_width or recipe_size(source.recipe) or config.image_height_width
+        num_cells = (height // config.patch_size) * (width // config.patch_size)
+        check_placement(placement or "isotropic", num_tokens, num_cells)
+    recipe = source.recipe
+    if recipe is None:
+        notes.append("no preprocessing recipe in the source: short side to size / 0.875, bicubic, ImageNet mean and std")
+        recipe = default_recipe(*config.image_height_width)
+    image_processor = SpotViTImageProcessor(**recipe, patch_size=config.patch_size, num_tokens=num_tokens, placement=placement)
+    return image_processor if arguments.height_width is None else image_processor.resized(*arguments.height_width)
+
+
+def _write(report: ConversionReport, directory: Path, repo_id: str) -> None:
+    """The model with its code and card, the image processor and the report."""
+    write_model_card(
+        report.model,
+        directory,
+        repo_id=repo_id,
+        num_tokens=report.image_processor.num_tokens,
+        placement=report.image_processor.placement,
+        measured=measured_by_conversion(
+            report.family, hasattr(report.model, "classifier"), new_classifier=bool(report.missing)
+        ),
+    )
+    report.model.save_pretrained(directory)
+    report.image_processor.save_pretrained(directory)
+    (directory / CONVERSION_REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["ConversionReport", "convert_checkpoint"]

@@ -1,4 +1,9 @@
-"""The families of checkpoints that become a SpotViT: one table of names and one description each."""
+"""The families of checkpoints that become a SpotViT: one table of names and one description each.
+
+A table maps the source's names to SpotViT's, with `{i}` for the layer. A few targets are not parameters of the model but
+parts of one, put together by `assembly.py`: `cls_token`, `distillation_token`, `register_tokens`, `position_table`, `qkv`,
+`gate_up_proj`, the two heads of distilled DeiT, and the position channel of the released SPoT checkpoints.
+"""
 
 import re
 from collections.abc import Callable
@@ -126,8 +131,10 @@ class Family:
     layer_name: str  # of the source, up to the layer's number
     # Whether position embeddings are a channel of the windows, beside the image's, rather than a table.
     position_channel: bool = False
-    # Resampling of a position table that the source interpolates from its own size to its recipe's.
+    # How the source interpolates its position table for images of another size: `config.position_interpolation`.
     interpolation: dict[str, Any] | None = None
+    # Whether it always does, from the size in its config to that of its recipe.
+    follows_recipe: bool = False
     # Whether the table may have no position for the class token (timm's `no_embed_class`), or one for each register.
     varied_positions: bool = False
 
@@ -221,7 +228,7 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     arguments, pretrained = config.get("model_args") or {}, timm_pretrained_cfg(config)
     hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight", 4)
     patch_size = _square("patch_size", [patch_height, patch_width])
-    num_layers = _count_layers(source, "blocks")
+    num_layers = count_layers(source, "blocks")
     num_positions = source.shape("pos_embed", 3)[1]
     if pretrained.get("input_size"):
         image_size = list(pretrained["input_size"][1:])
@@ -285,7 +292,7 @@ def _describe_spot(source: Source) -> dict[str, Any]:
     mean_pooled = "fc_norm.weight" in source.tensors
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": _count_layers(source, "blocks"),
+        "num_hidden_layers": count_layers(source, "blocks"),
         "num_attention_heads": _stated_heads(source, hidden_size),
         "intermediate_size": source.shape("blocks.0.mlp.L1.weight")[0],
         "layer_norm_eps": 1e-6,
@@ -319,20 +326,22 @@ def _stated_heads(source: Source, hidden_size: int) -> int:
     return TIMM_HEADS.get(hidden_size, hidden_size // 64)
 
 
+# `interpolate_pos_encoding` of transformers' classes and `resample_abs_pos_embed` of timm.
+BICUBIC = {"mode": "bicubic", "antialias": False}
+BICUBIC_ANTIALIASED = {"mode": "bicubic", "antialias": True}
 FAMILIES = {
-    "vit": Family(TRANSFORMERS_VIT, _describe_vit, "encoder.layer"),
-    "deit": Family(TRANSFORMERS_VIT, _describe_deit, "encoder.layer"),
-    "vit_mae": Family(TRANSFORMERS_VIT, _describe_vit_mae, "encoder.layer"),
-    "dinov2": Family(
-        TRANSFORMERS_DINOV2, _describe_dinov2, "encoder.layer", interpolation={"mode": "bicubic", "align_corners": False}
-    ),
+    "vit": Family(TRANSFORMERS_VIT, _describe_vit, "encoder.layer", interpolation=BICUBIC),
+    "deit": Family(TRANSFORMERS_VIT, _describe_deit, "encoder.layer", interpolation=BICUBIC),
+    "vit_mae": Family(TRANSFORMERS_VIT, _describe_vit_mae, "encoder.layer", interpolation=BICUBIC),
+    "dinov2": Family(TRANSFORMERS_DINOV2, _describe_dinov2, "encoder.layer", interpolation=BICUBIC, follows_recipe=True),
     "dinov2_with_registers": Family(
         TRANSFORMERS_DINOV2,
         _describe_dinov2_with_registers,
         "encoder.layer",
-        interpolation={"mode": "bicubic", "align_corners": False, "antialias": True},
+        interpolation=BICUBIC_ANTIALIASED,
+        follows_recipe=True,
     ),
-    "timm": Family(TIMM_VIT, _describe_timm, "blocks", varied_positions=True),
+    "timm": Family(TIMM_VIT, _describe_timm, "blocks", interpolation=BICUBIC_ANTIALIASED, varied_positions=True),
     "spot": Family(SPOT, _describe_spot, "blocks", position_channel=True),
 }
 
@@ -361,6 +370,6 @@ def detect_family(source: Source) -> str:
     )
 
 
-def _count_layers(source: Source, layer_name: str) -> int:
+def count_layers(source: Source, layer_name: str) -> int:
     numbers = {name.split(".")[layer_name.count(".") + 1] for name in source.tensors if name.startswith(layer_name + ".")}
     return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)

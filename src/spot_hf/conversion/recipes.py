@@ -25,7 +25,7 @@ TIMM_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box":
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def _read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
+def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
     """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
     if "architecture" in config:
         return _timm_recipe(timm_pretrained_cfg(config), notes)

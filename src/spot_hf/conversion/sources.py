@@ -5,7 +5,7 @@ From a Hub id, a directory or a file; transformers' layout, timm's, or weights a
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ..hub.uploads import is_connection_error
 from .errors import ConversionError
-from .recipes import _read_recipe
+from .recipes import read_recipe
 
 
 Tensors = dict[str, torch.Tensor]
@@ -31,9 +31,6 @@ Tensors = dict[str, torch.Tensor]
 
 # Wrappers around the names that a table knows, from the outside in.
 PREFIXES = ("module.", "backbone.", "timm_model.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.")
-
-
-# ------------------------------------------------------------------------------------------------------------ source
 
 
 @dataclass
@@ -100,7 +97,7 @@ def load_source(source_model: str, revision: str | None = None, token: str | Non
         tensors.update(_read_tensors(file))
     file_names = _strip_prefixes(list(tensors))
     notes: list[str] = []
-    recipe = _read_recipe(directory, config, notes) if config is not None else None
+    recipe = read_recipe(directory, config, notes) if config is not None else None
     return Source(
         name=str(source_model) if not local else path.resolve().name,
         revision=revision,
@@ -125,8 +122,16 @@ def _weight_files(directory: Path) -> list[Path]:
             weight_map = _read_json(file).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise ConversionError(f"{name} holds no `weight_map` from tensors to files")
-            return [directory / str(shard) for shard in sorted(set(weight_map.values()))]
+            return [directory / _inside(str(shard), name) for shard in sorted(set(weight_map.values()))]
     return []
+
+
+def _inside(shard: str, index: str) -> PurePosixPath:
+    """The path of a shard, as an index gives it, where that is a path below the index' directory on any system."""
+    path = PurePosixPath(shard)
+    if path.is_absolute() or ".." in path.parts or PureWindowsPath(shard).drive or "\\" in shard:
+        raise ConversionError(f"{index} names the file {shard!r}, which must be below the directory of {index}")
+    return path
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, list[Path], str | None, str | None]:
@@ -149,7 +154,10 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Pa
         fetch(found)
         weights = _weight_files(directory)
         for shard in weights:
-            fetch(shard.name)
+            name = shard.relative_to(directory).as_posix()
+            if name not in names:
+                raise ConversionError(f"`source_model` {repo_id!r} holds no {name}, which {found} names")
+            fetch(name)
     except GatedRepoError:
         raise ConversionError(
             f"`source_model` {repo_id!r} is gated: ask for access on its page, then log in with `hf auth login`"
@@ -233,6 +241,3 @@ def _strip_prefixes(file_names: list[str]) -> dict[str, str]:
             raise ConversionError(f"tensors `{stripped[name]}` and `{file_name}` stand for the same parameter")
         stripped[name] = file_name
     return stripped
-
-
-# ----------------------------------------------------------------------------------------------- preprocessing recipe

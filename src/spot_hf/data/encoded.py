@@ -1,6 +1,7 @@
 """Images as their source stores them: bytes, an id, where they are."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ class EncodedImage:
 
 
 def reason_of(error: Exception) -> str:
-    """An error's class and the first line of what it says."""
-    lines = str(error).strip().splitlines()
+    """An error's class and the first line of what it says, the same in every process: without addresses of objects."""
+    lines = re.sub(r" <[^<>]* at 0x[0-9a-f]+>", "", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 

@@ -15,8 +15,6 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
-from ..placement import grid
-from ..positions import solve_kernel_weights
 
 
 # ----------------------------------------------------------------------------------------------------- token merging
@@ -202,30 +200,16 @@ def shrunken_size(num_tokens: int, height: int, width: int, patch_size: int) -> 
 
 def shrink(model: SpotViTForImageClassification, height: int, width: int) -> SpotViTForImageClassification:
     """
-    A model for smaller images: its position table is interpolated to the smaller grid, bicubically, as transformers does with
-    `interpolate_pos_encoding=True`.
+    A copy of the model for smaller images, see [`SpotViTPreTrainedModel.resize_position_embeddings`]: its position table is
+    interpolated as its source's family does; the kernel of a released SPoT checkpoint follows the images' size by itself.
 
     Args:
         model ([`SpotViTForImageClassification`]): is not changed.
-        height (`int`), width (`int`): of the images, in pixels; multiples of the patch size.
+        height (`int`), width (`int`): of the images, in pixels.
     """
-    config = copy.deepcopy(model.config)
-    rows, columns = height // config.patch_size, width // config.patch_size
-    positions = model.spot_vit.embeddings.position_embeddings
-    old_height, old_width = config.image_height_width
-    with torch.no_grad():
-        cells = grid(old_height, old_width, config.patch_size).to(positions.weight.device)[None]
-        table = positions(cells, old_height, old_width)[0].unflatten(0, (old_height // config.patch_size, -1))
-        smaller = nn.functional.interpolate(
-            table.permute(2, 0, 1)[None].float(), size=(rows, columns), mode="bicubic", align_corners=False
-        )[0].permute(1, 2, 0)
-        config.image_size, config.position_grid_size = [height, width], [rows, columns]
-        shrunken = SpotViTForImageClassification(config)
-        state = model.state_dict()
-        name = "spot_vit.embeddings.position_embeddings.weight"
-        state[name] = solve_kernel_weights(smaller, config.position_kernel_sigma).to(state[name].dtype)
-        shrunken.load_state_dict(state)
-    return shrunken.to(positions.weight.device, positions.weight.dtype).eval()
+    shrunken = copy.deepcopy(model)
+    shrunken.resize_position_embeddings(height, width)
+    return shrunken
 
 
 def covering_scale(num_tokens: int, height: int, width: int, patch_size: int) -> float:
@@ -236,7 +220,7 @@ def covering_scale(num_tokens: int, height: int, width: int, patch_size: int) ->
 # Ways to look that are no placement.
 BASELINES = {
     "full_grid": "the source model, all cells",
-    "shrunken_image": "the source model on an image shrunk to that many cells, position table interpolated bicubically",
+    "shrunken_image": "the source model on an image shrunk to that many cells, position table interpolated as the source does",
     "larger_windows": "isotropic, with windows so large that they cover the image",
     "token_merging": "ToMe, merging down to that many tokens by the last layer",
     "token_merging_same_cost": "ToMe, merging as much as makes it as cheap as that many tokens",
