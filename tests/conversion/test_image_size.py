@@ -40,7 +40,7 @@ SOURCES = {
     "dinov2": (Dinov2ForImageClassification, Dinov2Config(**DINOV2)),
     "registers": (Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig(**DINOV2)),
 }
-# The last is no multiple of either patch size, almost a whole patch of 16 pixels too large: the cells cover a part of the image.
+# The last is no multiple of either patch size: almost a patch of 16 pixels is left over, of which the source sees nothing.
 SIZES = [(128, 128), (224, 320), (384, 384), (143, 255)]
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
