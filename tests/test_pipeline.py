@@ -155,7 +155,7 @@ def test_other_columns_of_a_row_are_ignored(classifier):
     row = {"image": IMAGES[0], "coordinates": ONE, "image_id": "a.png"}
     columns = {
         "label": 3, "labels": [3], "split": "test", "filename": "a.png", "file_name": "a.png", "width": 60, "height": 45,
-        "id": 1, "image_index": 0, "image_idx": 0, "image_path": "a.png", "image_size": [60, 45], "image_url": None, "caption": "a",
+        "id": 1, "image_index": 0, "image_idx": 0, "image_path": "a.png", "image_size": [60, 45], "caption": "a",
         "coordinates_mask": [1, 1], "saliency_map": None, "initial_coordinates": TWO, "initial_window_scales": [0.0], 7: "x",
     }  # fmt: skip
     answer, expected_answer = classifier({**row, **columns}), classifier(row)
