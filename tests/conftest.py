@@ -99,6 +99,43 @@ def tiny_vit(tmp_path_factory) -> Path:
     return directory
 
 
+# -------------------------------------------------------------------------------------------- finished runs of the oracle
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory):
+    """What `load_dataset` prepares from here on goes to a folder of the tests' own."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def made(tiny_vit, data_cache, tmp_path_factory):
+    """Model, pictures and finished run, of 4 and of 9 tokens."""
+    from coordinate_runs import make_run
+
+    return make_run(tiny_vit, tmp_path_factory.mktemp("coordinates"))
+
+
+@pytest.fixture(scope="session")
+def nameless(made, tmp_path_factory):
+    """The same pictures as bytes without names, and positions with window scales."""
+    from coordinate_runs import make_nameless_run
+
+    return make_nameless_run(made, tmp_path_factory.mktemp("nameless"))
+
+
+@pytest.fixture(scope="session")
+def other_model(made, tmp_path_factory) -> str:
+    """Another model, which sees a crop of 48 × 48 pixels."""
+    from coordinate_runs import save_cropping_model
+
+    return save_cropping_model(made, tmp_path_factory.mktemp("other") / "cropping")
+
+
 # ------------------------------------------------------------------------------------------- local Hub, new processes
 
 

@@ -17,7 +17,7 @@ from oracle_runs import files_of, save_images
 from hub.server import POINTER, Hub, Repo
 from hub.xetstore import Xet
 from spot_hf import convert_checkpoint
-from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.oracle.arguments import OracleArguments
 from spot_hf.oracle.run import run_oracle
 
 
@@ -56,7 +56,7 @@ def runs(model, images, tmp_path_factory) -> dict[str, str]:
     for name, settings in special.items():
         common = {"run_name": "ant", "num_tokens": [4], "dataset_split": "validation", "shard_size": 4, "steps": 1}
         arguments = {"model": model, "dataset_name": images, "num_workers": 0, **common, **settings}
-        run_oracle(OracleRunArguments(**arguments), parent / name, say=lambda *_: None)
+        run_oracle(OracleArguments(**arguments, output_dir=str(parent / name)))
     return {name: str(parent / name) for name in special}
 
 
@@ -88,6 +88,7 @@ def statuses(hub, method: str, pattern: str) -> list[int]:
 
 def push_again(ant, coarse):
     """In its process: pushes again and again, after this and that has happened to the repository. Returns what is said."""
+    import logging
     import os
     import signal
 
@@ -97,14 +98,27 @@ def push_again(ant, coarse):
 
     api = HfApi()
     shard = "ant_n4/validation-00001-of-00003.parquet"
-    said = {}
+    said, log = {}, logging.getLogger("spot_hf")
+    log.setLevel(logging.INFO)
+
+    class Listener(logging.Handler):
+        def __init__(self, hear):
+            super().__init__()
+            self.hear = hear
+
+        def emit(self, record):
+            self.hear(record.getMessage())
 
     def push(what, directory, repo_id):
         said[what] = []
+        listener = Listener(said[what].append)
+        log.addHandler(listener)
         try:
-            publishing.push_coordinates(directory, repo_id, say=said[what].append)
+            publishing.push_coordinates(directory, repo_id)
         except Exception as error:  # the others are tested all the same
             said[what].append(repr(error))
+        finally:
+            log.removeHandler(listener)
 
     push("hard to create", ant, "alice/created")
     push("first", ant, "alice/again")
@@ -124,7 +138,8 @@ def push_again(ant, coarse):
     publishing.FILES_PER_COMMIT = 2
     push("many", ant, "alice/many")
     if (child := os.fork()) == 0:
-        publishing.push_coordinates(ant, "alice/killed", say=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        log.addHandler(Listener(lambda _: os.kill(os.getpid(), signal.SIGKILL)))
+        publishing.push_coordinates(ant, "alice/killed")
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     left = api.list_repo_files("alice/killed", repo_type="dataset")
     push("after the kill", ant, "alice/killed")
@@ -218,16 +233,27 @@ FAULTS = {
 
 def push_at_once(jobs):
     """In its process: does all jobs at the same time; each pushes its runs one after the other. Returns what each says."""
+    import logging
+    import threading
     from concurrent.futures import ThreadPoolExecutor
 
     from spot_hf.hub.uploads import push_coordinates
 
+    of_thread = threading.local()
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            of_thread.said.append(record.getMessage())
+
+    logging.getLogger("spot_hf").setLevel(logging.INFO)
+    logging.getLogger("spot_hf").addHandler(Listener())
+
     def push(job):
         repo_id, directories = job
-        said = []
+        of_thread.said = said = []
         try:
             for directory in directories:
-                push_coordinates(directory, repo_id, say=said.append)
+                push_coordinates(directory, repo_id)
         except Exception as error:  # the others are tested all the same
             said.append(repr(error))
         return said
@@ -301,6 +327,7 @@ Before all, my own words.
 
 def edit_and_push(runs, own_card):
     """In its process: a person's card, a config, edits, more splits and configs. Returns the card after each push."""
+    import logging
     from pathlib import Path
 
     import pyarrow as pa
@@ -317,13 +344,20 @@ def edit_and_push(runs, own_card):
     api.upload_file(path_or_fileobj="own.parquet", path_in_repo="own.parquet", **card)
     cards, said = {}, {}
 
+    class Listener(logging.Handler):
+        def emit(self, record):
+            list(said.values())[-1].append(record.getMessage())
+
+    logging.getLogger("spot_hf").setLevel(logging.INFO)
+    logging.getLogger("spot_hf").addHandler(Listener())
+
     def read():
         return Path(api.hf_hub_download(filename="README.md", **card)).read_text()
 
     def push(what, directory):
         said[what] = []
         try:
-            push_coordinates(directory, "alice/card", say=said[what].append)
+            push_coordinates(directory, "alice/card")
         except ValueError as error:
             said[what].append(str(error))
         cards[what] = read()
@@ -396,13 +430,22 @@ def xet_hub(tmp_path_factory):
 
 def push_by_xet(directory):
     """In its process: pushes, and counts the rows that it loads back."""
+    import logging
+
     from datasets import load_dataset
 
     from spot_hf.hub.uploads import push_coordinates
 
-    push_coordinates(directory, "alice/xet")
     said = []
-    push_coordinates(directory, "alice/xet", say=said.append)
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    push_coordinates(directory, "alice/xet")
+    logging.getLogger("spot_hf").setLevel(logging.INFO)
+    logging.getLogger("spot_hf").addHandler(Listener())
+    push_coordinates(directory, "alice/xet")
     return {"said": said, "ids": load_dataset("alice/xet", "ant_n4", split="validation")["image_id"][:]}
 
 
@@ -429,7 +472,8 @@ def read(wanted):
     import pyarrow.parquet as pq
     from datasets import get_dataset_config_names, load_dataset
 
-    from spot_hf.coordinates.loading import load_coordinates, load_record
+    from spot_hf.coordinates.loading import load_coordinates
+    from spot_hf.coordinates.records import load_record
 
     def compare(repo_id, directory):
         (record,) = Path(directory).glob("*/*.json")
@@ -449,7 +493,7 @@ def read(wanted):
         except Exception as error:
             results[repo_id] = f"{type(error).__name__}: {error}"
     results["alone"] = load_coordinates("alice/again")["image_id"][:]
-    results["record"] = load_record("alice/again", "ant_n4", "validation")
+    results["record"] = load_record("alice/again", "ant_n4", "validation").to_json()
     results["own"] = load_dataset("alice/card", "own", split="train").to_list()
     return results
 
@@ -643,11 +687,11 @@ def meet_the_gate(repo_ids, model, output):
     import os
 
     from spot_hf.cli import main
-    from spot_hf.data.source import load_images
+    from spot_hf.data.source import DatasetSource, load_images
 
     def load(repo_id, streaming):
         try:
-            return next(iter(load_images(repo_id, streaming=streaming)))["image"].mode
+            return next(iter(load_images(DatasetSource(dataset_name=repo_id).source(streaming=streaming))))["image"].mode
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 

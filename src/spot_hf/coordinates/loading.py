@@ -48,9 +48,13 @@ def load_coordinates(
     revision = None if local.is_dir() else revision
     try:
         config = _one_of("config", config, datasets.get_dataset_config_names(source, revision=revision), path)
+        builder = datasets.load_dataset_builder(source, config, revision=revision)
         # What its card says, before all of something else is downloaded.
-        _check_columns(datasets.load_dataset_builder(source, config, revision=revision).info.features, path)
-        splits = datasets.load_dataset(source, config, revision=revision)
+        _check_columns(builder.info.features, path)
+        # Of a directory with a card, `datasets` takes what it has prepared before, also where files have changed since: unless
+        # it is told the files, which it then knows by their times.
+        files = {split: list(found) for split, found in (builder.config.data_files or {}).items()} if local.is_dir() else None
+        splits = datasets.load_dataset(source, config, data_files=files, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise OSError(f"{str(path)!r}: {str(error).splitlines()[0]}") from None
     except datasets.exceptions.DatasetGenerationError as error:

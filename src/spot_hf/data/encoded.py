@@ -81,8 +81,10 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
     content, unreadable = b"", None
     try:
         content = _stored_bytes(stored)
-    except OSError as error:
-        if _is_remote(path):  # the network's failure, not the image's
+    except MemoryError:
+        raise
+    except Exception as error:  # a file raises OSError, an archive also BadZipFile, zlib.error, NotImplementedError, ...
+        if isinstance(error, OSError) and _is_remote(path):  # the network's failure, not the image's
             raise
         unreadable = reason_of(error)
     saliency = stored_saliency(row.get("saliency"))
@@ -137,8 +139,8 @@ def check_image_ids(images: datasets.Dataset) -> None:
         if image_id in rows:
             raise ValueError(
                 f"`dataset_name`: images {rows[image_id]} and {index} of {str(images.split)!r} share the id {image_id!r}, by "
-                "which their coordinates would be known. An id is the file's name, or, in an archive, the path below it: "
-                "rename the files, or pack their folders into one zip file"
+                "which their coordinates would be known: an id is a file's name, or, in an archive, its path there. Rename the "
+                "files"
             )
         rows[image_id] = index
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..coordinates.joining import join_coordinates
+from ..coordinates.joining import join_readable
 from ..coordinates.loading import load_coordinates
 from ..coordinates.records import load_record
 from ..data.batches import model_saliency
@@ -109,11 +109,11 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
     arguments = pinned(arguments)
     images: Any = load_images(arguments.source(max_samples=None))
     check_labels(images, arguments.label_column_name, model.config.num_labels)
-    joined: Any = join_coordinates(images, rows)
-    if arguments.max_samples is not None:
-        joined = joined.select(range(min(arguments.max_samples, len(joined))))
-    measuring = _Transfer(model, arguments, classes_of(images) if arguments.among_labels else None)
+    joined, failed = join_readable(images, rows, max_samples=arguments.max_samples)
+    measuring = _Transfer(model, arguments, classes_of(images) if arguments.among_labels else None, failed)
     measuring.run(joined)
+    if not measuring.correct["initial"]:
+        raise OSError(f"none of the images could be read, such as {measuring.failed[0]}")
     correct, saliency = measuring.correct_at, arguments.saliency_column_name
     result = TransferResult(
         model=public_name(arguments.model),
@@ -155,12 +155,14 @@ def _write(result: TransferResult, output_dir: str | None) -> None:
 class _Transfer:
     """Which images are classified correctly at each of `POSITIONS`, and what the positions are like, beside random ones."""
 
-    def __init__(self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None):
+    def __init__(
+        self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None, failed: list[FailedImage]
+    ):
         self.arguments, self.classes, self.device = arguments, classes, default_device()
         self.model, self.image_processor = model.load().to(self.device), model.load_image_processor()
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
-        self.failed: list[FailedImage] = []
+        self.failed = list(failed)  # images that could not be read, so far
 
     @property
     def correct_at(self) -> dict[str, np.ndarray]:
@@ -169,22 +171,22 @@ class _Transfer:
 
     @torch.inference_mode()
     def run(self, joined: datasets.Dataset) -> None:
-        """Over rows that [`join_coordinates`] gives."""
+        """Over rows that [`join_readable`] gives."""
         positions = joined.select_columns(["image_size", "coordinates", "initial_coordinates"])
-        stored, count = encoded(joined), len(joined)
+        stored, count, failed_before = encoded(joined), len(joined), len(self.failed)
         counts = dict.fromkeys(POSITIONS, 0)
         with tqdm(total=count, desc="transfer", unit="image") as progress:
             for start in range(0, count, self.arguments.batch_size):
                 numbers = range(start, min(start + self.arguments.batch_size, count))
                 images, rows, kept = self._read([stored[i] for i in numbers], numbers)
-                check_failures(self.failed, count, self.arguments.max_failed_share)
+                check_failures(self.failed, count + failed_before, self.arguments.max_failed_share)
                 if rows:
                     others = positions[[(i + count // 2) % count for i in kept]]
                     for name, values in self._classify(images, rows, others).items():
                         self.correct[name].append(values)
                         counts[name] += int(values.sum())
                 progress.update(len(numbers))
-                seen = max(1, progress.n - len(self.failed))
+                seen = max(1, progress.n - len(self.failed) + failed_before)
                 progress.set_postfix_str(", ".join(f"{name} {100 * n / seen:.1f} %" for name, n in counts.items()))
 
     def _read(self, rows: list[dict[str, Any]], numbers: range) -> tuple[list[Any], list[dict[str, Any]], list[int]]:

@@ -20,10 +20,11 @@ def is_written_by_us(directory: Path) -> bool:
     """Whether a job, a conversion or a quickstart wrote the directory."""
     for name, key in ((LEDGER, "parameters"), (CONVERSION_REPORT, "source_model"), (QUICKSTART_RESULTS, "remote_code")):
         try:
-            if key in json.loads((directory / name).read_text(encoding="utf-8")):
-                return True
-        except (OSError, ValueError, TypeError):
+            values = json.loads((directory / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             continue
+        if isinstance(values, dict) and key in values:
+            return True
     return False
 
 
