@@ -128,7 +128,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """
     arguments.check()
     torch.set_num_threads(arguments.num_threads)
-    spot = arguments.spot_vit()
+    spot: Any = arguments.spot_vit()
     config = spot.config
     pixel_values = arguments.pixel_values(config)
     passes: dict[str, partial] = {

@@ -155,9 +155,7 @@ def _write(result: TransferResult, output_dir: str | None) -> None:
 class _Transfer:
     """Which images are classified correctly at each of `POSITIONS`, and what the positions are like, beside random ones."""
 
-    def __init__(
-        self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None, failed: list[FailedImage]
-    ):
+    def __init__(self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None, failed: list[FailedImage]):
         self.arguments, self.classes, self.device = arguments, classes, default_device()
         self.model, self.image_processor = model.load().to(self.device), model.load_image_processor()
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
