@@ -190,6 +190,23 @@ def test_no_path_of_this_machine_is_published(finished, model):
         assert str(model.parent) not in text and str(finished.parent) not in text and "/pictures" not in text, name
 
 
+def test_results_of_the_version_before_can_be_read():
+    """Which had no list of failed images. What is written again has all that was there."""
+    file = ROOT / "tests/fixtures/0.1.0/training/training.json"
+    results, written = TrainingResults.read(file), json.loads(file.read_text())
+    assert results.failed == [] and results.steps == 7 and results.parameters["num_images"] == 24
+    assert {name: value for name, value in results.to_json().items() if name in written} == written
+
+
+def test_the_trainer_is_found_where_it_is_documented():
+    import spot_hf.training
+
+    assert spot_hf.training.SpotTrainer is SpotTrainer
+    assert spot_hf.training.SpotTrainingArguments is SpotTrainingArguments
+    with pytest.raises(AttributeError):
+        _ = spot_hf.training.SpotTrainers
+
+
 def test_options_on_the_line_replace_the_recipes(finished):
     parameters = json.loads((finished / "run.json").read_text())["parameters"]
     assert parameters["num_tokens"] == [4, 6] and parameters["jitter"] == 0.5 and parameters["adam_beta2"] == 0.99
@@ -1040,7 +1057,7 @@ def test_bad_arguments_stop_before_anything_is_loaded(options, tmp_path, capsys,
         ({"image_column_name": "picture"}, "`image_column_name` must be one of image, label", 2),
         ({"label_column_name": "class"}, "`label_column_name` must be one of image, label", 2),
         ({"label_column_name": "image"}, "`label_column_name`", 2),
-        ({"dataset_name": "digits"}, "labels that the model does not know: 5, not 0 to 4", 2),
+        ({"dataset_name": "digits"}, "'label' has 10 classes, the model 5", 2),
         ({"per_device_train_batch_size": 41}, "`per_device_train_batch_size`", 2),
         ({"per_device_train_batch_size": 21, "gradient_accumulation_steps": 2}, "`per_device_train_batch_size`", 2),
         ({"crop_scale": "0.9 0.3"}, "`crop_scale`", 2),

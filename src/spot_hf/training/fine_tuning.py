@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..coordinates.joining import join_coordinates
 from ..coordinates.loading import load_coordinates
-from ..data.labels import classes_of, label_numbers, outside_of
+from ..data.labels import check_labels
 from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
@@ -195,21 +196,9 @@ def _evaluation_images(
 
 
 def _check_labels(arguments: TrainArguments, images: datasets.Dataset, num_labels: int) -> list[int]:
-    """The classes that occur; `ValueError` for a label that the model does not know."""
-    try:
-        labels = label_numbers(images)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is "
-            f"{images.features['label']}"
-        ) from None
-    wrong = outside_of(labels, num_labels)
-    if len(wrong):
-        raise ValueError(
-            f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more of {str(images.split)!r} have labels that the "
-            f"model does not know: {labels[wrong[0]]:g}, not 0 to {num_labels - 1}. `classifier='new'` takes the data set's"
-        )
-    return classes_of(images)
+    """The classes that occur; `ValueError` for labels that the model does not know."""
+    advice = "" if arguments.classifier == "new" else ". `classifier='new'` takes the data set's classes"
+    return np.unique(check_labels(images, arguments.label_column_name, num_labels, advice)).tolist()
 
 
 def _class_names(images: datasets.Dataset, arguments: TrainArguments) -> list[str]:
