@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..hub.uploads import is_connection_error
+from ..jobs.network import is_connection_error
 from .errors import ConversionError
 from .recipes import read_recipe
 
