@@ -307,7 +307,7 @@ def test_it_goes_on_from_the_last_whole_checkpoint(options, undisturbed, tmp_pat
         (output / name).unlink()
     workers = 1 if left == "no state" else 0  # they change nothing
     assert main(command(options, output, **DISTURBABLE, dataloader_num_workers=workers)) == 0
-    assert f"going on from {output}/checkpoint-{12 if left == 'no result' else 9}" in capsys.readouterr().out
+    assert f"resuming from {output}/checkpoint-{12 if left == 'no result' else 9}" in capsys.readouterr().out
     assert trained(output) == trained(undisturbed)
     assert "step 12 on" in (output / "README.md").read_text() or left != "no result"
     assert log_of(output) == log_of(undisturbed)

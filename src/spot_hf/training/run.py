@@ -125,7 +125,7 @@ class TrainingRun:
         checkpoint = self.training.resume_from_checkpoint or last_whole_checkpoint(self.directory)
         resumed_at = 0
         if checkpoint is not None:
-            self.log(f"going on from {checkpoint}")
+            self.log(f"resuming from {checkpoint}")
             resumed_at = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
         try:
             output = trainer.train(resume_from_checkpoint=checkpoint)
