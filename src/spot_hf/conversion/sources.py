@@ -1,7 +1,7 @@
 """Reads checkpoints as people have them: tensors by the names in their files, config, preprocessing recipe, licence.
 
-From a Hub id, a directory or a file; in transformers' layout, timm's, or weights alone. Nothing that is read can run code, and an
-index of shards cannot name files outside its directory.
+From a Hub id, a directory or a file; in transformers' layout, timm's, or weights alone. Nothing that is read can run code, and
+an index of shards cannot name files outside its directory.
 """
 
 import json
