@@ -285,9 +285,8 @@ class SpotViTPreTrainedModel(PreTrainedModel):
         for module in modules:
             if isinstance(module, SpotViTPositionEmbeddings):
                 module.resize(height, width)
-        # Of the model, and of a decoder.
-        configs = [one.config for one in modules if isinstance(getattr(one, "config", None), SpotViTConfig)]
-        for each in {id(one): one for one in configs}.values():
+        # Not by `isinstance`: as remote code, the config's class can be loaded twice.
+        for each in {id(one.config): one.config for one in modules if hasattr(one, "config")}.values():
             each.set_image_size(height, width)
         if source_grid is not None and config.position_rows_columns != old_grid:
             warnings.warn(
