@@ -28,7 +28,7 @@ _HOMES = {
     "oracle.search": ["OracleResult", "SpotOracle"],
     "coordinates.joining": ["join_coordinates"],
     "coordinates.loading": ["load_coordinates"],
-    "coordinates.official": [
+    "conversion.official_coordinates": [
         "convert_official_coordinates",
         "coordinates_from_official",
         "coordinates_to_official",

@@ -12,7 +12,12 @@ import pytest
 CODE = {
     "configuration_spot_vit.py",
     "modeling_spot_vit.py",
+    "windows.py",
+    "positions.py",
+    "pretraining_spot_vit.py",
     "image_processing_spot_vit.py",
+    "frames.py",
+    "input_checks.py",
     "placement.py",
     "pipeline_spot_vit.py",
 }

@@ -402,7 +402,7 @@ def test_what_is_generated_is_brought_up_to_date(edited):
     assert sections == ["use", "ant_n4 validation", "ant_n4 test", "bee_n5 validation"]
     assert sections == re.findall(r"<!-- spot_hf: end of (.+) -->", last)
     assert 'load_coordinates("alice/card", "ant_n4", "test")' in last  # the first of them by name, whoever was last
-    assert "The coordinates: mit." in last
+    assert "The coordinates are under mit." in last
 
 
 def test_a_card_that_says_it_already_is_not_pushed(edited):

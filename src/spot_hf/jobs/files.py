@@ -45,11 +45,6 @@ def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[s
         raise ValueError(f"`output_dir` must be a directory; {str(output_dir)!r} is a file")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ValueError(f"`output_dir` {str(output_dir)!r} is not empty; give `overwrite_output_dir` to replace it")
-    if path.is_dir() and any(not one.match(TEMPORARY) for one in path.iterdir()) and not is_written_by_us(path):
-        raise ValueError(
-            f"`overwrite_output_dir` replaces only what a command of spot-hf wrote; {str(output_dir)!r} holds no "
-            f"{LEDGER} or {CONVERSION_REPORT}: remove it yourself, or give another `output_dir`"
-        )
     here = Path.cwd()
     if path == here or path in here.parents:
         raise ValueError(
@@ -59,6 +54,11 @@ def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[s
         source_path = Path(source).expanduser().resolve()
         if source_path.exists() and (path == source_path or path in source_path.parents):
             raise ValueError(f"`output_dir` must not be or hold what is read, {str(source)!r}; got {str(output_dir)!r}")
+    if path.is_dir() and any(not one.match(TEMPORARY) for one in path.iterdir()) and not is_written_by_us(path):
+        raise ValueError(
+            f"`overwrite_output_dir` replaces only what a command of spot-hf wrote; {str(output_dir)!r} holds no "
+            f"{LEDGER} or {CONVERSION_REPORT}: remove it yourself, or give another `output_dir`"
+        )
     return path
 
 

@@ -8,10 +8,10 @@ import datasets
 import torch
 from PIL import Image
 
-from ..conversion.errors import ConversionError
-from ..conversion.sources import load_safely
+from ..coordinates.schema import coordinate_features
 from ..data.encoded import encoded, encoded_image
-from .schema import coordinate_features
+from .errors import ConversionError
+from .sources import load_safely
 
 
 def coordinates_from_official(mu: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
