@@ -30,7 +30,6 @@ INSTALL_REQUIRES = [
     "fsspec>=2023.5",  # images of a stream from the Hub
     "scipy>=1.11",  # confidence intervals
     "tenacity>=8.3",  # uploads that are tried again; the first that says how long it waits
-    "psutil>=5.9.4",  # peak memory in the benchmark
     # Random crops, RandAugment, mixup, cutmix; torchvision's need a build that not every torch has. Before 0.8.2, cutmix lacks
     # `use_correct_lambda`; before 0.9, a crop reads its ratio upside down where no draw fits. Private API: the draws of mixup
     # and cutmix.

@@ -4,7 +4,7 @@
     accelerate launch scripts/train.py --model spot-vit-tiny --dataset_name imagenette --output_dir runs/train
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/train.py ...    # on a CPU
 
-The options are those of `spot-hf train`. Killed at any instant, the same command goes on from the last checkpoint.
+The options are those of `spot-hf train`. After a run was killed, the same command resumes it from the last checkpoint.
 """
 
 import sys

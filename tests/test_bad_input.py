@@ -6,6 +6,7 @@ Each case is `(what is wrong, words that the message must have)`.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,9 @@ CONFIG = {
     "all masked": ({"mask_ratio": 1.0}, "mask_ratio"),
     "none masked": ({"mask_ratio": 0.0}, "mask_ratio"),
     "patch larger than the image": ({"patch_size": 64}, "position_grid_size"),
+    "extent": ({"position_grid_extent": [1.5, 1]}, "position_grid_extent"),
+    "interpolation": ({"position_interpolation": {"mode": "nearest"}}, "position_interpolation"),
+    "interpolation of another name": ({"position_interpolation": {"anti_alias": True}}, "position_interpolation"),
     "sigma": ({"position_kernel_sigma": 0.0}, "position_kernel_sigma"),
     "distillation without its token": ({"pooling": "cls_distillation"}, "num_register_tokens"),
     "type": ({"hidden_size": "wide"}, "hidden_size"),
@@ -158,11 +162,45 @@ def test_pipeline(case):
     assert_names(str(error.value), words)
 
 
-def test_pipeline_input_keys():
+PLACED = {"image": IMAGE, "coordinates": GOOD}
+NOT_A_SCALE = "`window_scales` must be finite and above 0"
+ROWS = {
+    "no image": ({"picture": IMAGE}, ["key image, and may have coordinates, saliency, image_id", "got picture"]),
+    "images": ({"images": IMAGE}, ["'images'", "is it 'image'?"]),
+    "Image": ({"Image": IMAGE}, ["'Image'", "is it 'image'?"]),
+    "coordinate": ({"image": IMAGE, "coordinate": GOOD}, ["'coordinate'", "is it 'coordinates'?"]),
+    "cordinates": ({"image": IMAGE, "cordinates": GOOD, "label": 3}, ["'cordinates'", "is it 'coordinates'?"]),
+    "window_scale": ({"image": IMAGE, "coordinates": GOOD, "window_scale": 2}, ["window_scale", "is it 'window_scales'?"]),
+    "saliancy": ({"image": IMAGE, "saliancy": [[1]]}, ["'saliancy'", "is it 'saliency'?"]),
+    "image_ids": ({"image": IMAGE, "image_ids": "a"}, ["'image_ids'", "is it 'image_id'?"]),
+    "scale 0": ({**PLACED, "window_scales": [1, 0]}, [NOT_A_SCALE, "token 1 is 0.0"]),
+    "scale -1": ({**PLACED, "window_scales": np.array([-1.0, 1])}, [NOT_A_SCALE, "token 0 is -1.0"]),
+    "scale nan": ({**PLACED, "window_scales": [1, float("nan")]}, [NOT_A_SCALE, "nan"]),
+    "scale inf": ({**PLACED, "window_scales": torch.tensor([1, torch.inf])}, [NOT_A_SCALE, "inf"]),
+    "scale too large for float32": ({**PLACED, "window_scales": [1, 1e300]}, [NOT_A_SCALE, "1e+300"]),
+    "scale of text": ({**PLACED, "window_scales": ["a", "b"]}, ["window_scales", "numbers", "'a'"]),
+    "one scale": ({**PLACED, "window_scales": 2.0}, ["window_scales", "one scale per token"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_pipeline_rows(case, monkeypatch):
+    row, words = ROWS[case]
     classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=tiny_processor())
-    for wrong in ({"picture": IMAGE}, {"image": IMAGE, "coords": GOOD}):
-        with pytest.raises(ValueError, match="key image, and may have coordinates, saliency, image_id"):
-            classifier(wrong)
+
+    def no_compute(*args, **kwargs):
+        raise AssertionError("an image was processed before its row was checked")
+
+    monkeypatch.setattr(type(classifier.image_processor), "resize", no_compute)
+    with pytest.raises(ValueError) as error:
+        classifier(row)
+    assert_names(str(error.value), words)
+
+
+def test_as_many_scales_as_tokens():
+    classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=tiny_processor())
+    with pytest.raises(ValueError, match="`window_scales` must hold one scale per token, 2; got 3"):
+        classifier({"image": IMAGE, "coordinates": GOOD, "window_scales": [1, 1, 1]})
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -180,6 +218,7 @@ def place(tmp_path_factory):
     (folder / "vit" / "config.json").write_text(
         json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
     )
+    shutil.copytree(Path(__file__).parent / "fixtures" / "digits-vit", folder / "digits")
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     torch.save({"embeddings.weight": torch.zeros(2)}, folder / "bert" / "pytorch_model.bin")
@@ -243,6 +282,9 @@ COMMANDS = {
     "id without a push": ([*CONVERT, "vit", "--hub_model_id", "a/b"], 2, ["--push_to_hub"]),
     "placement without tokens": ([*CONVERT, "vit", "--placement", "sobol"], 2, ["sobol", "num_tokens"]),
     "num_labels": ([*CONVERT, "vit", "--num_labels", "0"], 2, ["num_labels", "got 0"]),
+    "image_size smaller than a patch": ([*CONVERT, "digits", "--image_size", "7"], 2, ["image_size", "patch_size=8", "[7]"]),
+    "image_size: 0": ([*CONVERT, "digits", "--image_size", "0"], 2, ["image_size", "number of pixels", "[0]"]),
+    "image_size: three": ([*CONVERT, "digits", "--image_size", "8", "8", "3"], 2, ["image_size", "height and width"]),
     "a default that needs maps": ([*CONVERT, "vit", "--placement", "salient", "--num_tokens", "4"], 2, ["salient", "map"]),
     "output_dir is here": (
         ["convert", "--source_model", "vit", "--output_dir", ".", "--overwrite_output_dir"], 2, ["output_dir", "working"],

@@ -158,7 +158,10 @@ def test_benchmark_writes_its_figures(converted, tiny_vit, tmp_path, capsys):
     assert main(["benchmark", "--model", str(converted), "--baseline", str(tiny_vit), *argv]) == 0
     result = json.loads(file.read_text())
     assert [row["name"] for row in result["rows"]] == ["ordinary", "spot full grid", "spot 4", "spot 16"]
-    assert all(row["ms"] > 0 and row["peak_mib"] >= 0 for row in result["rows"])
+    assert all(row["ms"] > 0 for row in result["rows"])
+    # More tokens, more memory: counted, so that it holds on any machine. The full grid needs no coordinates of its own.
+    peaks = [row["peak_mib"] for row in result["rows"][2:]]
+    assert 0 < peaks[0] < peaks[-1] and peaks == sorted(peaks)
     assert result["rows"][2]["sampling_share"] > 0
     assert "| spot 4 | 4 |" in capsys.readouterr().out
 

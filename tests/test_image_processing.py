@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_processor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from spot_hf import SpotViTImageProcessorPil
 from spot_hf.placement import center, grid, isotropic
@@ -148,6 +151,80 @@ def test_defaults_are_saved(tmp_path):
     assert torch.equal(loaded(picture(), num_tokens=4, return_tensors="pt")["coordinates"][0], center(4))
     assert torch.equal(loaded(picture(), placement="grid", return_tensors="pt")["coordinates"][0], grid(48, 48, 8))
     assert torch.equal(loaded(picture(), coordinates=ONE, return_tensors="pt")["coordinates"][0], torch.tensor(ONE))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "resized"),
+    [
+        ({"size": {"height": 48, "width": 48}}, (24, 24), {"height": 24, "width": 24}),
+        ({"size": {"height": 48, "width": 64}}, (24, 96), {"height": 24, "width": 96}),
+        (
+            {"size": {"shortest_edge": 248}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+            (112, 112),
+            {"shortest_edge": 124},
+        ),
+        (
+            {"size": {"height": 256, "width": 240}, "crop_size": {"height": 224, "width": 200}, "do_center_crop": True},
+            (112, 400),
+            {"height": 128, "width": 480},
+        ),
+        ({"size": {"shortest_edge": 48}}, (96, 96), {"shortest_edge": 96}),
+        ({"size": {"max_height": 48, "max_width": 48}}, (24, 24), {"max_height": 24, "max_width": 24}),
+    ],
+)
+def test_a_recipe_for_another_size_keeps_its_proportions(recipe, size, resized):
+    height, width = size
+    processor = SpotViTImageProcessorPil(**recipe, patch_size=8, num_tokens=5, placement="center", image_mean=[0.1, 0.2, 0.3])
+    before = processor.to_dict()
+    other = processor.resized(height, width)
+    assert dict(other.size) == resized and other.model_size((500, 500)) == (width, height)
+    assert processor.to_dict() == before and type(other) is type(processor)
+    unchanged = set(before) - {"size", "crop_size"}
+    assert {name: other.to_dict()[name] for name in unchanged} == {name: before[name] for name in unchanged}
+    features = other(picture(50, 50), return_tensors="pt")
+    assert features["pixel_values"].shape == (1, 3, height, width) and features["coordinates"].shape == (1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size"), [({"do_resize": False}, (48, 48)), ({"size": {"shortest_edge": 48}}, (48, 96))], ids=str
+)
+def test_a_recipe_that_cannot_make_that_size(recipe, size):
+    with pytest.raises(ValueError, match=f"cannot make images of {size[0]} × {size[1]} pixels"):
+        SpotViTImageProcessorPil(**recipe).resized(*size)
+
+
+class NoFloat64(TorchDispatchMode):
+    """As Apple's MPS, whose tensors cannot be float64."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (tensor.device.type, tensor.dtype) == ("mps", torch.float64):
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_frames_on_a_device_without_float64(dtype):
+    """Tensors without data stand for a device that this machine does not have."""
+    processor = tiny_processor(size={"shortest_edge": 56}, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    with FakeTensorMode(), NoFloat64():
+        points = torch.rand(3, 2, device="mps", dtype=dtype)
+        with pytest.raises(TypeError, match="float64"):
+            points.double()
+        for mapped in (processor.to_model_frame(points, (60, 45)), processor.to_image_frame(points, (60, 45))):
+            assert (mapped.device.type, mapped.dtype, mapped.shape) == ("mps", dtype, points.shape)
+
+
+def test_frames_give_the_same_bits_as_before():
+    """Computed in float64 where the tensor is, and rounded once."""
+    processor = tiny_processor(size={"shortest_edge": 56}, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    # 60 × 45 becomes 74 × 56, of which 13 columns and 4 rows are cut off before the crop.
+    scale = torch.tensor([74 / 48, 56 / 48], dtype=torch.float64)
+    offset = torch.tensor([-13 / 48, -4 / 48], dtype=torch.float64)
+    assert torch.equal(processor.to_model_frame(points, (60, 45)), (points.double() * scale + offset).float())
+    assert torch.equal(processor.to_image_frame(points, (60, 45)), ((points.double() - offset) / scale).float())
 
 
 def test_casting_leaves_positions_alone():

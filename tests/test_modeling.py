@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import random_coordinates, random_images, tiny_config, tiny_model
+from torch.nn import functional as F
 
-from spot_hf import SpotViTForImageClassification, SpotViTModel
+from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
 from spot_hf.placement import grid
 
 
@@ -60,7 +62,7 @@ def test_an_image_does_not_see_its_batch(variant, attention):
 
 
 @variants
-def test_one_set_of_coordinates_serves_all_images(variant):
+def test_one_set_of_coordinates_for_all_images(variant):
     model, images, coordinates = tiny_model(**variant), random_images(3), random_coordinates(1)
     mask = torch.tensor([[True] * 5 + [False] * 2])
     for inputs in ({}, {"coordinates_mask": mask}, {"window_scales": torch.full((1, 7), 1.5)}):
@@ -154,11 +156,37 @@ def test_autocast_keeps_positions():
         assert torch.equal(embeddings(coordinates, 48, 48), expected)
 
 
+def logits_of_windows(model, windows, coordinates, height, width):
+    """The rest of the model, written out, from windows `(batch_size, num_tokens, channels, patch_size, patch_size)` on."""
+    embeddings = model.spot_vit.embeddings
+    tokens = embeddings.patch_projection(windows.flatten(2)) + embeddings.position_embeddings(coordinates, height, width)
+    hidden_states = torch.cat([embeddings.prefix_tokens.expand(len(windows), -1, -1), tokens], dim=1)
+    for layer in model.spot_vit.layers:
+        hidden_states = layer(hidden_states)
+    return model.classifier(model.spot_vit.layernorm(hidden_states)[:, 0])
+
+
 @pytest.mark.parametrize("size", [(48, 48), (8, 8), (96, 32), (51, 83)])
+@torch.no_grad()
 def test_images_of_any_size(size):
-    model = tiny_model()
-    assert logits(model, random_images(2, *size)).shape == (2, 5)
-    assert logits(model, random_images(2, *size), random_coordinates(2, 1)).shape == (2, 5)
+    model, images = tiny_model(), random_images(2, *size)
+    height, width = size
+    # All cells: the patches as unfold cuts them, without what is left of an image whose size is no multiple of 8.
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    cells = grid(height, width, 8)[None].expand(2, -1, -1)
+    assert len(cells[0]) == (height // 8) * (width // 8)
+    expected = logits_of_windows(model, patches, cells, height, width)
+    torch.testing.assert_close(logits(model, images), expected, rtol=0, atol=BATCH_TOLERANCE)
+    # One token anywhere: its pixels as torch's own sampler finds them, which also replicates border pixels.
+    coordinates = random_coordinates(2, 1)
+    offsets = torch.arange(8) - 3.5
+    x = (coordinates[..., 0] + offsets / width)[:, None, :].expand(-1, 8, -1)
+    y = (coordinates[..., 1] + offsets / height)[:, :, None].expand(-1, -1, 8)
+    lattice = 2 * torch.stack([x, y], dim=-1) - 1  # its -1 and 1 are the image's edges
+    windows = F.grid_sample(images, lattice, mode="bilinear", padding_mode="border", align_corners=False)[:, None]
+    expected = logits_of_windows(model, windows, coordinates, height, width)
+    # Its positions are rounded otherwise, by about 1e-5 pixels.
+    torch.testing.assert_close(logits(model, images, coordinates), expected, rtol=0, atol=2e-4)
 
 
 def test_headless_and_pooled_features():
@@ -178,19 +206,99 @@ def test_save_and_load_give_the_same_logits(tmp_path):
     assert {**loaded.config.to_dict(), "_name_or_path": ""} == model.config.to_dict()
 
 
-def test_a_new_model_is_initialised_everywhere():
-    """Loading a headless repository as a classifier: the encoder is the saved one, the classifier new and sane."""
-    model = SpotViTForImageClassification(tiny_config(use_layer_scale=True, layerscale_value=0.5))
-    assert model.spot_vit.embeddings.position_embeddings.weight.std() > 0
-    assert (model.spot_vit.layers[0].layer_scale1.scale == 0.5).all()
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+def test_a_new_classifier_on_a_saved_encoder(tmp_path):
+    """Loading a headless repository as a classifier: the encoder is the saved one, the classifier new."""
+    encoder = tiny_model(model_class=SpotViTModel)
+    encoder.save_pretrained(tmp_path)
+    model, info = SpotViTForImageClassification.from_pretrained(tmp_path, num_labels=400, output_loading_info=True)
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(tensor, encoder.state_dict()[name]) for name, tensor in model.spot_vit.state_dict().items())
+    assert_initialised("classifier.weight", model.classifier.weight, model.config)
+    assert_initialised("classifier.bias", model.classifier.bias, model.config)
+
+
+def assert_initialised(name: str, parameter: torch.Tensor, config) -> None:
+    """With what a parameter of that name begins."""
+    module, kind = name.split(".")[-2], name.split(".")[-1]
+    if kind == "scale":
+        assert (parameter == config.layerscale_value).all(), name
+    elif "norm" in module or kind == "bias":
+        assert (parameter == (kind == "weight")).all(), name  # norms are the identity; other biases are 0
+    else:
+        # Of n normal numbers, mean and standard deviation are found to within 5 standard errors. Of one that was cut off at
+        # 2 standard deviations either way (or, as torch counts, not at all) the standard deviation is at least 0.87 as large.
+        std, error = config.initializer_range, 5 / parameter.numel() ** 0.5
+        assert abs(parameter.mean()) < error * std, name
+        assert (0.87 - error) * std < parameter.std() < (1 + error) * std, name
+
+
+def test_a_new_model_is_initialised_everywhere(tmp_path):
+    """From a repository that lacks all parameters but one, through the meta device, where memory that nothing fills holds
+    anything: every parameter of the largest class, with every option, gets what its name promises."""
+    config = tiny_config(
+        hidden_size=64, use_layer_scale=True, layerscale_value=0.5, num_register_tokens=3, initializer_range=0.05,
+        use_swiglu_ffn=True, decoder_hidden_size=48, decoder_num_hidden_layers=2, decoder_num_attention_heads=3,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    kept = {"spot_vit.layernorm.weight": torch.full((64,), 7.0)}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for model_class in (SpotViTForPreTraining, SpotViTForImageClassification):
+        model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+        names = set(model.state_dict())
+        assert info["missing_keys"] == names - set(kept) and names == set(dict(model.named_parameters()))
+        assert (model.spot_vit.layernorm.weight == 7).all()
+        for name, parameter in model.named_parameters():
+            assert parameter.device.type == "cpu"
+            if name not in kept:
+                assert_initialised(name, parameter, model.config)
 
 
 def test_multi_label_and_regression_losses():
-    for problem_type, labels in (
-        ("multi_label_classification", torch.ones(2, 5)),
-        ("regression", torch.zeros(2, 5)),
+    targets = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 1, 1]])
+    for problem_type, labels, function in (
+        ("multi_label_classification", targets, F.binary_cross_entropy_with_logits),
+        ("regression", targets - 0.3, F.mse_loss),
     ):
         model = tiny_model()
         model.config.problem_type = problem_type
-        assert torch.isfinite(model(random_images(), labels=labels).loss)
+        outputs = model(random_images(), labels=labels)
+        torch.testing.assert_close(outputs.loss, function(outputs.logits, labels))
+        assert outputs.loss > 0.1  # of logits that are not the targets
+
+
+# ------------------------------------------------------------------------------------------- several processes that save
+
+
+@pytest.fixture
+def cards(monkeypatch) -> list[str]:
+    """The directories for which a card was written."""
+    written: list[str] = []
+    monkeypatch.setattr(SpotViTModel, "_write_model_card", lambda self, directory: written.append(directory))
+    return written
+
+
+def test_only_the_main_process_writes_the_card(tmp_path, cards):
+    model = tiny_model(model_class=SpotViTModel)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    model.save_pretrained(tmp_path / "positional", False)
+    assert cards == []
+    model.save_pretrained(tmp_path / "main")
+    assert cards == [tmp_path / "main"]
+
+
+def test_the_first_of_several_processes_writes_the_card(tmp_path, cards, monkeypatch):
+    """As torchrun starts them, before and after they make their group."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    model = tiny_model(model_class=SpotViTModel)
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        model.save_pretrained(tmp_path / f"launched-{rank}")
+    monkeypatch.delenv("RANK")
+    for rank in (1, 0):
+        torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            model.save_pretrained(tmp_path / f"grouped-{rank}")
+        finally:
+            torch.distributed.destroy_process_group()
+    assert cards == [tmp_path / "launched-0", tmp_path / "grouped-0"]

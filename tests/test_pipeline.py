@@ -1,13 +1,17 @@
 """The pipelines: the stock task with saved placements, and our own with any."""
 
+import hashlib
+
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from tiny import tiny_model, tiny_processor
 from transformers import ImageClassificationPipeline, pipeline
 
-from spot_hf import SpotImageClassificationPipeline
+from spot_hf import SpotImageClassificationPipeline, join_coordinates
 from spot_hf.placement import isotropic
 
 
@@ -145,6 +149,48 @@ def test_saliency_per_image(classifier):
     answers = classifier(IMAGES[:2], saliency=[left, right], placement="salient", num_tokens=20, return_coordinates=True)
     sides = [np.array(answer["coordinates"])[:, 0] for answer in answers]
     assert sides[0].max() < 0.51 < 0.52 and sides[1].min() > 0.49
+
+
+def test_other_columns_of_a_row_are_ignored(classifier):
+    row = {"image": IMAGES[0], "coordinates": ONE, "image_id": "a.png"}
+    columns = {
+        "label": 3, "labels": [3], "split": "test", "filename": "a.png", "file_name": "a.png", "width": 60, "height": 45,
+        "id": 1, "image_index": 0, "image_idx": 0, "image_path": "a.png", "image_size": [60, 45], "caption": "a",
+        "coordinates_mask": [1, 1], "saliency_map": None, "initial_coordinates": TWO, "initial_window_scales": [0.0], 7: "x",
+    }  # fmt: skip
+    answer, expected_answer = classifier({**row, **columns}), classifier(row)
+    assert answer == expected_answer
+    assert classifier({"image": IMAGES[0], **columns}) == classifier(IMAGES[0])
+
+
+def test_a_joined_row_is_an_input(classifier, tmp_path):
+    """As `join_coordinates` gives it, with all columns of both data sets."""
+    picture().save(tmp_path / "a.png")
+    images = Dataset.from_dict({
+        "image": [str(tmp_path / "a.png")], "label": [1], "photographer": ["b"], "image_width": [60], "licence": ["CC0"],
+    }).cast_column("image", datasets.Image())  # fmt: skip
+    coordinates = Dataset.from_dict({
+        "image_id": ["a.png"], "image_index": [0], "image_size": [[60, 45]], "label": [1],
+        "image_sha256": [hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()],
+        "coordinates": [ONE], "initial_coordinates": [TWO[:2]], "losses": [[2.0, 1.0]], "initial_prediction": [0],
+        "prediction": [1], "window_scales": [[1.5, 0.75]], "initial_window_scales": [[1.0, 1.0]],
+        "trajectory": [[ONE, ONE]], "searched_by": ["us"],
+    })  # fmt: skip
+    row = join_coordinates(images, coordinates)[0]
+    assert {"photographer", "image_width", "licence", "trajectory", "searched_by"} <= set(row)
+    answer = classifier(row, return_coordinates=True)
+    assert answer["coordinates"] == [pytest.approx(point) for point in ONE]
+    expected_row = {"image": row["image"], "coordinates": ONE, "window_scales": [1.5, 0.75]}
+    assert answer["predictions"] == classifier(expected_row)
+
+
+def test_window_scales_of_a_row(classifier):
+    row = {"image": IMAGES[0], "coordinates": ONE, "window_scales": [1.5, 0.75]}
+    features = classifier.image_processor(IMAGES[0], coordinates=ONE, return_tensors="pt")
+    with torch.no_grad():
+        logits = classifier.model(**features, window_scales=torch.tensor([[1.5, 0.75]])).logits
+    torch.testing.assert_close(scores(classifier(row)), logits.softmax(-1)[0], **TOLERANCE)
+    assert classifier({**row, "window_scales": None}) == classifier({"image": IMAGES[0], "coordinates": ONE})
 
 
 def test_generators_and_streams(classifier):

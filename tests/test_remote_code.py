@@ -12,16 +12,23 @@ from transformers.utils import is_torchvision_available
 
 CODE = {
     "configuration_spot_vit.py",
-    "modeling_spot_vit.py",
+    "frames.py",
     "image_processing_spot_vit.py",
-    "placement.py",
+    "input_checks.py",
+    "modeling_spot_vit.py",
     "pipeline_spot_vit.py",
+    "placement.py",
+    "positions.py",
+    "pretraining_spot_vit.py",
+    "windows.py",
 }
 
 
 @pytest.fixture(scope="module")
 def converted(tiny_vit, photos, tmp_path_factory) -> tuple[Path, Path]:
     """A directory written by `convert_checkpoint`, and a file of what the package itself computes from it."""
+    import copy
+
     import torch
     from PIL import Image
     from safetensors.torch import save_file
@@ -41,19 +48,25 @@ def converted(tiny_vit, photos, tmp_path_factory) -> tuple[Path, Path]:
             "full_grid_logits": model(inputs["pixel_values"]).logits,
             "pooler_output": model.spot_vit(**inputs).pooler_output,
         }
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, directory.parent / "expected.safetensors")
     classifier = pipeline("spot-image-classification", model=model, image_processor=image_processor)
     predictions = {
         "saved": classifier(photos),
         "center": classifier(photos, num_tokens=5, placement="center", return_coordinates=True),
     }
+    model, smaller = copy.deepcopy(model), image_processor.resized(16, 24)
+    model.resize_position_embeddings(16, 24)
+    with torch.no_grad():
+        tensors["resized_logits"] = model(smaller(images, placement="grid", return_tensors="pt")["pixel_values"]).logits
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, directory.parent / "expected.safetensors")
     (directory.parent / "expected.json").write_text(json.dumps(predictions))
     return directory, directory.parent
 
 
 def load(directory, expected, photos, save_to):
     """In the new process: loads all there is, compares it with what the package computed, saves it again."""
+    import copy
+
     import torch
     from PIL import Image
     from safetensors.torch import load_file
@@ -83,6 +96,12 @@ def load(directory, expected, photos, save_to):
     spot = pipeline("spot-image-classification", model=directory, **remote)
     stock = pipeline("image-classification", model=directory, **remote)
     aligned(spot.model), aligned(stock.model)
+
+    resized, smaller = copy.deepcopy(model), image_processor.resized(16, 24)
+    resized.resize_position_embeddings(16, 24)
+    pixel_values = smaller([Image.open(photo) for photo in photos], placement="grid", return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        computed["resized_logits"] = resized(pixel_values).logits
 
     seen = {}
     half = pipeline("image-classification", model=directory, dtype=torch.bfloat16, **remote)
@@ -141,7 +160,7 @@ def test_inputs_and_outputs_are_the_packages_bit_for_bit(process, request):
     result = request.getfixturevalue(process)
     # The same operations in the same order, on one thread and aligned memory: no rounding differs.
     assert result["differences"] == dict.fromkeys(
-        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output"], 0.0
+        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "resized_logits"], 0.0
     )
 
 

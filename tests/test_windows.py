@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from test_image_processing import NoFloat64
 from tiny import random_coordinates, random_images, tiny_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spot_hf.placement import grid
-from spot_hf.positions import SpotViTPositionEmbeddings, gaussian_kernel, solve_kernel_weights
+from spot_hf.positions import SpotViTPositionEmbeddings, evaluate_kernel_weights, gaussian_kernel, solve_kernel_weights
 from spot_hf.windows import sample_windows
 
 
@@ -37,7 +39,7 @@ def test_half_a_pixel_is_the_mean_of_two():
     torch.testing.assert_close(window, expected, rtol=0, atol=1e-5)  # rounding of the position: 1e-6 pixels
 
 
-def test_outside_repeats_the_border():
+def test_border_pixels_are_replicated_outside():
     image = random_images(1, 16, 16)
     window = sample_windows(image, torch.tensor([[[-3.0, 0.5]]]), 4)[0, 0]
     expected = image[0, :, 6:10, :1].expand(-1, -1, 4)
@@ -106,6 +108,31 @@ def test_position_embeddings_reproduce_the_table(rows, columns, sigma):
     embeddings = module(grid(rows, columns, 1)[None], rows, columns)[0]
     # float32 weights; a wider kernel is worse conditioned (about 1e3 at 1.0, 10 at 0.6).
     torch.testing.assert_close(embeddings, table.flatten(0, 1), rtol=0, atol=1e-5 if sigma == 0.6 else 2e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0])
+def test_kernel_weights_and_table_are_inverses(sigma):
+    table = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = solve_kernel_weights(table, sigma)
+    torch.testing.assert_close(evaluate_kernel_weights(weights, sigma), table, rtol=0, atol=1e-12)  # float64
+
+
+def test_kernel_weights_on_a_device_without_float64():
+    with FakeTensorMode(), NoFloat64():
+        table = torch.rand(3, 5, 6, device="mps")
+        for values in (solve_kernel_weights(table, 0.6), evaluate_kernel_weights(table, 0.6)):
+            assert (values.device.type, values.dtype, values.shape) == ("mps", torch.float32, table.shape)
+
+
+def test_a_grid_that_covers_a_part_of_the_image():
+    """A table of 3 × 5 cells of 8 pixels in an image of 31 × 47: at their centres, only with the extent, the table."""
+    table = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    config = {"hidden_size": 6, "num_attention_heads": 1, "position_grid_size": [3, 5]}
+    for extent, equal in (([24 / 31, 40 / 47], True), (None, False)):
+        module = SpotViTPositionEmbeddings(tiny_config(**config, position_grid_extent=extent))
+        module.weight.data = solve_kernel_weights(table, 0.6)
+        embeddings = module(grid(31, 47, 8)[None], 31, 47)[0]
+        assert torch.allclose(embeddings, table.flatten(0, 1), rtol=0, atol=1e-5) == equal  # float32
 
 
 def test_position_embeddings_follow_the_formula():

@@ -162,7 +162,7 @@ def test_a_killed_oracle_goes_on_to_the_same_rows(go_on, same_machine):
     shards = {name: content for name, content in files_of(WRITTEN / "oracle-half").items() if name.endswith(".parquet")}
     assert 0 < len(shards) < 8
     directory, said = go_on("oracle", "oracle-half")
-    assert "going on: " in said
+    assert "resuming: " in said
     found = files_of(directory)
     assert {name: found[name] for name in shards} == shards
     names = {str(path.relative_to(WRITTEN / "coordinates")) for path in (WRITTEN / "coordinates").glob("*/*.parquet")}
@@ -214,11 +214,20 @@ def test_a_killed_evaluation_goes_on_to_the_same_figures(go_on, same_machine):
     if not same_machine:  # the order of what is nearly equal is no promise
         for line in [*ours.values(), *theirs.values()]:
             line["top"] = [top[0] for top in line["top"]]
-    assert_same(ours, theirs, same_machine)
+    # Since 0.2.0 a shrunken image's position table is interpolated in float64: it rounds otherwise.
+    shrunken = {key for key in theirs if "shrunken_image" in key[0]}
+    assert set(ours) == set(theirs) and shrunken
+    for key, line in theirs.items():
+        assert_same(ours[key], line, same_machine and key not in shrunken, str(key))
     results = [json.loads((one / "results.json").read_text()) for one in (directory, WRITTEN / "evaluation")]
     for name in ("parameters", "results", "oracle"):
         found, expected = (without_measured(result[name]) for result in results)
-        assert_same(found, expected, same_machine, name)
+        if name == "results":
+            for i, row in enumerate(expected):
+                assert_same(found[i], row, same_machine and row["way"] != "shrunken_image", row["way"])
+            assert len(found) == len(expected)
+        else:
+            assert_same(found, expected, same_machine, name)
 
 
 def without_measured(value: Any) -> Any:
@@ -236,7 +245,7 @@ def without_measured(value: Any) -> Any:
 def test_a_killed_training_goes_on_to_the_same_weights(go_on, same_machine, name, half, whole):
     checkpoint = {file: content for file, content in files_of(WRITTEN / half).items() if file.startswith(CHECKPOINT)}
     directory, said = go_on(name, half)
-    assert f"going on from {directory}/{CHECKPOINT}" in said
+    assert f"resuming from {directory}/{CHECKPOINT}" in said
     after = files_of(directory)
     assert {file: after[file] for file in checkpoint} == checkpoint
     found, expected = (load_file(one / "model.safetensors") for one in (directory, WRITTEN / whole))

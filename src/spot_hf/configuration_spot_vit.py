@@ -14,7 +14,7 @@ KERNEL_NORMALIZATIONS = (None, "image", "batch")
 POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
-# only the entry of its own class, so that the config names them all.
+# only the entry of its own class, so the config names them all.
 AUTO_MAP = {
     "AutoConfig": "configuration_spot_vit.SpotViTConfig",
     "AutoModel": "modeling_spot_vit.SpotViTModel",

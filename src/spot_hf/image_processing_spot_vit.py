@@ -2,10 +2,9 @@
 
 Two frames of relative coordinates `(x, y)`, 0 and 1 being an image's edges:
 
-- *image frame*: relative to the original image. What people write and data sets store: it serves models with different
-  resizes and crops.
-- *model frame*: relative to `pixel_values`. What the model receives. A point of the image that the crop removes lies
-  outside [0, 1] here.
+- *image frame*: relative to the original image. What people write and data sets store, as it does not depend on a model's
+  resize and crop.
+- *model frame*: relative to `pixel_values`. What the model receives. Points that the crop removes lie outside [0, 1] here.
 """
 
 import hashlib

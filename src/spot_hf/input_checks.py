@@ -118,7 +118,8 @@ def check_window_scales(window_scales: Any) -> np.ndarray:
     array = _to_array("window_scales", window_scales)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`window_scales` must hold one scale per token, (num_tokens,); got shape {array.shape}")
-    scales = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        scales = array.astype(np.float32)
     wrong = ~(np.isfinite(scales) & (scales > 0))
     if wrong.any():
         token = int(wrong.argmax())

@@ -7,7 +7,7 @@ Conventions, for every function here:
   `(i + 0.5) / width`.
 - A token is a window of `patch_size` × `patch_size` samples, one pixel (`config.window_spacing`) apart, centred on its
   coordinate.
-- A grid cell's centre is one such coordinate: with all of them, a converted model is its source model.
+- With the centres of all grid cells as coordinates, a converted model gives its source model's outputs.
 """
 
 import os
@@ -280,19 +280,19 @@ class SpotViTPreTrainedModel(PreTrainedModel):
                 raise ValueError(f"`{name}` must be an integer of at least patch_size={config.patch_size}; got {size!r}")
         if (height, width) == config.image_height_width:
             return
-        interpolated_before, old_grid = config.position_source_grid_size, config.position_grid_size
+        source_grid, old_grid = config.position_source_grid_size, config.position_rows_columns
         modules = list(self.modules())
         for module in modules:
             if isinstance(module, SpotViTPositionEmbeddings):
                 module.resize(height, width)
-        # The encoder's, and that of a decoder.
+        # Not by `isinstance`: as remote code, the config's class can be loaded twice.
         for each in {id(one.config): one.config for one in modules if hasattr(one, "config")}.values():
             each.set_image_size(height, width)
-        if interpolated_before is not None and config.position_grid_size != old_grid:
+        if source_grid is not None and config.position_rows_columns != old_grid:
             warnings.warn(
-                f"the position table was interpolated before, from {list(interpolated_before)} to {list(old_grid)}: at "
-                f"{height} × {width} pixels the model only approximates its source. `spot-hf convert --image_size` "
-                "interpolates the source's own table",
+                f"the position table of {old_grid[0]} × {old_grid[1]} was itself interpolated, from the source's of "
+                f"{source_grid[0]} × {source_grid[1]}: at {height} × {width} pixels the model only approximates its source. "
+                "`spot-hf convert --image_size` starts from the source's own table",
                 stacklevel=2,
             )
 
@@ -340,8 +340,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): any height and width of
                 at least `patch_size`.
             coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`, float32, *optional*): centre `(x, y)`
-                of each token's window, relative to `pixel_values`; 0 and 1 are the image's edges. A batch of 1 serves
-                all images. By default the centres of all grid cells, as in the source model.
+                of each token's window, relative to `pixel_values`; 0 and 1 are the image's edges. A batch of 1 holds
+                for all images. By default the centres of all grid cells, as in the source model.
             coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, bool or integer, *optional*): 1 for
                 tokens, 0 for padding, which no token attends to and no mean includes. At least one token per image.
             window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): multiples of

@@ -58,7 +58,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
         given = (num_tokens, placement, coordinates, seed, saliency)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
-        # What a call says takes the place of what the pipeline was made with.
+        # Arguments of a call override those that the pipeline was made with.
         if coordinates is not None:
             preprocess.update(num_tokens=None, placement=None)
         elif placed:
@@ -95,14 +95,14 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             `ValueError`: as the image processor, before the model runs; a dict without `"image"`, or with a misspelt key.
         """
         if isinstance(inputs, list):
-            inputs = self._give_each_its_own(inputs, kwargs)
+            inputs = self._split_by_image(inputs, kwargs)
         elif _ndim(kwargs.get("coordinates")) == 3 and len(kwargs["coordinates"]) > 1:
             count = len(kwargs["coordinates"])
             raise ValueError(f"`coordinates` with one set per image need a list of images; got {count} sets and no list")
         return super().__call__(inputs, **kwargs)
 
-    def _give_each_its_own(self, inputs: list, kwargs: dict[str, Any]) -> list:
-        """Moves what the call gives per image (coordinates, saliency) into that image's input."""
+    def _split_by_image(self, inputs: list, kwargs: dict[str, Any]) -> list:
+        """Moves arguments with one value per image (coordinates, saliency) into the images' own inputs."""
         for name, single_ndim in (("coordinates", 2), ("saliency", None)):
             value = kwargs.get(name)
             if value is None or (single_ndim is not None and _ndim(value) == single_ndim):
@@ -125,7 +125,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if isinstance(inputs, dict):
             _check_keys(inputs)
             own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}
-            if "coordinates" in own:  # one image's positions take the place of the call's placement
+            if "coordinates" in own:  # an image's own positions override the call's placement
                 own.update(num_tokens=None, placement=None)
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]

@@ -18,10 +18,10 @@ def gaussian_kernel(
         positions: `(...)`, relative: 0 and 1 are the edges of the image.
         num_centers: entries along the axis.
         sigma: bandwidth, in `unit`.
-        size: of the image along the axis, in pixels. Matters to the units and centres that are counted in pixels.
+        size: of the image along the axis, in pixels; needed where the unit is pixels or the centres are a mesh.
         unit: `"cells"`, equal parts of the image, or `"pixels"`.
-        centers: of the entries: those of `"cells"`, or a `"mesh"` from the centre of the first pixel to one pixel past the
-            last.
+        centers: where the entries lie: at the centres of `"cells"`, or on a `"mesh"` from the centre of the first pixel to one
+            pixel past the last.
 
     Returns:
         `(..., num_centers)`.
@@ -107,7 +107,7 @@ class SpotViTPositionEmbeddings(nn.Module):
         self, coordinates: torch.Tensor, height: int, width: int, coordinates_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`(batch_size, num_tokens, 2)` in an image of `height` × `width` pixels to `(batch_size, num_tokens, rows *
-        columns)`. Padding has no part in the normalization."""
+        columns)`. Padding does not count in the normalization."""
         config = self.config
         rows, columns = config.position_rows_columns
         kind = {"unit": config.position_kernel_unit, "centers": config.position_kernel_centers}

@@ -10,8 +10,16 @@ from transformers import HfArgumentParser
 
 
 def with_recipe(parser: HfArgumentParser, classes: list[type], rest: list[str]) -> list[str]:
-    """Makes the options of the YAML file that `--config` names the parser's defaults; values keep their YAML types, but text
-    is read as it would be on the line. What has no default is put before `rest`, where later words replace it."""
+    """
+    Makes the options of the YAML file that `--config` names the parser's defaults. Values keep their YAML types; the
+    arguments' dataclasses turn them into what they declare (`training/recipe_values.py`).
+
+    Returns:
+        `list[str]`: `rest`, with what has no default before it, where later words replace it.
+
+    Raises:
+        `ValueError`: no such file, no YAML of options, or an option that is none, by name.
+    """
     finder = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(rest)[0].config
@@ -25,12 +33,7 @@ def with_recipe(parser: HfArgumentParser, classes: list[type], rest: list[str]) 
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"--config: {name!r} in {path!r} is no option of `{parser.prog}`{hint}")
     needed = [name for name in recipe if options[name].default is MISSING and options[name].default_factory is MISSING]
-    several = {one.name for one in options.values() if "list" in str(one.type)}
-    defaults = {name: value for name, value in recipe.items() if name not in needed}
-    for name in several & set(defaults):
-        if defaults[name] is not None and not isinstance(defaults[name], list):
-            defaults[name] = [defaults[name]]
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**{name: value for name, value in recipe.items() if name not in needed})
     return [word for name in needed for word in (f"--{name}", str(recipe[name]))] + rest
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 
 def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions within float rounding of a pixel's centre mean that pixel: a cell's window is then exactly its patch.
+    """Moves positions within float rounding of a pixel's centre onto it, so that a grid cell's window is exactly its patch.
 
     A relative coordinate in [0, 1] is rounded to `eps / 2`, and its product with `size` again: `size * eps` pixels at
     the most. The gradient passes through unchanged.
@@ -22,7 +22,7 @@ def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, bord
     Args:
         image: `(batch_size, num_channels, height, width)`.
         x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
-        border: beyond the centres of the border pixels, `"repeat"` them, or samples are `"zero"`.
+        border: beyond the centres of the border pixels, these are replicated (`"repeat"`), or samples are 0 (`"zero"`).
 
     Returns:
         `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
@@ -72,7 +72,7 @@ def sample_windows(
             0, 1 where not given. Above 1 the source is anti-aliased: the window reads a pyramid of 2 × 2 means, linearly
             between the two levels whose pixels are nearest to the scale.
         spacing (`float`): distance between samples in pixels.
-        border (`str`): samples outside the image `"repeat"` its border pixel, or are `"zero"`.
+        border (`str`): outside the image, border pixels are replicated (`"repeat"`), or samples are 0 (`"zero"`).
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, float32 (or float64).
@@ -91,7 +91,7 @@ def sample_windows(
     level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
     windows = torch.zeros((), dtype=dtype, device=image.device)
     for k in range(num_levels):
-        if k > 0:  # An odd last row or column is averaged alone: the same as repeating the border pixel.
+        if k > 0:  # An odd last row or column is averaged alone, as if it were replicated.
             image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
         # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
         x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))

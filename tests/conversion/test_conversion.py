@@ -424,6 +424,95 @@ def test_every_kind_of_file_is_read(write, source, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in report.model.state_dict().items())
 
 
+SHARDS_OUTSIDE = [
+    "../outside.safetensors",
+    "shards/../../outside.safetensors",
+    "{outside}",
+    "..\\outside.safetensors",
+    "C:/x.bin",
+]
+
+
+@pytest.mark.parametrize("shard", SHARDS_OUTSIDE)
+def test_an_index_that_points_out_of_its_directory_is_refused(shard, source, tmp_path):
+    """The file there is a good shard: it is not opened all the same."""
+    directory = edited(source("vit"), tmp_path / "edited")
+    (directory / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    shard = shard.format(outside=tmp_path / "outside.safetensors")
+    weight_map = dict.fromkeys(load_file(source("vit") / "model.safetensors"), shard)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    message = refused(directory, tmp_path)
+    assert repr(shard) in message and "must be below the directory of model.safetensors.index.json" in message
+
+
+def as_shards_in_folders(directory: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Two shards of the same name in two folders, and their index; returns its map."""
+    weight_map = {name: f"{'ab'[i % 2]}/weights.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(weight_map.values()):
+        (directory / shard).parent.mkdir()
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, directory / shard)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_shards_in_folders_are_read(source, tmp_path):
+    directory = edited(source("vit"), tmp_path / "edited")
+    (directory / "model.safetensors").unlink()
+    as_shards_in_folders(directory, load_file(source("vit") / "model.safetensors"))
+    found = convert_checkpoint(directory).model.state_dict()
+    expected = convert_checkpoint(source("vit")).model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def convert_shards(directory, weight_map):
+    """In its process, with a Hub: pushes a source in shards, and others whose index names what is not there or not theirs."""
+    import json
+    import traceback
+
+    from huggingface_hub import HfApi
+
+    from spot_hf import ConversionError, convert_checkpoint
+
+    api = HfApi()
+
+    def push(name, index):
+        api.create_repo(f"alice/{name}")
+        api.upload_folder(folder_path=directory, repo_id=f"alice/{name}")
+        content = json.dumps({"weight_map": index}).encode()
+        api.upload_file(path_or_fileobj=content, path_in_repo="model.safetensors.index.json", repo_id=f"alice/{name}")
+
+    def attempt(name, shard):
+        push(name, {**weight_map, next(iter(weight_map)): shard})
+        try:
+            convert_checkpoint(f"alice/{name}")
+        except ConversionError as error:
+            return str(error)
+        except Exception:
+            return traceback.format_exc()
+
+    push("in-folders", weight_map)
+    converted, local = convert_checkpoint("alice/in-folders").model, convert_checkpoint(directory).model
+    equal = all(tensor.equal(local.state_dict()[name]) for name, tensor in converted.state_dict().items())
+    messages = [
+        attempt("lost", "c/lost.safetensors"),
+        attempt("outside", "../../../etc/passwd"),
+        attempt("root", "/etc/passwd"),
+    ]
+    return {"equal": equal, "messages": messages}
+
+
+def test_shards_in_folders_of_the_hub(source, tmp_path, hub, fresh_process):
+    directory = edited(source("vit"), tmp_path / "edited")
+    (directory / "model.safetensors").unlink()
+    weight_map = as_shards_in_folders(directory, load_file(source("vit") / "model.safetensors"))
+    result = fresh_process(convert_shards, str(directory), weight_map, hub=hub, token="hf_alice")
+    assert result["equal"]
+    lost, outside, root = result["messages"]
+    assert lost == "`source_model` 'alice/lost' holds no c/lost.safetensors, which model.safetensors.index.json names"
+    assert outside.startswith("model.safetensors.index.json names the file '../../../etc/passwd', which must be below")
+    assert root.startswith("model.safetensors.index.json names the file '/etc/passwd', which must be below")
+
+
 class Payload:
     """A pickle that writes a file where it is loaded."""
 

@@ -103,6 +103,18 @@ def test_the_full_grid_gives_the_sources_outputs(name, sources, tmp_path):
         assert list(converted.config.id2label.values()) == LABELS
 
 
+@pytest.mark.parametrize("name", ["vit", "deit_distilled", "registers_classifier", "vit_not_square"])
+@torch.no_grad()
+def test_another_image_size_is_as_timm_resizes_the_model(name, sources):
+    """By `set_input_size`, which resamples the table with antialiasing."""
+    pixel_values, expected = outputs_of(sources, f"{name}_resized")
+    converted, resized = convert_checkpoint(sources / name, image_size=(48, 40)), convert_checkpoint(sources / name).model
+    resized.resize_position_embeddings(48, 40)
+    for model in (converted.model, resized):
+        assert max(differences(expected, model, pixel_values).values()) <= REACHED
+    assert converted.image_processor.model_size((500, 500)) == (40, 48)
+
+
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_model_with_another_part_is_refused_by_its_name(name, sources, tmp_path):
     message = refused(sources / name, tmp_path)

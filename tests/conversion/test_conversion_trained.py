@@ -1,6 +1,5 @@
-"""Conversion of trained weights on real images, with no file but the repository's: the tiny ViT in `tests/fixtures/digits-vit`,
-on scikit-learn's digits. Trained weights have structure that random ones lack, such as smooth position tables and features of
-very different sizes."""
+"""Conversion of trained weights on real images, all in the repository: the tiny ViT in `tests/fixtures/digits-vit`, and
+scikit-learn's digits. Trained weights have what random ones lack, such as features of very different sizes."""
 
 from pathlib import Path
 
@@ -67,8 +66,8 @@ def test_another_image_size_gives_the_sources_logits(size, source, converted, di
 
 @torch.no_grad()
 def test_a_shifted_digit_and_shifted_tokens(converted, digits):
-    """What makes positions continuous: an image moved by 3 pixels, seen through windows moved with it, is the same windows; only
-    their position embeddings differ. The trained model's class changes for few digits."""
+    """Windows that move with the image see the same pixels; only their position embeddings differ. The trained model's class
+    then changes for fewer digits than with windows that stay."""
     model = SpotViTForImageClassification.from_pretrained(converted).eval()
     pixel_values = AutoImageProcessor.from_pretrained(converted)(digits["image"][:100], return_tensors="pt")["pixel_values"]
     inner = grid(48, 48, 8).unflatten(0, (6, 6))[1:-1, 1:-1].flatten(0, 1)[None]

@@ -52,6 +52,8 @@ MODELS = {
     "test_vit": ("test_vit", {}),  # a real architecture: 1,000 classes, heads of 32
 }
 
+RESIZED = ("vit", "deit_distilled", "registers_classifier", "vit_not_square")  # also as timm resizes them, to 48 × 40 pixels
+
 # name → (architecture, arguments): each has a part that SpotViT has not.
 UNSUPPORTED = {
     "no_class_token": ("vit_medium_patch16_gap_240", TINY),
@@ -94,6 +96,13 @@ def save(name: str, architecture: str, arguments: dict, output_dir: Path) -> Non
             outputs["last_hidden_state"] = model.forward_features(pixel_values)
     tensors = {"pixel_values": pixel_values} | {key: tensor.contiguous() for key, tensor in outputs.items()}
     save_file(tensors, output_dir / f"{name}.safetensors")
+    if name in RESIZED:
+        model.set_input_size(img_size=(48, 40))
+        pixel_values = torch.randn(3, 3, 48, 40, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            save_file(
+                {"pixel_values": pixel_values, "logits": model(pixel_values)}, output_dir / f"{name}_resized.safetensors"
+            )
 
 
 def save_wrapped(output_dir: Path) -> None:

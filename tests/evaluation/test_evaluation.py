@@ -36,7 +36,6 @@ from spot_hf.evaluation.baselines import (
     shrunken_size,
 )
 from spot_hf.evaluation.memory import PeakMemory
-from spot_hf.evaluation.methods import scaled_processor
 from spot_hf.evaluation.results import METRICS
 from spot_hf.placement import isotropic
 
@@ -160,10 +159,10 @@ def test_a_scaled_recipe_keeps_its_proportions():
     processor = SpotViTImageProcessorPil(
         size={"shortest_edge": 248}, crop_size={"height": 224, "width": 224}, do_center_crop=True
     )
-    scaled = scaled_processor(processor, 112, 112)
+    scaled = processor.resized(112, 112)
     assert scaled.size["shortest_edge"] == 124 and scaled.model_size((500, 375)) == (112, 112)
     assert processor.size["shortest_edge"] == 248
-    plain = scaled_processor(SpotViTImageProcessorPil(size={"height": 48, "width": 48}), 24, 24)
+    plain = SpotViTImageProcessorPil(size={"height": 48, "width": 48}).resized(24, 24)
     assert plain.model_size((500, 375)) == (24, 24)
 
 
@@ -185,7 +184,7 @@ def images(tmp_path_factory) -> Path:
 def command(model, images, output, /, **changes) -> list[str]:
     options = {
         "model": model, "dataset_name": images, "num_tokens": "4 9 16", "num_seeds": 2, "shard_size": 6, "batch_size": 4,
-        "num_workers": 0, "output_dir": output, **changes,
+        "num_workers": 0, "max_failed_share": 0.1, "output_dir": output, **changes,
     }  # fmt: skip
     words = ["evaluate"]
     for name, value in options.items():
@@ -198,6 +197,26 @@ def finished(model, images, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("finished") / "run"
     assert main(command(model, images, directory)) == 0
     return directory
+
+
+def assert_drawn(file: Path) -> None:
+    """A plot: a picture of its size, mostly paper, with lines of several colours."""
+    pixels = np.asarray(PIL.Image.open(file).convert("RGB")).reshape(-1, 3)
+    assert len(pixels) > 500_000
+    assert 0.8 < (pixels == 255).all(1).mean() < 0.99
+    saturated = pixels[pixels.max(1).astype(int) - pixels.min(1) > 100] // 32
+    assert len(np.unique(saturated, axis=0)) >= 3
+
+
+def run_on(num_processes: int, words: list[str]) -> None:
+    if num_processes == 1:
+        assert main(words) == 0
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    script = [*launch, "scripts/run_evaluation.py", *words[1:]]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def figures(directory: Path) -> list[dict]:
@@ -253,14 +272,28 @@ def test_every_way_is_in_the_table(finished):
     report = (finished / "README.md").read_text()
     assert all(f"| {way} |" in report for way, _ in found if way != "full_grid")
     for name in ("tiny_tokens.png", "tiny_speed.png"):
-        assert (finished / name).read_bytes()[:4] == b"\x89PNG"
+        assert_drawn(finished / name)
+
+
+def lines_of(directory: Path) -> dict[tuple, dict]:
+    """Of the ledger: (way, number of tokens, seed, shard) → line."""
+    lines = [json.loads(line) for line in (directory / "lines-0.jsonl").read_text().splitlines()]
+    return {(*(line["cell"][name] for name in ("way", "num_tokens", "seed")), line["shard"]): line for line in lines}
 
 
 def test_all_tokens_are_the_full_grid(finished):
-    rows = {(row["way"], row["num_tokens"]): row for row in figures(finished)}
-    # A different order of tokens, or none: the same predictions.
-    for way in ("isotropic", "grid_subset"):
-        assert rows[way, 16]["top_1"] == rows["full_grid", 16]["top_1"]
+    """A different order of tokens, or none: every image's loss and probability to 1e-5, which float32's sums in another order
+    leave of logits of this size."""
+    lines = lines_of(finished)
+    full = {key[3]: line for key, line in lines.items() if key[0] == "full_grid"}
+    for way, seed in (("isotropic", None), ("grid_subset", 0), ("grid_subset", 1)):
+        for shard, line in full.items():
+            ours = lines[way, 16, seed, shard]
+            assert [top[0] for top in ours["top"]] == [top[0] for top in line["top"]]
+            for name in ("loss", "confidence"):
+                np.testing.assert_allclose(ours[name], line[name], rtol=1e-5, atol=1e-5)
+    # The test would see tokens that are elsewhere.
+    assert not np.allclose(lines["uniform", 16, 0, 0]["loss"], full[0]["loss"], rtol=1e-2, atol=1e-2)
 
 
 def test_a_second_run_repeats_every_figure(finished, model, images, tmp_path):
@@ -375,10 +408,56 @@ def test_peak_memory_of_what_can_be_counted_by_hand():
 def test_peak_memory_is_the_same_whichever_images_were_first(finished, model, tmp_path):
     """A broken image makes the first batch smaller; a killed run may begin with it, or with the last batch."""
     data = save_images(tmp_path / "broken", 9, broken=(0, 1))
-    assert main(command(model, data, tmp_path / "run")) == 0
+    assert main(command(model, data, tmp_path / "run", max_failed_share=0.3)) == 0
     expected = {(row["way"], row["num_tokens"]): row["peak_mib"] for row in figures(finished)}
     assert {(row["way"], row["num_tokens"]): row["peak_mib"] for row in figures(tmp_path / "run")} == expected
     assert expected["isotropic", 4] < expected["isotropic", 9] < expected["isotropic", 16]
+
+
+# --------------------------------------------------------------------------------------------- images that cannot be read
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_image_that_fails_alone_in_its_batch_is_counted_and_listed(model, tmp_path, num_processes):
+    data = save_images(tmp_path / "data", 5, broken=(2,))
+    words = command(model, data, tmp_path / "run", batch_size=1, shard_size=2, max_failed_share=0.2, placement="center")
+    run_on(num_processes, words)
+    assert {(row["num_images"], row["num_failed"]) for row in figures(tmp_path / "run")} == {(4, 1)}
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    (failed,) = results["failed"]
+    assert (failed["image_index"], failed["image_id"]) == (2, "picture_2.png")
+    assert failed["error"] == "UnidentifiedImageError: cannot identify image file"
+    assert results["parameters"]["num_images"] == 5
+    assert "1 images could not be read" in (tmp_path / "run/README.md").read_text()
+
+
+def test_too_many_broken_images_stop_it(model, tmp_path, capsys):
+    data = save_images(tmp_path / "data", 10, broken=(2, 5))
+    words = command(model, data, tmp_path / "run", max_failed_share=0.1)
+    assert main(words) == 1
+    assert "2 of 10 images could not be read, more than `max_failed_share` 0.1 allows" in capsys.readouterr().err
+    assert not (tmp_path / "run/results.json").exists()
+    # What was measured stays, and another share goes on with it.
+    assert main([*words, "--max_failed_share", "0.2"]) == 0
+    assert {(row["num_images"], row["num_failed"]) for row in figures(tmp_path / "run")} == {(8, 2)}
+
+
+def test_an_error_of_our_own_is_no_broken_image(model, images, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("spot_hf.data.batches.place", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(command(model, images, tmp_path / "run"))
+
+
+def test_broken_neighbors_are_skipped(model, tmp_path, capsys):
+    data = save_images(tmp_path / "data", 6)
+    save_images(tmp_path / "data", 30, broken=(4,), split="train")
+    options = {"knn_dataset_split": "train", "placement": "center", "dataset_split": "validation"}
+    assert main(command(model, data, tmp_path / "run", **options)) == 0
+    assert "`knn_dataset_split`: 1 images could not be read" in capsys.readouterr().out
+    assert all(0 <= row["knn"] <= 100 for row in figures(tmp_path / "run"))
 
 
 # ------------------------------------------------------------------------------------------------------------ streams
@@ -386,15 +465,8 @@ def test_peak_memory_is_the_same_whichever_images_were_first(finished, model, tm
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_stream_and_two_processes_give_the_same_figures(finished, model, images, tmp_path, num_processes):
-    words = [*command(model, images, tmp_path / "run"), "--streaming"]
-    if num_processes == 1:
-        assert main(words) == 0
-    else:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        script = [*launch, "scripts/run_evaluation.py", *words[1:]]
-        done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    run_on(num_processes, [*command(model, images, tmp_path / "run"), "--streaming"])
+    if num_processes == 2:
         shards = [
             {json.loads(line)["shard"] for line in (tmp_path / "run" / f"lines-{i}.jsonl").read_text().splitlines()}
             for i in range(2)
@@ -484,7 +556,7 @@ def test_oracle_steps_among_the_labels_are_a_search_among_them(model, images, tm
 def test_oracle_steps_are_marked_as_a_ceiling_and_stay_off_the_card(stepped, model, tmp_path):
     report = (stepped / "README.md").read_text()
     assert "It uses the label: a ceiling, not a method" in report and "![tiny_oracle.png](tiny_oracle.png)" in report
-    assert (stepped / "tiny_oracle.png").read_bytes()[:4] == b"\x89PNG"
+    assert_drawn(stepped / "tiny_oracle.png")
     results = json.loads((stepped / "results.json").read_text())
     assert all(row["way"] in ("full_grid", "isotropic") for row in results["results"])
     shutil.copytree(model, tmp_path / "tiny")
@@ -629,7 +701,7 @@ def test_salient_placements_are_those_of_the_processor(cropping, salient_images,
 
 
 def test_without_what_is_salient_in_the_crop_an_image_is_left_out(cropping, salient_images, tmp_path):
-    assert main(salient_command(cropping, salient_images, tmp_path / "run", "corner")) == 0
+    assert main(salient_command(cropping, salient_images, tmp_path / "run", "corner", max_failed_share=0.2)) == 0
     assert {(row["num_images"], row["num_failed"]) for row in figures(tmp_path / "run")} == {(8, 1)}
 
 
@@ -720,12 +792,52 @@ def save(directory: Path, rows: list[dict], split: str = "test", label=None) -> 
     return directory
 
 
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"image_size": "7"}, "`image_size` must be at least 8, the patch size of"),
+        ({"placement": "grid_subset", "num_tokens": "17", "baselines": "none"}, "leave nothing to measure"),
+        ({"revision": "a b"}, "`revision` must be one for all models or one per model, 1"),
+        ({"config": "spot_n9"}, "--config goes with --coordinates"),
+        ({"label_column_name": "none"}, "`label_column_name` is needed"),
+    ],
+    ids=str,
+)
+def test_what_no_run_can_have_stops_before_a_directory_is_made(model, images, tmp_path, capsys, changes, named):
+    assert main(command(model, images, tmp_path / "run", **changes)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in error and not (tmp_path / "run").exists()
+
+
+def test_nothing_to_measure_is_no_empty_split():
+    with pytest.raises(ValueError, match="leave nothing to measure"):
+        EvaluationArguments(model=["a/b"], dataset_name="x", output_dir="y", placement=[], baselines=["none"]).check()
+
+
+@pytest.mark.parametrize("option", ["num_tokens 4", "image_size 32", "knn_dataset_split train", "streaming true", "seed 1"])
+def test_options_that_do_not_suit_a_transfer_are_refused_by_name(option, capsys):
+    words = ["evaluate", "--model", "a/b", "--coordinates", "c/d", *f"--{option}".split()]
+    assert main(words) == 2
+    assert f"--{option.split()[0]} goes without --coordinates" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_their_config_are_named(model, images, tmp_path, capsys):
+    copied = shutil.copytree(model, tmp_path / "model")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    picture_file = str(ROOT / "docs/results/quickstart_windows.png")
+    for words in (command(copied, images, tmp_path / "run"), ["classify", "--model", str(copied), picture_file]):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert str(copied) in error and "`spot_vit.layers.0.mlp.fc1.bias` has shape (64,), the config says (32,)" in error
+
+
 def test_data_sets_that_do_not_fit(model, images, tmp_path, capsys):
     row = {"image": {"bytes": picture(0), "path": "a.png"}, "label": 3}
     cases = {
         "`label_column_name` must be one of": ({"label_column_name": "class"}, images),
-        "row 1 of 'label' has 5": ({}, save(tmp_path / "outside", [row, {**row, "label": 5}])),
-        "row 0 of 'label' has None": ({}, save(tmp_path / "none", [{**row, "label": None}])),
+        "row 1 of 'test' has the label 5": ({}, save(tmp_path / "outside", [row, {**row, "label": 5}])),
+        "row 0 of 'test' has no label": ({}, save(tmp_path / "none", [{**row, "label": None}])),
         "`dataset_split` must be one of": ({"dataset_split": "train"}, images),
         "`dataset_split` must have images": ({}, save(tmp_path / "empty", [])),
     }
@@ -743,7 +855,7 @@ def test_one_image_only(model, tmp_path):
 
 def test_the_library_checks_too():
     with pytest.raises(ValueError, match="different names"):
-        EvaluationArguments(model=["a/b", "a/b"], dataset_name="x").check()
+        EvaluationArguments(model=["a/b", "a/b"], dataset_name="x", output_dir="y").check()
 
 
 # ------------------------------------------------------------------------------------------------------------ on a card

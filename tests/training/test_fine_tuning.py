@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT
 from oracle_runs import LABELS, files_of, picture, save_images
+from PIL import Image
 from random_weights import randomise
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model, tiny_processor
@@ -27,16 +28,18 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 from spot_hf import SpotViTForImageClassification, load_coordinates
 from spot_hf.cli import main
-from spot_hf.data.source import load_images
-from spot_hf.oracle.arguments import OracleRunArguments
+from spot_hf.data.failures import TooManyFailedImagesError
+from spot_hf.data.source import DatasetSource, load_images
 from spot_hf.oracle.objectives import distill_loss, feature_loss
-from spot_hf.oracle.run import run_oracle
 from spot_hf.positions import SpotViTPositionEmbeddings
-from spot_hf.training.arguments import SpotTrainingArguments, TrainArguments
+from spot_hf.training.arguments import TrainArguments
 from spot_hf.training.batches import BatchPreparation
-from spot_hf.training.data import EvaluationImages, TrainingImages, collate
+from spot_hf.training.data import DrawSampler, EvaluationImages, TrainingImages, collate
 from spot_hf.training.placements import TrainingPlacements
+from spot_hf.training.report import learning_curves
+from spot_hf.training.run import TrainingResults
 from spot_hf.training.trainer import SpotTrainer, layers_above
+from spot_hf.training.trainer_arguments import SpotTrainingArguments
 
 
 NUM_IMAGES = 40  # to train on: 5 batches of 8
@@ -115,16 +118,18 @@ def finished(options, tmp_path_factory) -> Path:
     return directory / "run"
 
 
-def parts(model_directory: Path, images: Path, num_tokens: int = 6, seed: int = 0, **preparation):
+def split_of(images: Path, split: str) -> datasets.Dataset:
+    return load_images(DatasetSource(dataset_name=str(images), dataset_split=split))
+
+
+def parts(model_directory: Path, images: Path, **allowed):
     """A model, what prepares its batches, and the images: of a [`SpotTrainer`] by hand."""
     model = SpotViTForImageClassification.from_pretrained(model_directory)
-    placements = TrainingPlacements(
-        num_tokens=[num_tokens], placement=["uniform"], height=48, width=48, patch_size=8, seed=seed
-    )
-    prepared = BatchPreparation(placements, tiny_processor(), **preparation)
-    train = TrainingImages(load_images(str(images), split="train"), tiny_processor(), seed=seed)
-    evaluation = EvaluationImages(load_images(str(images), split="validation"), tiny_processor(), 6, "isotropic")
-    return {"model": model, "preparation": prepared, "train_dataset": train, "eval_dataset": evaluation}
+    placements = TrainingPlacements(num_tokens=[6], placement=["uniform"], height=48, width=48, patch_size=8)
+    train = TrainingImages(split_of(images, "train"), tiny_processor(), **allowed)
+    evaluation = EvaluationImages(split_of(images, "validation"), tiny_processor(), 6, "isotropic", **allowed)
+    preparation = BatchPreparation(placements, tiny_processor())
+    return {"model": model, "preparation": preparation, "train_dataset": train, "eval_dataset": evaluation}
 
 
 def trainer_of(given: dict, output_dir: Path, training: dict | None = None, **kwargs) -> SpotTrainer:
@@ -155,11 +160,27 @@ def test_a_run_leaves_a_model_that_loads_and_says_how_it_was_trained(finished, o
         accuracy = results["evaluation"][f"eval_n{num_tokens}_accuracy"]
         assert f"top-1 at {num_tokens} tokens, isotropic, on 15 images of split `validation`: {accuracy:.1f} %" in card
     assert results["steps"] == 10 and len(log_of(finished)) == 10
-    assert (finished / "training.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(finished / "training.png") as picture:
+        assert picture.format == "PNG" and picture.size == (1125, 660)  # 7.5 × 4.4 inches at 150 dots per inch
     loaded = AutoModelForImageClassification.from_pretrained(finished)
     assert type(loaded) is SpotViTForImageClassification and loaded.config.id2label == dict(enumerate(LABELS))
     before = SpotViTForImageClassification.from_pretrained(options["--model"][0])
     assert not torch.equal(loaded.classifier.weight, before.classifier.weight)
+
+
+def test_the_picture_shows_what_was_logged(finished):
+    """Loss and accuracies against the step, each with its name."""
+    results = TrainingResults.read(finished / "training.json")
+    left, right = learning_curves(results).axes
+    (loss,) = left.get_lines()
+    assert loss.get_xydata().tolist() == [[one["step"], one["loss"]] for one in results.log if "loss" in one]
+    names = [line.get_label() for line in right.get_lines()]
+    assert names == ["4 tokens, isotropic", "6 tokens, isotropic"]
+    for line, num_tokens in zip(right.get_lines(), (4, 6), strict=True):
+        name = f"eval_n{num_tokens}_accuracy"
+        measured = [[one["step"], one[name]] for one in results.log if name in one]
+        # After each of the two epochs, and of the model that is saved.
+        assert line.get_xydata().tolist() == measured and [step for step, _ in measured] == [5, 10, 10]
 
 
 def test_no_path_of_this_machine_is_published(finished, model):
@@ -167,6 +188,23 @@ def test_no_path_of_this_machine_is_published(finished, model):
     for name in ("README.md", "run.json", "training.json", "config.json"):
         text = re.sub(r'"command": .*|spot-hf train .*', "", (finished / name).read_text())
         assert str(model.parent) not in text and str(finished.parent) not in text and "/pictures" not in text, name
+
+
+def test_results_of_the_version_before_can_be_read():
+    """Which had no list of failed images. What is written again has all that was there."""
+    file = ROOT / "tests/fixtures/0.1.0/training/training.json"
+    results, written = TrainingResults.read(file), json.loads(file.read_text())
+    assert results.failed == [] and results.steps == 7 and results.parameters["num_images"] == 24
+    assert {name: value for name, value in results.to_json().items() if name in written} == written
+
+
+def test_the_trainer_is_found_where_it_is_documented():
+    import spot_hf.training
+
+    assert spot_hf.training.SpotTrainer is SpotTrainer
+    assert spot_hf.training.SpotTrainingArguments is SpotTrainingArguments
+    with pytest.raises(AttributeError):
+        _ = spot_hf.training.SpotTrainers
 
 
 def test_options_on_the_line_replace_the_recipes(finished):
@@ -177,7 +215,7 @@ def test_options_on_the_line_replace_the_recipes(finished):
 def test_evaluations_are_of_all_images(finished, images):
     """Also of the last, smaller batch, which training leaves out."""
     loaded = SpotViTForImageClassification.from_pretrained(finished).eval()
-    rows = EvaluationImages(load_images(str(images), split="validation"), tiny_processor(), 4, "isotropic")
+    rows = EvaluationImages(split_of(images, "validation"), tiny_processor(), 4, "isotropic")
     batch = collate([rows[i] for i in range(NUM_EVAL_IMAGES)])
     labels = batch.pop("labels")
     with torch.no_grad():
@@ -269,7 +307,7 @@ def test_it_goes_on_from_the_last_whole_checkpoint(options, undisturbed, tmp_pat
         (output / name).unlink()
     workers = 1 if left == "no state" else 0  # they change nothing
     assert main(command(options, output, **DISTURBABLE, dataloader_num_workers=workers)) == 0
-    assert f"going on from {output}/checkpoint-{12 if left == 'no result' else 9}" in capsys.readouterr().out
+    assert f"resuming from {output}/checkpoint-{12 if left == 'no result' else 9}" in capsys.readouterr().out
     assert trained(output) == trained(undisturbed)
     assert "step 12 on" in (output / "README.md").read_text() or left != "no result"
     assert log_of(output) == log_of(undisturbed)
@@ -323,42 +361,58 @@ def test_overwriting_begins_anew(options, undisturbed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one_process(options, tmp_path_factory) -> Path:
-    """20 steps in 4 epochs."""
+def spoilt_images(tmp_path_factory) -> Path:
+    """Of those for training, two cannot be read, and one of those to evaluate on."""
+    directory = tmp_path_factory.mktemp("spoilt") / "pictures"
+    save_images(directory, NUM_IMAGES, broken=(3, 17), split="train")
+    return save_images(directory, NUM_EVAL_IMAGES, broken=(6,))
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(options, spoilt_images) -> dict[str, list[str]]:
+    """In 4 epochs, with everything that draws numbers per image, and images that cannot be read."""
+    changes = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 8, "save_total_limit": 5, "mixup": 0.4,
+               "cutmix": 0.4, "rand_augment_num_ops": 2, "dataset_name": spoilt_images, "max_failed_share": 0.1}  # fmt: skip
+    return {**options, **{f"--{name}": [str(value)] for name, value in changes.items()}}
+
+
+@pytest.fixture(scope="module")
+def one_process(twenty_steps, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("one") / "run"
-    assert main(command(options, directory, **TWENTY_STEPS)) == 0
+    assert main(command(twenty_steps, directory)) == 0
     return directory
-
-
-TWENTY_STEPS = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 8, "save_total_limit": 5}
 
 
 def in_two_processes(options, output, script="scripts/train.py") -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    arguments = command(options, output, **{**TWENTY_STEPS, "per_device_train_batch_size": 4})[1:]
+    arguments = command(options, output, per_device_train_batch_size=4)[1:]
     done = subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_two_processes_and_one_have_the_same_losses(options, one_process, tmp_path):
-    """Also where two go on, in the middle of an epoch, with what one began."""
-    said = in_two_processes(options, tmp_path / "run")
+def test_two_processes_and_one_have_the_same_losses(twenty_steps, one_process, tmp_path):
+    """With mixup, cutmix and RandAugment. Also where two go on, in the middle of an epoch, with what one began."""
+    said = in_two_processes(twenty_steps, tmp_path / "run")
     assert said.count("written to") == 1  # the first process alone speaks
     expected = log_of(one_process)
     # float32: gradients are summed in another order, and 20 steps of Adam carry that on.
     assert len(expected) == 20 and log_of(tmp_path / "run") == pytest.approx(expected, rel=1e-4)
-    # Of all 15 images, also in two times two batches of 4. (Trainer's loss then counts an image twice that fills up the last.)
+    # Of all images that can be read, also in two times two batches of 4, of which Trainer's loss counts an image twice.
     for name in ("eval_n4_accuracy", "eval_n6_accuracy"):
         assert log_of(tmp_path / "run", name) == log_of(one_process, name)
     assert np.std(expected) > 0.01  # the tolerance is far below what steps differ by
+    found, alone = (TrainingResults.read(run / "training.json") for run in (tmp_path / "run", one_process))
+    for results in (found, alone):
+        assert [one.image_id for one in results.failed] == ["picture_3.png", "picture_17.png"]
+        assert [one["image_id"] for one in results.evaluated_on["failed"]] == ["picture_6.png"]
 
     shutil.copytree(one_process, tmp_path / "resumed")
     (tmp_path / "resumed/training.json").unlink()
     shutil.rmtree(tmp_path / "resumed/checkpoint-16")
     shutil.rmtree(tmp_path / "resumed/checkpoint-20")
-    assert "checkpoint-8" in in_two_processes(options, tmp_path / "resumed")
+    assert "checkpoint-8" in in_two_processes(twenty_steps, tmp_path / "resumed")
     assert log_of(tmp_path / "resumed") == pytest.approx(expected, rel=1e-4)
 
 
@@ -373,7 +427,7 @@ def test_no_thread_of_gloo_is_left_at_exit(options, tmp_path):
         "print('threads:', *{file.read_text().strip() for file in pathlib.Path('/proc/self/task').glob('*/comm')})\n"
         "sys.exit(status)\n"
     )
-    said = in_two_processes(options, tmp_path / "run", script)
+    said = in_two_processes({**options, "--num_train_epochs": ["1"]}, tmp_path / "run", script)
     threads = [line for line in said.splitlines() if line.startswith("threads:")]
     assert len(threads) == 2 and all("python" in line and "gloo" not in line for line in threads)
 
@@ -451,6 +505,71 @@ def test_compiled(options, finished, tmp_path):
     assert list(weights_of(tmp_path / "run")) == list(weights_of(finished))
 
 
+# --------------------------------------------------------------------------------------------- images that cannot be read
+
+
+def test_unreadable_images_are_skipped_named_and_listed(one_process, spoilt_images, capsys):
+    """In training and in its evaluations, in the record and in what it says of itself."""
+    results = json.loads((one_process / "training.json").read_text())
+    failed = [(one["image_index"], one["image_id"]) for one in results["failed"]]
+    assert (
+        failed == [(3, "picture_3.png"), (17, "picture_17.png")] and "UnidentifiedImageError" in results["failed"][0]["error"]
+    )
+    on = results["evaluated_on"]
+    assert on["split"] == "validation" and on["num_images"] == 15
+    assert [one["image_id"] for one in on["failed"]] == ["picture_6.png"]
+    card = (one_process / "README.md").read_text()
+    assert "on 40 images of `pictures`, split `train`, of which 2 could not be read: 20 steps" in card
+    assert "on 14 images of split `validation`" in card
+    # Accuracy and loss are those of the images that can be read, to rounding in batches of another size.
+    model = SpotViTForImageClassification.from_pretrained(one_process).eval()
+    rows = EvaluationImages(split_of(spoilt_images, "validation"), tiny_processor(), 4, "isotropic")
+    batch = collate([rows[i] for i in range(NUM_EVAL_IMAGES) if i != 6])
+    labels = batch["labels"]
+    with torch.no_grad():
+        logits = model(batch["pixel_values"], batch["coordinates"]).logits
+    accuracy = 100 * (logits.argmax(-1) == labels).float().mean().item()
+    assert results["evaluation"]["eval_n4_accuracy"] == pytest.approx(accuracy)
+    assert results["evaluation"]["eval_n4_loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_a_resumed_run_lists_what_failed_before_it(twenty_steps, one_process, tmp_path):
+    """Its last four steps read neither of the two."""
+    shutil.copytree(one_process, tmp_path / "run")
+    (tmp_path / "run/training.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoint-20")
+    images = TrainingImages(split_of(Path(twenty_steps["--dataset_name"][0]), "train"), tiny_processor(), seed=42)
+    sampler = DrawSampler(len(images), 42)
+    sampler.set_epoch(3)
+    assert {draw % NUM_IMAGES for draw in list(sampler)[8:]} & {3, 17}  # some are read again, so the file is what is tested:
+    listed = tmp_path / "run/checkpoint-16/failed_images.json"
+    assert [one["image_index"] for one in json.loads(listed.read_text())] == [3, 17]
+    listed.write_text(listed.read_text().replace("picture_3.png", "as it was called"))
+    assert main(command(twenty_steps, tmp_path / "run")) == 0
+    failed = json.loads((tmp_path / "run/training.json").read_text())["failed"]
+    assert "as it was called" in [one["image_id"] for one in failed]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_unreadable_images_stop_a_run(options, spoilt_images, tmp_path, capsys, num_workers):
+    """Two of forty: at the next line of the log. In a row, at once, also in a worker process, whose error is a traceback."""
+    run = command(options, tmp_path / "run", dataset_name=spoilt_images, max_failed_share=0.03, eval_strategy="no",
+                  dataloader_num_workers=num_workers)  # fmt: skip
+    assert main(run) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("spot-hf train: error: 2 of 40 images could not be read, more than `max_failed_share` 0.03 allows")
+    assert not (tmp_path / "run/training.json").exists()
+    assert main([*run, "--max_failed_share", "0.01"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("spot-hf train: error: 1 of 40 images could not be read") and "picture_" in error
+
+
+def test_too_many_unreadable_images_stop_an_evaluation(model, spoilt_images, tmp_path):
+    trainer = trainer_of(parts(model, spoilt_images, max_failed_share=0.05), tmp_path)
+    with pytest.raises(TooManyFailedImagesError, match=r"1 of 15 images .* picture_6.png"):
+        trainer.evaluate()
+
+
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
@@ -493,10 +612,10 @@ def test_label_smoothing_is_for_training_alone(model, images, tmp_path):
 
 def test_mixed_labels_count_by_their_share(model, images, tmp_path, batch):
     trainer = trainer_of(parts(model, images), tmp_path)
-    batch.other_labels, batch.other_share = batch.labels.roll(1), torch.linspace(0, 1, 8)
+    batch.other_labels, batch.other_weights = batch.labels.roll(1), torch.linspace(0, 1, 8)
     loss, logits = loss_and_logits(trainer, batch)
     own, other = (nn.functional.cross_entropy(logits, one, reduction="none") for one in (batch.labels, batch.other_labels))
-    torch.testing.assert_close(loss, ((1 - batch.other_share) * own + batch.other_share * other).mean())
+    torch.testing.assert_close(loss, ((1 - batch.other_weights) * own + batch.other_weights * other).mean())
 
 
 @pytest.mark.parametrize("weights", [(0.5, 2.0, 0.0), (0.0, 0.0, 3.0), (1.0, 1.0, 0.5)], ids=str)
@@ -527,7 +646,7 @@ def test_without_labels(options, images, tmp_path):
     """The source model teaches: what is learnt is what it says of the full grid."""
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
-    load_images(str(images), split="train", label_column_name=None).to_parquet(unlabelled / "train.parquet")
+    split_of(images, "train").remove_columns("label").to_parquet(unlabelled / "train.parquet")
     run = command(options, tmp_path / "run", dataset_name=unlabelled, label_column_name="none", cross_entropy_weight=0,
                   distill_weight=1, feature_weight=1, eval_strategy="no", num_train_epochs=20, learning_rate=3e-3,
                   crop_scale="1 1", flip=0)  # fmt: skip
@@ -738,7 +857,47 @@ def test_pushed_to_the_hub_it_loads_by_remote_code(hub, options, photos, tmp_pat
     assert loaded["total"] == pytest.approx(total, rel=1e-12)
 
 
-# ----------------------------------------------------------------------------------------------------- ways of training
+def upload_and_train(folders, arguments):
+    """In its process: what lies in folders becomes repositories, and a run uses them. Returns its status and the commits."""
+    from huggingface_hub import HfApi
+
+    from spot_hf.cli import main
+
+    commits = {}
+    for repo_id, folder in folders.items():
+        kind = "model" if "model" in repo_id or "teacher" in repo_id else "dataset"
+        HfApi().create_repo(repo_id, repo_type=kind, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder, repo_type=kind)
+        commits[repo_id] = HfApi().repo_info(repo_id, repo_type=kind).sha
+    return {"status": main(arguments), "commits": commits}
+
+
+def test_what_comes_from_the_hub_is_of_one_commit(hub, options, model, images, tmp_path, fresh_process):
+    """Each commit is recorded; where one has changed since, the run is another."""
+    oracle = ["--model", str(model), "--dataset_name", str(images), "--dataset_split", "train", "--num_tokens", "6", "--steps",
+              "1", "--num_workers", "0", "--output_dir", str(tmp_path / "oracle")]  # fmt: skip
+    assert main(["oracle", *oracle]) == 0
+    folders = {"alice/model": model, "alice/teacher": model, "alice/pictures": images, "alice/positions": tmp_path / "oracle"}
+    run = command(options, tmp_path / "run", model="alice/model", teacher_model="alice/teacher", dataset_name="alice/pictures",
+                  coordinates="alice/positions", feature_weight=1, max_steps=1, eval_strategy="no")  # fmt: skip
+    given = {name: str(folder) for name, folder in folders.items()}
+    done = fresh_process(upload_and_train, given, run, hub=hub, token="hf_alice")
+    assert done["status"] == 0
+    parameters = json.loads((tmp_path / "run/run.json").read_text())["parameters"]
+    names = {"revision": "alice/model", "teacher_revision": "alice/teacher", "dataset_revision": "alice/pictures",
+             "coordinates_revision": "alice/positions"}  # fmt: skip
+    assert {name: parameters[name] for name in names} == {name: done["commits"][repo] for name, repo in names.items()}
+
+    (tmp_path / "run/training.json").unlink()
+    shutil.copytree(model, tmp_path / "changed")
+    (tmp_path / "changed/NOTES.md").write_text("another commit")
+    again = fresh_process(upload_and_train, {"alice/teacher": str(tmp_path / "changed")}, run, hub=hub, token="hf_alice")
+    assert again["status"] == 2 and not (tmp_path / "run/training.json").exists()
+    earlier = [*run, "--teacher_revision", done["commits"]["alice/teacher"]]
+    assert fresh_process(upload_and_train, {}, earlier, hub=hub, token="hf_alice")["status"] == 0
+
+
+# ---------------------------------------------------------------------------------------------- classifiers, coordinates
 
 
 def test_a_new_classifier_has_the_data_sets_classes(options, tmp_path):
@@ -775,10 +934,9 @@ def test_positions_of_a_coordinate_data_set(options, model, tmp_path, capsys):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(pictures, features=features).to_parquet(tmp_path / "data/train.parquet")
-    oracle = OracleRunArguments(
-        model=str(model), dataset_name=str(tmp_path / "data"), num_tokens=[6], max_samples=12, steps=2, num_workers=0
-    )
-    run_oracle(oracle, tmp_path / "oracle", say=lambda _: None)
+    oracle = ["--model", str(model), "--dataset_name", str(tmp_path / "data"), "--num_tokens", "6", "--max_samples", "12",
+              "--steps", "2", "--num_workers", "0", "--output_dir", str(tmp_path / "oracle")]  # fmt: skip
+    assert main(["oracle", *oracle]) == 0
     exactly = {"coordinates_share": 1, "jitter": 0, "placement": "center", "crop_scale": "1 1", "crop_ratio": "1 1", "flip": 0,
                "num_tokens": "6 4", "num_tokens_weights": "1 0", "max_steps": 1, "eval_strategy": "no"}  # fmt: skip
     given = {**exactly, "dataset_name": tmp_path / "data", "coordinates": tmp_path / "oracle"}
@@ -899,7 +1057,7 @@ def test_bad_arguments_stop_before_anything_is_loaded(options, tmp_path, capsys,
         ({"image_column_name": "picture"}, "`image_column_name` must be one of image, label", 2),
         ({"label_column_name": "class"}, "`label_column_name` must be one of image, label", 2),
         ({"label_column_name": "image"}, "`label_column_name`", 2),
-        ({"dataset_name": "digits"}, "labels that the model does not know: 5, not 0 to 4", 2),
+        ({"dataset_name": "digits"}, "'label' has 10 classes, the model 5", 2),
         ({"per_device_train_batch_size": 41}, "`per_device_train_batch_size`", 2),
         ({"per_device_train_batch_size": 21, "gradient_accumulation_steps": 2}, "`per_device_train_batch_size`", 2),
         ({"crop_scale": "0.9 0.3"}, "`crop_scale`", 2),
@@ -945,6 +1103,17 @@ def test_weights_without_a_classifier(options, model, tmp_path, capsys):
     run = command(options, tmp_path / "run", model=tmp_path / "headless", classifier="new", feature_weight=1, max_steps=1)
     assert main(run) == 0
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run").config.id2label == dict(enumerate(LABELS))
+
+
+@pytest.mark.parametrize("option", ["model", "teacher_model"])
+def test_weights_that_do_not_fit_their_config_are_named(options, tmp_path, capsys, option):
+    tiny_model(num_labels=5).save_pretrained(tmp_path / "odd")
+    tiny_processor().save_pretrained(tmp_path / "odd")
+    config = json.loads((tmp_path / "odd/config.json").read_text())
+    (tmp_path / "odd/config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    assert main(command(options, tmp_path / "run", **{option: tmp_path / "odd", "feature_weight": 1})) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "odd': the weights do not fit" in error and "mlp.fc1.bias` has shape (48,), the config says (40,)" in error
 
 
 @pytest.mark.parametrize(

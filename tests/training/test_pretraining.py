@@ -2,24 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from oracle_runs import save_images
+from PIL import Image
 from safetensors.torch import load_file
-from test_bad_input import assert_names
 from tiny import TINY, random_images, tiny_model, tiny_processor
 from transformers import AutoModelForPreTraining
 
 from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
 from spot_hf.cli import main
+from spot_hf.data.failures import TooManyFailedImagesError
 from spot_hf.placement import grid
+from spot_hf.training import pretraining
+from spot_hf.training.arguments import PretrainArguments
 from spot_hf.training.draws import MASK, uniforms
-from spot_hf.training.pretraining import (
-    PretrainArguments,
-    SpotPretrainer,
-    SpotPretrainingArguments,
-    reconstruct,
-    run_pretraining,
-)
+from spot_hf.training.placements import TrainingPlacements
+from spot_hf.training.pretraining import SpotPretrainer, reconstruct, run_pretraining, save_reconstructions
+from spot_hf.training.trainer_arguments import SpotPretrainingArguments
 
 
 DECODER = {
@@ -42,7 +43,6 @@ def run(output_dir, **changes):
         SpotPretrainingArguments(
             output_dir=str(output_dir), dataloader_num_workers=0, report_to="none", **{**how, **training}
         ),
-        say=lambda _: None,
     )
 
 
@@ -59,20 +59,49 @@ def pretrained(tmp_path_factory):
 def test_a_run_leaves_a_model_its_card_its_log_and_pictures(pretrained):
     directory, results = pretrained
     model = AutoModelForPreTraining.from_pretrained(directory)
-    assert type(model) is SpotViTForPreTraining and torch.isfinite(model(random_images()).loss)
-    assert json.loads((directory / "pretraining.json").read_text()) == results
-    assert [entry["loss"] > 0 for entry in results["log"] if "loss" in entry] == [True] * 6
-    for name in ("reconstruction.png", "pretraining.png"):
-        assert (directory / name).read_bytes().startswith(b"\x89PNG")
+    assert type(model) is SpotViTForPreTraining and model.config.decoder_hidden_size == 24
+    last, before = (weights(directory / f"checkpoint-{step}") for step in (6, 3))
+    found = dict(model.named_parameters())
+    assert all(torch.equal(found[name], tensor) for name, tensor in last.items())
+    assert not all(torch.equal(found[name], tensor) for name, tensor in before.items())
+    assert json.loads((directory / "pretraining.json").read_text()) == results.to_json()
+    assert len([entry for entry in results.log if entry.get("loss", 0) > 0]) == 6 and results.failed == []
+    for name, width in (("reconstruction.png", 1710), ("pretraining.png", 1125)):  # 11.4 and 7.5 inches
+        with Image.open(directory / name) as picture:
+            assert picture.format == "PNG" and picture.width == width
     card = (directory / "README.md").read_text()
     assert "Pre-trained by masked windows, from random weights, on 40 images of `digits`" in card
-    assert run(directory, num_train_epochs=1) == results  # is finished
+    assert run(directory, num_train_epochs=1).to_json() == results.to_json()  # is finished
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path):
+    """In training, and in the picture, whose images are of the validation split."""
+    save_images(tmp_path / "data", 20, broken=(7,), split="train")
+    save_images(tmp_path / "data", 8, broken=(2,))
+    how = {"max_steps": 4, "save_strategy": "no", "max_samples": None}
+    results = run(tmp_path / "run", dataset_name=str(tmp_path / "data"), max_failed_share=0.1, **how)
+    assert [(one.image_index, one.image_id) for one in results.failed] == [(7, "picture_7.png")]
+    assert json.loads((tmp_path / "run/pretraining.json").read_text())["failed"][0]["image_id"] == "picture_7.png"
+    assert "split `train`, of which 1 could not be read" in (tmp_path / "run/README.md").read_text()
+    with Image.open(tmp_path / "run/reconstruction.png") as picture:
+        assert picture.height == 660  # two rows, of 2.2 inches at 150 dots per inch: three images of the four
+    with pytest.raises(TooManyFailedImagesError, match=r"1 of 20 images .* picture_7.png"):
+        run(tmp_path / "strict", dataset_name=str(tmp_path / "data"), **how)
+
+
+def test_an_encoder_that_does_not_fit_its_config_is_named(tmp_path):
+    tiny_model(model_class=SpotViTModel).save_pretrained(tmp_path / "odd")
+    tiny_processor().save_pretrained(tmp_path / "odd")
+    config = json.loads((tmp_path / "odd/config.json").read_text())
+    (tmp_path / "odd/config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(ValueError, match=r"odd.*do not fit.*mlp.fc1.bias.*\(48,\).*\(40,\)"):
+        run(tmp_path / "run", model=str(tmp_path / "odd"), config_overrides=json.dumps(DECODER))
 
 
 def test_the_loss_falls(tmp_path):
     how = {"max_steps": 60, "learning_rate": 3e-3, "save_strategy": "no", "per_device_train_batch_size": 16}
     what = {"max_samples": 160, "num_tokens": [36], "placement": ["isotropic"], "crop_scale": [0.9, 1.0], "flip": 0.0}
-    losses = [entry["loss"] for entry in run(tmp_path, norm_pix_loss=False, **what, **how)["log"] if "loss" in entry]
+    losses = [entry["loss"] for entry in run(tmp_path, norm_pix_loss=False, **what, **how).log if "loss" in entry]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])  # 0.39 when this was written
 
 
@@ -166,6 +195,25 @@ def test_between_pixels_predictions_are_weighted_by_what_they_say(monkeypatch):
     torch.testing.assert_close(reconstructed[0, 0], expected, equal_nan=True)
 
 
+def test_the_picture_shows_what_is_seen_and_what_is_predicted(monkeypatch):
+    """Three images: their pixels as the model sees them, a quarter of the windows, and these windows as they are."""
+    drawn = []
+    monkeypatch.setattr(pretraining, "save_reconstruction_picture", lambda *arguments: drawn.append(arguments))
+    model = tiny_model(model_class=SpotViTForPreTraining, norm_pix_loss=False, **DECODER)
+    placements = TrainingPlacements(num_tokens=[12], placement=["grid_subset"], height=48, width=48, patch_size=8)
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(3)]
+    save_reconstructions("picture.png", model, tiny_processor(), images, placements)
+    ((file, originals, visible, reconstructed, patch_size),) = drawn
+    assert file == "picture.png" and patch_size == 8
+    for image, original, seen, pixels in zip(images, originals, visible, reconstructed, strict=True):
+        assert np.abs(np.asarray(original).astype(int) - np.asarray(image)).max() <= 1
+        assert seen.shape == (3, 2) and pixels.shape == (48, 48, 3) and np.isnan(pixels).any(2).sum() == 64 * (36 - 12)
+        for x, y in np.round(seen * 48 - 4).astype(int):  # cells: no window overlaps another
+            window = np.asarray(image)[y : y + 8, x : x + 8] / 255
+            np.testing.assert_allclose(pixels[y : y + 8, x : x + 8], window, atol=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 BAD = {
@@ -187,7 +235,7 @@ def test_bad_input(case, tmp_path):
     changes, words = BAD[case]
     with pytest.raises(ValueError) as error:
         run(tmp_path / "run", **changes)
-    assert_names(str(error.value), words)
+    assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "run").exists()
 
 

@@ -1,11 +1,16 @@
-"""From bytes to a training step's inputs: normalization, RandAugment, mixup and cutmix whose labels are what tokens see."""
+"""From bytes to a training step's inputs: normalization, and labels of mixed images that are what tokens see."""
 
+import io
+
+import datasets
 import pytest
 import torch
 from PIL import Image
 from tiny import tiny_processor
 
-from spot_hf.training.batches import BatchPreparation, Mixed
+from spot_hf.training.augmentation import Augmentation
+from spot_hf.training.batches import BatchPreparation, TrainingBatch, seen_share
+from spot_hf.training.data import TrainingImages, collate
 from spot_hf.training.placements import TrainingPlacements
 from spot_hf.windows import sample_windows
 
@@ -14,20 +19,29 @@ COUNT = 6
 
 
 def preparation(num_tokens: int = 36, placement: str = "isotropic", **changes) -> BatchPreparation:
-    placements = TrainingPlacements(num_tokens=[num_tokens], placement=[placement], height=48, width=48, patch_size=8)
-    return BatchPreparation(placements, tiny_processor(), **changes)
+    placements = TrainingPlacements(
+        num_tokens=[num_tokens], placement=[placement], height=48, width=48, patch_size=8, **changes
+    )
+    return BatchPreparation(placements, tiny_processor())
 
 
-def flat_images() -> dict[str, torch.Tensor]:
+def flat_images(augmentation: Augmentation) -> TrainingImages:
     """Image `i` is `40 i` everywhere, and has the label `i`: what is mixed into it can be read from its pixels."""
-    labels = torch.arange(COUNT)
-    return {"pixels": (40 * labels)[:, None, None, None].expand(-1, 3, 48, 48).byte(), "draw": labels, "labels": labels}
+    contents = []
+    for i in range(COUNT):
+        buffer = io.BytesIO()
+        Image.new("RGB", (48, 48), (40 * i,) * 3).save(buffer, "PNG")
+        contents.append(buffer.getvalue())
+    rows = {"image": [{"bytes": one, "path": None} for one in contents], "label": list(range(COUNT))}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = datasets.Dataset.from_dict(rows, features=features, split=datasets.Split("train"))
+    return TrainingImages(images, tiny_processor(), augmentation=augmentation)
 
 
-def seen(prepared: BatchPreparation, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def seen(prepared: BatchPreparation, batch: TrainingBatch) -> torch.Tensor:
     """`(batch_size,)`: the mean label that the windows show, from the pixels that the model samples."""
-    pixels = inputs["pixel_values"] * prepared.std + prepared.mean
-    return sample_windows(pixels, inputs["coordinates"], 8).mean((1, 2, 3, 4)) * 255 / 40
+    pixels = batch.inputs["pixel_values"] * prepared.std + prepared.mean
+    return sample_windows(pixels, batch.inputs["coordinates"], 8).mean((1, 2, 3, 4)) * 255 / 40
 
 
 def test_pixel_values_are_those_of_the_image_processor():
@@ -36,74 +50,53 @@ def test_pixel_values_are_those_of_the_image_processor():
     expected = tiny_processor()(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"]
     batch = preparation()({"pixels": pixels[None], "draw": torch.zeros(1).long()}, 36)
     assert (batch.inputs["pixel_values"] - expected).abs().max() < 1e-6
-    assert batch.labels is None and batch.other_labels is None
+    assert batch.labels is None and batch.other_labels is None and batch.other_weights is None
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-@pytest.mark.parametrize(("num_tokens", "placement"), [(36, "isotropic"), (9, "uniform_perturb")])
+@pytest.mark.parametrize(("num_tokens", "placement"), [(36, "isotropic"), (9, "uniform")])
 def test_mixed_labels_are_what_the_tokens_see(kind, num_tokens, placement):
-    """On the full grid exactly, up to rounding of pixels. Elsewhere a window's border pixels are interpolated between
-    box and image: half a pixel of eight per side, at the most."""
-    prepared = preparation(num_tokens, placement, **{kind: 1.0})
-    tolerance = 1e-4 if placement == "isotropic" or kind == "mixup" else COUNT * 0.25
-    shares = []
-    for seed in range(8):
-        torch.manual_seed(seed)
-        batch = prepared(flat_images(), num_tokens)
-        assert batch.labels is not None and batch.other_labels is not None and batch.other_share is not None
-        assert sorted(batch.other_labels.tolist()) == list(range(COUNT))
-        expected = torch.lerp(batch.labels.float(), batch.other_labels.float(), batch.other_share)
-        assert (seen(prepared, batch.inputs) - expected).abs().max() < tolerance
-        shares.append(batch.other_share)
-    shares = torch.cat(shares)
-    assert shares.min() >= 0 and shares.max() <= 1 and shares.std() > 0.1
+    """On the full grid exactly, up to the rounding of mixed bytes: by half of one, of 40 per class. Elsewhere a window's
+    border pixels are interpolated between box and image: half a pixel of eight per side, at the most."""
+    prepared, images = preparation(num_tokens, placement), flat_images(Augmentation(**{kind: 1.0}))
+    tolerance = 0.5 / 40 + 1e-4 if placement == "isotropic" or kind == "mixup" else COUNT * 0.25
+    batch = prepared(collate([images[draw] for draw in range(20 * COUNT)]), num_tokens)
+    assert batch.labels is not None and batch.other_labels is not None and batch.other_weights is not None
+    assert (batch.labels != batch.other_labels).all()
+    expected = torch.lerp(batch.labels.float(), batch.other_labels.float(), batch.other_weights)
+    assert (seen(prepared, batch) - expected).abs().max() < tolerance
+    weights = batch.other_weights
+    assert weights.min() >= 0 and weights.max() <= 1 and weights.std() > 0.1
+
+
+def test_images_that_are_not_mixed_keep_their_labels():
+    batch = preparation()(collate([flat_images(Augmentation(mixup=0.5))[draw] for draw in range(50)]), 36)
+    assert batch.labels is not None and batch.other_labels is not None and batch.other_weights is not None
+    alone = batch.other_weights == 0
+    assert 10 < int(alone.sum()) < 40 and torch.equal(batch.labels[alone], batch.other_labels[alone])
+    shown = seen(preparation(), batch)
+    torch.testing.assert_close(shown[alone], batch.labels[alone].float(), rtol=0, atol=1e-4)
+
+
+def share(box: list[float], coordinates: list[list[float]], **scales) -> float:
+    inputs = {"pixel_values": torch.zeros(1, 3, 48, 48), "coordinates": torch.tensor([coordinates]), **scales}
+    return seen_share(inputs, torch.tensor([box]), 8).item()
 
 
 def test_a_box_that_no_token_sees_gives_no_label():
     """The area of the box is a quarter of the image: the labels of an ordinary cutmix would say so."""
-    mixed = Mixed(torch.tensor([0]), boxes=torch.tensor([[24.0, 24.0, 48.0, 48.0]]))
-    pixel_values = torch.zeros(1, 3, 48, 48)
-    left_top = torch.tensor([[[0.2, 0.2], [0.3, 0.1]]])
-    assert mixed.share({"pixel_values": pixel_values, "coordinates": left_top}, 8).item() == 0
-    straddles = torch.tensor([[[0.5, 0.75], [0.2, 0.2]]])  # half of one window of two
-    assert mixed.share({"pixel_values": pixel_values, "coordinates": straddles}, 8).item() == pytest.approx(0.25)
-    wide = {"pixel_values": pixel_values, "coordinates": straddles[:, :1], "window_scales": torch.tensor([[2.0]])}
-    assert mixed.share(wide, 8).item() == pytest.approx(0.5)
+    box = [24.0, 24.0, 40.0, 48.0]
+    assert share(box, [[0.2, 0.2], [0.3, 0.1]]) == 0
+    straddles = [0.5, 0.75]  # half of its window
+    assert share(box, [straddles, [0.2, 0.2]]) == pytest.approx(0.25)
+    assert share(box, [straddles], window_scales=torch.tensor([[2.0]])) == pytest.approx(0.5)
+    assert share(box, [straddles], window_scales=torch.tensor([[6.0]])) == pytest.approx((16 / 48) * (36 / 48))
 
 
-def test_shares_of_batches_that_are_mixed():
-    """A third each: 300 batches, 5 standard deviations of a binomial."""
-    prepared = preparation(9, "isotropic", mixup=1 / 3, cutmix=1 / 3)
-    torch.manual_seed(0)
-    kinds = [prepared._mix(flat_images()["pixels"].float())[1] for _ in range(300)]
-    counts = [
-        sum(kind is None for kind in kinds),
-        sum(kind is not None and kind.boxes is None for kind in kinds),
-        sum(kind is not None and kind.boxes is not None for kind in kinds),
-    ]
-    assert all(abs(count - 100) < 5 * (300 * 2 / 9) ** 0.5 for count in counts)
-
-
-def test_rand_augment_changes_pixels_not_coordinates():
-    torch.manual_seed(0)
-    images = {**flat_images(), "pixels": torch.randint(256, (COUNT, 3, 48, 48)).byte()}
-    plain, changed = (preparation(9, **arguments)(images, 9).inputs for arguments in ({}, {"rand_augment_num_ops": 3}))
-    assert not torch.equal(plain["pixel_values"], changed["pixel_values"])
-    assert torch.equal(plain["coordinates"], changed["coordinates"])
-    prepared = preparation()
-    unit = changed["pixel_values"] * prepared.std + prepared.mean
-    assert unit.min() > -1e-6 and unit.max() < 1 + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"mixup": -0.1}, "`mixup`"),
-        ({"mixup": 0.6, "cutmix": 0.6}, "`cutmix`"),
-        ({"rand_augment_num_ops": -1}, "`rand_augment_num_ops`"),
-        ({"rand_augment_num_ops": 2, "rand_augment_magnitude": 30}, "`rand_augment_magnitude`"),
-    ],
-)
-def test_bad_input_is_named(changes, named):
-    with pytest.raises(ValueError, match=named):
-        preparation(**changes)
+def test_beyond_the_border_a_window_sees_the_pixels_of_the_border():
+    """Three quarters of a window at the corner lie outside of the image, whose last pixels are replicated there."""
+    corner = [[1.0, 1.0]]
+    assert share([24.0, 24.0, 48.0, 48.0], corner) == 1
+    assert share([46.0, 24.0, 48.0, 48.0], corner) == pytest.approx(0.75)
+    assert share([24.0, 24.0, 47.0, 48.0], corner) == pytest.approx(3 / 8)
+    assert share([0.0, 0.0, 48.0, 48.0], [[0.1, 0.9], [0.5, 0.5]]) == 1

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import kstest, norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spot_hf.placement import PLACEMENTS, center, edge_saliency, grid, isotropic, isotropic_cells
-from spot_hf.training.draws import hash_integers, hashed_seed, uniforms
+from spot_hf.training import placements as placements_module
+from spot_hf.training.draws import hash_integers, hashed_seed, normals, uniforms
 from spot_hf.training.placements import TrainingPlacements, token_buckets
 
 
@@ -57,6 +59,46 @@ def test_uniforms_are_uniform_and_streams_are_independent():
 def test_seed_of_a_library_depends_on_all_that_it_is_for():
     seeds = {hashed_seed(seed, draw, stream=stream) for seed in range(3) for draw in range(50) for stream in (0, 7)}
     assert len(seeds) == 300 and min(seeds) >= 0
+
+
+def test_normals_of_all_uniforms_are_finite():
+    """Between the extremes, and against the quantiles in float64: float32's erfinv is wrong by 2e-3 at its ends."""
+    numbers = torch.cat([torch.arange(1000), torch.arange(0, 2**24, 4099), torch.arange(2**24 - 1000, 2**24)]).unique()
+    uniform = numbers * 2**-24
+    found = normals(uniform)
+    assert found.isfinite().all() and found.abs().max() < 5.5
+    assert (found.diff() >= 0).all() and found[-1] == -found[0]
+    expected = torch.from_numpy(norm.ppf(uniform.double().numpy() + 2**-25)).float()
+    assert (found - expected)[1000:-1000].abs().max() < 1e-4
+
+
+def test_nothing_needs_float64():
+    """Which Apple's MPS does not have."""
+
+    class NoFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            results = function(*arguments, **(kwargs or {}))
+            for one in results if isinstance(results, tuple | list) else [results]:
+                assert not isinstance(one, torch.Tensor) or one.dtype != torch.float64, function
+            return results
+
+    for cached in (placements_module._cells, placements_module._center, placements_module._sobol):
+        cached.cache_clear()
+    made = placements(placement=["isotropic", "center", *RANDOM], placement_weights=[1, 2, 3, 1, 1, 1, 1, 1, 1], jitter=0.3,
+                      window_scales=(0.5, 2.0), num_tokens=[9, 4], num_tokens_weights=[1, 2])  # fmt: skip
+    draws = torch.arange(3)
+    with NoFloat64():
+        made(draws, made.num_tokens_at(3), PIXELS.expand(3, -1, -1, -1), torch.rand(3, 9, 2))
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [3, 1, 4], [0.1, 0.2, 0.7], [0.0, 1e-7, 1.0], [1 / 3, 1 / 7, 1 / 9]])
+def test_choices_are_exact(weights):
+    """As in float64, in which releases before 0.2.0 compared: also next to the edges."""
+    edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    near = ((edges / edges[-1] * 2**24).long()[:, None] + torch.arange(-2, 3)).clamp(0, 2**24 - 1).flatten()
+    uniform = torch.cat([near * 2**-24, uniforms(0, torch.arange(1000), 0, 1)[:, 0]])
+    expected = torch.searchsorted(edges / edges[-1], uniform.double(), right=True).clamp_max(2)
+    assert torch.equal(placements_module._choose(uniform, weights, [1, 2, 3]), expected)
 
 
 @pytest.mark.parametrize("name", ["isotropic", "center", *RANDOM])

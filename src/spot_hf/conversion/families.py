@@ -109,7 +109,7 @@ BARE_PARAMETERS = (
 )  # fmt: skip
 
 
-# Tensors that stay behind, by how their names begin, and why.
+# Tensors that are skipped, by the beginning of their names, and why.
 SKIPPED = {
     "pooler.": "the source's tanh pooler: no classifier of the family uses it",
     "embeddings.mask_token": "mask token of pre-training",

@@ -15,7 +15,7 @@ RECIPE_NAMES = (
 )  # fmt: skip
 
 
-# Steps of other image processors that SpotViT's has not.
+# Steps of other image processors that SpotViT's does not have.
 UNSUPPORTED_STEPS = ("crop_pct", "do_pad", "do_thumbnail", "do_flip_channel_order")
 
 
@@ -45,7 +45,7 @@ def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> di
 
 
 def timm_pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
-    """timm's account of a checkpoint; its older files hold it at the top."""
+    """timm's description of a checkpoint; in its older files it lies at the top level."""
     return config.get("pretrained_cfg") or config
 
 
@@ -61,8 +61,8 @@ def _timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]
         size = {"height": int(height / crop), "width": int(width / crop)}
     if mode == "center" and height != width:
         notes.append(
-            "timm crops images to the aspect ratio of its model's input, which is not square; the image processor, which "
-            "has no such step, squeezes them"
+            "timm crops images to the aspect ratio of its model's input, which is not square; the image processor has no "
+            "such step and squeezes them"
         )
     return {
         "do_resize": True,

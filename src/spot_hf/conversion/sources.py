@@ -1,6 +1,7 @@
-"""A checkpoint as people have it, read: tensors by the names in its files, config, preprocessing recipe, licence.
+"""Reads checkpoints as people have them: tensors by the names in their files, config, preprocessing recipe, licence.
 
-From a Hub id, a directory or a file; transformers' layout, timm's, or weights alone. Nothing that is read can run code.
+From a Hub id, a directory or a file; in transformers' layout, timm's, or weights alone. Nothing that is read can run code, and
+an index of shards cannot name files outside its directory.
 """
 
 import json
@@ -21,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..hub.uploads import is_connection_error
+from ..jobs.network import is_connection_error
 from .errors import ConversionError
 from .recipes import read_recipe
 
@@ -29,7 +30,7 @@ from .recipes import read_recipe
 Tensors = dict[str, torch.Tensor]
 
 
-# Wrappers around the names that a table knows, from the outside in.
+# What wrappers put before the names that the tables know, outermost first.
 PREFIXES = ("module.", "backbone.", "timm_model.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.")
 
 
@@ -45,7 +46,7 @@ class Source:
     tensors: Tensors
     file_names: dict[str, str]  # what the tensors are called in the files, wrappers' prefixes included
     notes: list[str]
-    num_attention_heads: int | None = None  # as the caller states it: tensors do not say
+    num_attention_heads: int | None = None  # given by the caller, as tensors do not tell
 
     def shape(self, name: str, num_dimensions: int = 2) -> tuple[int, ...]:
         if name not in self.tensors:
@@ -84,7 +85,7 @@ def load_source(source_model: str, revision: str | None = None, token: str | Non
         if not weights:
             raise ConversionError(f"`source_model` {source_model!r} holds no model.safetensors and no pytorch_model.bin")
         license_name = _license_of(directory / "README.md")
-        # A bare file is described by the config beside it only if it is that config's weights.
+        # The config beside a file describes it only if the file holds that model's weights.
         described = path.is_dir() or path.name in WEIGHT_NAMES
     else:
         directory, weights, revision, license_name = _download(source_model, revision, token)

@@ -139,7 +139,7 @@ def check_image_ids(images: datasets.Dataset) -> None:
         if image_id in rows:
             raise ValueError(
                 f"`dataset_name`: images {rows[image_id]} and {index} of {str(images.split)!r} share the id {image_id!r}, by "
-                "which their coordinates would be known. An id is a file's name or, in an archive, its path there: rename "
+                "which their coordinates would be known: an id is a file's name, or, in an archive, its path there. Rename "
                 "the files"
             )
         rows[image_id] = index

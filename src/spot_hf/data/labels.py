@@ -43,11 +43,17 @@ def check_labels(images: datasets.Dataset, label_column_name: str | None, num_la
     labels = label_numbers(images)
     wrong = outside_of(labels, num_labels)
     if len(wrong):
+        first = labels[wrong[0]]
         raise ValueError(
-            f"`label_column_name`: row {wrong[0]} of {str(images.split)!r} has the label {labels[wrong[0]]:g}, and "
+            f"`label_column_name`: row {wrong[0]} of {str(images.split)!r} has {describe_label(first)}, and "
             f"{len(wrong) - 1} more rows have such; the model knows 0 to {num_labels - 1}{advice}"
         )
     return labels.astype(np.int64)
+
+
+def describe_label(label: float) -> str:
+    """For a message."""
+    return "no label" if np.isnan(label) else f"the label {label:g}"
 
 
 def classes_of(images: datasets.Dataset) -> list[int]:

@@ -1,8 +1,8 @@
-"""What one would use instead of freely placed tokens, at the same number of tokens. Each takes a converted SpotViT, which on
-its full grid is its source model, and gives something that is called like it, with `pixel_values`.
+"""Alternatives to freely placed tokens, at the same number of tokens. Each takes a converted SpotViT, which on its full grid
+is its source model, and returns what is called in the same way, with `pixel_values`.
 
-- [`TokenMerging`]: ToMe (Bolya et al. 2023, arXiv 2210.09461) merges tokens inside of the network.
-- [`shrink`]: the image is made smaller, so that its grid has fewer cells; what a person would try first.
+- [`TokenMerging`]: ToMe (Bolya et al. 2023, arXiv 2210.09461) merges tokens inside the network.
+- [`shrink`]: the image is made smaller, so that its grid has fewer cells: the first thing to try.
 - [`covering_scale`]: fewer tokens with larger windows.
 """
 
@@ -217,7 +217,7 @@ def covering_scale(num_tokens: int, height: int, width: int, patch_size: int) ->
     return math.sqrt(height * width / num_tokens) / patch_size
 
 
-# Ways to look that are no placement.
+# By name, with a description.
 BASELINES = {
     "full_grid": "the source model, all cells",
     "shrunken_image": "the source model on an image shrunk to that many cells, position table interpolated as the source does",

@@ -1,23 +1,18 @@
 """`spot-hf benchmark`: SpotViT at several token counts against the ordinary ViT, in one run.
 
 Shared machines are noisy: every round runs each model once, one after the other, and what is reported are medians over the
-rounds and ratios of them. Peak memory is measured in a process of its own for each row.
+rounds and ratios of them.
 """
 
-import gc
 import json
 import logging
-import multiprocessing
 import statistics
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 import transformers
 from torch import nn
@@ -33,6 +28,7 @@ from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES, check_dtype
 from ..placement import grid, isotropic
 from ..windows import sample_windows
+from .memory import PeakMemory
 
 
 logger = logging.getLogger(__name__)
@@ -117,7 +113,7 @@ class BenchmarkRow:
     images_per_second: float
     speedup: float  # to the ordinary model, of each round's own ratio: what slows the machine slows both halves of it
     sampling_share: float | None = None  # of the time, that windows and position embeddings take
-    peak_mib: float | None = None
+    peak_mib: float | None = None  # of the tensors that live at the same time, without weights and inputs; counted
 
 
 def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
@@ -132,24 +128,29 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """
     arguments.check()
     torch.set_num_threads(arguments.num_threads)
-    spot = arguments.spot_vit()
+    spot: Any = arguments.spot_vit()
     config = spot.config
     pixel_values = arguments.pixel_values(config)
-    runs: dict[str, Callable[[], Any]] = {
-        "ordinary": _forward(arguments.ordinary(config), arguments, pixel_values),
-        "spot full grid": _forward(spot, arguments, pixel_values),
+    passes: dict[str, partial] = {
+        "ordinary": partial(arguments.ordinary(config), pixel_values=pixel_values),
+        "spot full grid": partial(spot, pixel_values=pixel_values),
     }
+    samplings: dict[str, Callable[[], Any]] = {}
     for count in arguments.num_tokens:
         coordinates = arguments.coordinates(count)
-        runs[f"spot {count}"] = _forward(spot, arguments, pixel_values, coordinates)
-        runs[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
-    times = _alternate(runs, arguments.repeats, arguments.device)
+        passes[f"spot {count}"] = partial(spot, pixel_values=pixel_values, coordinates=coordinates)
+        samplings[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
+    peaks = {name: _peak_mib(run) for name, run in passes.items()}
+    if arguments.compile:
+        compiled = {model: torch.compile(model, fullgraph=True) for model in {run.func for run in passes.values()}}
+        passes = {name: partial(compiled[run.func], **run.keywords) for name, run in passes.items()}
+    times = _alternate({**passes, **samplings}, arguments.repeats, arguments.device)
 
     counts = {"ordinary": _num_cells(config), "spot full grid": _num_cells(config)}
     counts |= {f"spot {count}": count for count in arguments.num_tokens}
     rows = [_row(name, count, times, arguments.batch_size) for name, count in counts.items()]
     for row in rows:
-        row.peak_mib = _peak_memory(arguments, row.name, row.num_tokens)
+        row.peak_mib = peaks[row.name]
     ordinary = f"transformers {transformers.__version__} ViTForImageClassification, the same size"
     result = {
         "model": public_name(arguments.model) if arguments.model else "ViT-B/16, random weights",
@@ -187,14 +188,11 @@ def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: 
     )
 
 
-def _forward(
-    model: nn.Module, arguments: BenchmarkArguments, pixel_values: torch.Tensor, coordinates: torch.Tensor | None = None
-) -> Callable[[], Any]:
-    function: Callable = torch.compile(model, fullgraph=True) if arguments.compile else model
-    inputs = (
-        {"pixel_values": pixel_values} if coordinates is None else {"pixel_values": pixel_values, "coordinates": coordinates}
-    )
-    return lambda: function(**inputs)
+@torch.inference_mode()
+def _peak_mib(run: Callable[[], Any]) -> float:
+    with PeakMemory() as memory:
+        run()
+    return memory.peak / 2**20
 
 
 def _sampling_and_positions(
@@ -225,45 +223,6 @@ def _alternate(runs: dict[str, Callable[[], Any]], repeats: int, device: str) ->
 def _num_cells(config: SpotViTConfig) -> int:
     height, width = config.image_height_width
     return len(grid(height, width, config.patch_size))
-
-
-def _peak_memory(arguments: BenchmarkArguments, name: str, num_tokens: int) -> float:
-    """MiB that a forward pass needs beyond the model and its inputs, in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak_memory_here, arguments, name, num_tokens).result()
-
-
-@torch.inference_mode()
-def _peak_memory_here(arguments: BenchmarkArguments, name: str, num_tokens: int) -> float:
-    torch.set_num_threads(arguments.num_threads)
-    model: Any = arguments.spot_vit()
-    config = model.config
-    if name == "ordinary":
-        model = arguments.ordinary(config)
-    inputs = {"pixel_values": arguments.pixel_values(config)}
-    if name not in ("ordinary", "spot full grid"):
-        inputs["coordinates"] = arguments.coordinates(num_tokens)
-    model(**{key: value[:1] for key, value in inputs.items()})  # libraries allocate once
-    gc.collect()
-    if arguments.device != "cpu":
-        torch.accelerator.reset_peak_memory_stats()
-        before = torch.accelerator.memory_allocated()
-        model(**inputs)
-        return (torch.accelerator.max_memory_allocated() - before) / 2**20
-    # Peak resident size since the start would be that of loading: sample what is resident now, often.
-    process, samples, stop = psutil.Process(), [], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not stop.wait(0.001):
-            samples.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    model(**inputs)
-    stop.set()
-    watcher.join()
-    return (max(samples, default=before) - before) / 2**20
 
 
 def _table(result: dict[str, Any], rows: list[BenchmarkRow]) -> str:

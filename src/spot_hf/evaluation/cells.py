@@ -106,7 +106,8 @@ class Measurement:
         return [top[0] == label for top, label in zip(self.top, self.label, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Without `failed` and `knn`, where there are none."""
+        return {name: value for name, value in asdict(self).items() if name not in ("failed", "knn") or value}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Measurement":

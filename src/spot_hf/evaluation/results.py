@@ -62,9 +62,12 @@ class Result:
         return self.model, self.image_size
 
     def to_json(self) -> dict[str, Any]:
-        """Without what was not measured; a method is called a way, as it was in 0.1.0."""
+        """Without what this kind of result does not have; a method is called a way, as it was in 0.1.0."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        values = {name: value for name, value in values.items() if value is not None or name in ("image_size", "speed_up")}
+        kept = {"image_size", "images_per_second", "speed_up" if self.steps is None else "slow_down"}
+        if self.num_images:
+            kept.add("top_1_spread")
+        values = {name: value for name, value in values.items() if value is not None or name in kept}
         values = {("way" if name == "method" else name): value for name, value in values.items()}
         if self.difference_to_grid_subset is not None:
             values["difference_to_grid_subset"] = vars(self.difference_to_grid_subset)

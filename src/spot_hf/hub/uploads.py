@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
@@ -24,6 +23,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from ..coordinates.records import load_record
 from ..coordinates.shards import SHARD_NAME, CoordinateDirectory, ShardFacts
+from ..jobs.network import is_connection_error
 from .cards import coordinates_card
 
 
@@ -35,20 +35,6 @@ ATTEMPTS = 8
 FIRST_ATTEMPTS = 3  # to reach the Hub at all
 LONGEST_WAIT = 60.0  # seconds
 FILES_PER_COMMIT = 100  # what the Hub's documentation advises
-
-
-def is_connection_error(error: BaseException | None) -> bool:
-    """Whether it is the HTTP client's own: which client that is, and so which class, changes with huggingface_hub."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    if isinstance(error, LocalEntryNotFoundError):  # a download that found neither server nor cache
-        return True
-    if isinstance(error, RuntimeError) and "client has been closed" in str(error):  # by another thread that found no server
-        return True
-    module = type(error).__module__.split(".")[0]
-    return module in ("httpx", "httpx2", "httpcore", "httpcore2", "requests") or isinstance(
-        error, ConnectionError | TimeoutError
-    )
 
 
 def check_repo_id(argument: str, repo_id: str) -> None:

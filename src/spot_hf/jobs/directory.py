@@ -1,6 +1,7 @@
 """A job's directory: its parameters, so that a killed job goes on and another one is refused, and its results."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 from .files import LEDGER, TEMPORARY, check_output_dir, write_atomically
 
 
-# Commits of what lies on the Hub. One that could not be asked for, or that an earlier version did not record, is not known
-# to differ.
+# Commits of what lies on the Hub. One that could not be asked for, or instead of which an earlier version recorded nothing or
+# a branch, is not known to differ.
 COMMITS = ("revision", "dataset_revision", "teacher_revision", "coordinates_revision")
 
 Directory = TypeVar("Directory", bound="JobDirectory")
@@ -102,7 +103,7 @@ class JobDirectory:
                 )
             return
         there = self.ledger.parameters
-        unknown = {name for name in COMMITS if there.get(name) is None or parameters.get(name) is None}
+        unknown = {name for name in COMMITS if not (_is_known(there.get(name)) and _is_known(parameters.get(name)))}
         differing = [
             f"{name} {there.get(name)!r} there, {parameters.get(name)!r} here"
             for name in sorted({*there, *parameters} - unknown)
@@ -126,3 +127,8 @@ class JobDirectory:
         """Removes what killed processes left half-written."""
         for path in [*self.directory.glob(TEMPORARY), *self.directory.glob("*/" + TEMPORARY)]:
             path.unlink(missing_ok=True)
+
+
+def _is_known(revision: Any) -> bool:
+    """Whether it is a commit, or commits by the names of their repositories."""
+    return isinstance(revision, dict) or (isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}", revision) is not None)

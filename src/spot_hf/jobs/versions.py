@@ -3,16 +3,16 @@
 import platform
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ..version import __version__
+from .network import is_connection_error
 
 
 def weights_digest(model: str) -> str | None:
@@ -63,9 +63,13 @@ def hub_commit(name: str, revision: str | None, repo_type: str) -> str | None:
     """
     if Path(name).expanduser().exists():
         return None
-    with suppress(HfHubHTTPError, OfflineModeIsEnabled, OSError):
+    try:
         return HfApi().repo_info(name, revision=revision, repo_type=repo_type).sha
-    return revision
+    except Exception as error:
+        # Who loads it says what is wrong with a name, or finds it in the cache.
+        if isinstance(error, HfHubHTTPError | HFValidationError | OSError) or is_connection_error(error):
+            return revision
+        raise
 
 
 def public_command(words: Sequence[str]) -> str:

@@ -1,127 +1,205 @@
-"""Arguments of `spot-hf train`."""
+"""Arguments of `spot-hf train` and `spot-hf pretrain`: what is trained on what. How, says `trainer_arguments.py`."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy
 
+from ..configuration_spot_vit import SpotViTConfig
+from ..data.source import DatasetSource, pinned
 from ..jobs.versions import public_name, weights_digest
 from ..placement import PLACEMENTS, check_placement
+from .augmentation import Augmentation
+from .data import TrainingImages
 from .placements import TrainingPlacements, token_buckets
-from .run import STATE
+from .recipe_values import apply_declared_types
+from .trainer_arguments import SpotPretrainingArguments, SpotTrainingArguments
 
 
 CLASSIFIERS = ("keep", "new")
+STATE = "trainer_state.json"  # the file that Trainer writes last into a checkpoint
+
+# How a run is done, and not what: neither recorded nor compared when a run is resumed.
+NOT_RECORDED = ("overwrite_output_dir", "benchmark_input", "max_failed_share")
+
+Arguments = TypeVar("Arguments", bound="TrainingInputArguments")
 
 
 @dataclass(kw_only=True)
-class TrainArguments:
-    """What is trained on what. How, beyond this, is [`SpotTrainingArguments`]."""
+class TrainingInputArguments(DatasetSource):
+    """What fine-tuning and pre-training share: which images, and how they are cropped."""
 
-    model: str = field(metadata={"help": "The SpotViT classifier to begin with: a directory or a Hub id."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model's Hub id."})
+    dataset_name: str = field(metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."})
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
-    eval_dataset_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on while training (default: test or validation)."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of the labels; none: train without labels."})
     max_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    jitter: float = field(
+        default=0.25, metadata={"help": "Standard deviation of the noise added to each token's position, in patches."}
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.35, 1.0],
+        metadata={"help": "Random resized crop: smallest and largest share of the image's area."},
+    )
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Random resized crop: smallest and largest width / height."}
+    )
+    flip: float = field(default=0.5, metadata={"help": "Share of the images that are mirrored left to right."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete the run in --output_dir and start again."})
+
+    def __post_init__(self) -> None:
+        apply_declared_types(self)
+        super().__post_init__()
+
+    def check_input(self) -> None:
+        """`ValueError` for what no run can have, before anything is loaded."""
+        self.check_source()
+        self._check_pairs("crop_scale", "crop_ratio")
+
+    def _check_pairs(self, *names: str) -> None:
+        for name in names:
+            values = getattr(self, name)
+            if values is not None and len(values) != 2:
+                raise ValueError(f"`{name}` must be two numbers, the lowest and the highest; got {values}")
+
+    def pinned(self: Arguments) -> Arguments:
+        """The same arguments at the commits that their data sets' revisions name now."""
+        return pinned(self)
+
+    def training_images(self, images: Any, image_processor: Any, seed: int, **options: Any) -> TrainingImages:
+        """`images`, as [`load_images`] gives them, for training; further `options` as [`TrainingImages`] takes them."""
+        return TrainingImages(
+            images,
+            image_processor,
+            crop_scale=(self.crop_scale[0], self.crop_scale[1]),
+            crop_ratio=(self.crop_ratio[0], self.crop_ratio[1]),
+            flip=self.flip,
+            seed=seed,
+            max_failed_share=self.max_failed_share,
+            **options,
+        )
+
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
+        """The values on which the weights depend. Of what lies on this machine the name, not the path."""
+        values = {name: value for name, value in asdict(self).items() if name not in NOT_RECORDED}
+        return {**values, **self.recorded_source(), **training.recorded()}
+
+
+@dataclass(kw_only=True)
+class TrainArguments(TrainingInputArguments):
+    """What is fine-tuned on what. How, beyond this, is [`SpotTrainingArguments`]."""
+
+    model: str = field(metadata={"help": "The SpotViT classifier to start from: a directory or a Hub id."})
+    eval_dataset_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on during training (default: test or validation)."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many images only."})
     coordinates: str | None = field(
         default=None,
-        metadata={"help": "A coordinate data set, a directory or a Hub id: its images are trained on, at its positions too."},
+        metadata={"help": "A coordinate data set, a directory or a Hub id: train on its images, also at its positions."},
     )
     coordinates_config: str | None = field(default=None, metadata={"help": "Its config, where there are several."})
     coordinates_split: str | None = field(default=None, metadata={"help": "Its split, where there are several."})
-    coordinates_share: float = field(default=0.5, metadata={"help": "How many of the images, where the tokens are as many."})
+    coordinates_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of its Hub id."})
+    coordinates_share: float = field(
+        default=0.5, metadata={"help": "Share of the images that use them, in batches of as many tokens."}
+    )
 
     num_tokens: list[int] = field(
-        default_factory=lambda: [25, 49, 100], metadata={"help": "Token counts; every batch has one of them."}
+        default_factory=lambda: [25, 49, 100], metadata={"help": "Token counts; each batch has one of them."}
     )
     num_tokens_range: list[int] | None = field(
-        default=None, metadata={"help": "Instead: lowest and highest; batches have one of --num_token_buckets counts between."}
+        default=None,
+        metadata={
+            "help": "Instead of --num_tokens: lowest and highest; batches have one of --num_token_buckets counts between."
+        },
     )
-    num_token_buckets: int = field(default=8, metadata={"help": "Counts in a range: as many compiled graphs."})
+    num_token_buckets: int = field(default=8, metadata={"help": "Counts in that range: the number of graphs to compile."})
     num_tokens_weights: list[float] | None = field(
-        default=None, metadata={"help": "How often each count, relative to the others (default: alike)."}
+        default=None, metadata={"help": "Relative frequency of each token count (default: equal)."}
     )
     placement: list[str] = field(
         default_factory=lambda: ["isotropic", "center", "uniform", "gaussian", "sobol"],
-        metadata={"help": "Priors; every image is placed by one of them."},
+        metadata={"help": "Priors; each image is placed by one of them."},
     )
     placement_weights: list[float] | None = field(
-        default=None, metadata={"help": "How often each prior, relative to the others (default: alike)."}
+        default=None, metadata={"help": "Relative frequency of each prior (default: equal)."}
     )
-    jitter: float = field(default=0.25, metadata={"help": "Normal step that moves every token, in patches."})
     window_scales: list[float] | None = field(
-        default=None, metadata={"help": "Lowest and highest scale of windows, drawn log-uniformly per token (default: 1)."}
+        default=None, metadata={"help": "Smallest and largest window scale, drawn log-uniformly per token (default: 1)."}
     )
     eval_num_tokens: list[int] | None = field(
-        default=None, metadata={"help": "Token counts to evaluate at while training (default: the lowest and the highest)."}
+        default=None, metadata={"help": "Token counts to evaluate at during training (default: the lowest and the highest)."}
     )
     eval_placement: str = field(default="isotropic", metadata={"help": "The prior to evaluate with."})
 
     classifier: str = field(
-        default="keep", metadata={"help": "keep the model's; or new: one for the data set's own classes, untrained."}
+        default="keep", metadata={"help": "keep the model's, or new: an untrained one for the data set's own classes."}
     )
     among_labels: bool = field(
         default=False,
-        metadata={"help": "Loss and accuracy among the classes that occur only, such as Imagenette's ten of 1,000."},
+        metadata={"help": "Restrict loss and accuracy to the classes that occur, such as Imagenette's ten of 1,000."},
     )
     cross_entropy_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy with the labels."})
     distill_weight: float = field(
         default=0.0, metadata={"help": "Weight of the divergence from the teacher's full-grid prediction. Needs no labels."}
     )
-    distill_temperature: float = field(default=1.0, metadata={"help": "Divides the logits of both for that."})
+    distill_temperature: float = field(default=1.0, metadata={"help": "Temperature of both predictions for that."})
     feature_weight: float = field(
         default=0.0, metadata={"help": "Weight of 1 - cosine to the teacher's full-grid feature. Needs no labels."}
     )
     teacher_model: str | None = field(
-        default=None, metadata={"help": "A SpotViT, seen with all cells (default: --model as it was before training)."}
+        default=None, metadata={"help": "A SpotViT that sees the full grid (default: --model as it was before training)."}
     )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher's Hub id."})
 
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Each layer's learning rate is so many times that of the layer above."}
+        default=1.0, metadata={"help": "Ratio of each layer's learning rate to that of the layer above."}
     )
-    drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth: of the last layer, from 0 in the first."})
+    drop_path_rate: float = field(
+        default=0.0, metadata={"help": "Stochastic depth: rate of the last layer, rising from 0 in the first."}
+    )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Keep an exponential moving average of the weights; evaluate and save that."}
     )
-    mixup: float = field(default=0.0, metadata={"help": "Share of batches whose images are blended."})
-    cutmix: float = field(default=0.0, metadata={"help": "Share of batches whose images have a rectangle of another."})
-    rand_augment_num_ops: int = field(default=0, metadata={"help": "Operations of RandAugment; 0: none."})
-    rand_augment_magnitude: float = field(default=9.0, metadata={"help": "Their magnitude, between 0 and 30."})
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.35, 1.0],
-        metadata={"help": "Random resized crop: lowest and highest share of the image's area."},
+    mixup: float = field(default=0.0, metadata={"help": "Share of the images that are blended with another one."})
+    mixup_alpha: float = field(default=0.8, metadata={"help": "The other image's weight is drawn from Beta(alpha, alpha)."})
+    cutmix: float = field(default=0.0, metadata={"help": "Share of the images that get a rectangle of another one."})
+    cutmix_alpha: float = field(
+        default=1.0, metadata={"help": "The rectangle's share of the image is drawn from Beta(alpha, alpha)."}
     )
-    crop_ratio: list[float] = field(
-        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Random resized crop: lowest and highest width / height."}
-    )
-    flip: float = field(default=0.5, metadata={"help": "How many of the images are mirrored."})
+    rand_augment_num_ops: int = field(default=0, metadata={"help": "Operations of RandAugment per image; 0: none."})
+    rand_augment_magnitude: float = field(default=9.0, metadata={"help": "Their magnitude, at least 1 and below 30."})
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
+        default=None, metadata={"help": "Stop after so many evaluations without an improvement."}
+    )
+    benchmark_input: bool = field(
+        default=False, metadata={"help": "Only measure how many images/s the input pipeline delivers."}
     )
 
-    benchmark_input: bool = field(default=False, metadata={"help": "Only measure how many images/s the input pipeline gives."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir, and begin anew."})
-
-    def check(self, training: TrainingArguments) -> None:
+    def check(self, training: SpotTrainingArguments) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
+        self.check_input()
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {', '.join(CLASSIFIERS)}; got {self.classifier!r}")
-        for name in ("crop_scale", "crop_ratio", "num_tokens_range", "window_scales"):
-            values = getattr(self, name)
-            if values is not None and len(values) != 2:
-                raise ValueError(f"`{name}` must be two numbers, the lowest and the highest; got {values}")
-        for name in ("max_samples", "max_eval_samples", "early_stopping_patience"):
+        self._check_pairs("num_tokens_range", "window_scales")
+        self._check_numbers(training)
+        for name, needed in (("teacher_revision", "teacher_model"), ("coordinates_revision", "coordinates")):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"`{name}` is a revision of `{needed}`, which is needed too; got none")
+        self._check_losses()
+        checkpoint = training.resume_from_checkpoint
+        if checkpoint is not None and not (Path(checkpoint) / STATE).is_file():
+            raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's directory, with {STATE}; got {checkpoint!r}")
+        if training.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be False: a training batch is not the model's input yet")
+        self._check_evaluation(training)
+        self.augmentation(training.seed)
+        self.placements(224, 224, 16, training.seed)  # as far as they do not depend on the model
+
+    def _check_numbers(self, training: SpotTrainingArguments) -> None:
+        for name in ("max_eval_samples", "early_stopping_patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {value}")
@@ -129,9 +207,14 @@ class TrainArguments:
             value = getattr(training, name)
             if not value >= lowest:
                 raise ValueError(f"`{name}` must be at least {lowest}; got {value}")
-        checkpoint = training.resume_from_checkpoint
-        if checkpoint is not None and not (Path(checkpoint) / STATE).is_file():
-            raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's directory, with {STATE}; got {checkpoint!r}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must lie between 0 and 1; got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` must be above 0 and at most 1; got {self.layer_decay}")
+        if not self.distill_temperature > 0:
+            raise ValueError(f"`distill_temperature` must be above 0; got {self.distill_temperature}")
+
+    def _check_losses(self) -> None:
         weights = {name: getattr(self, name) for name in ("cross_entropy_weight", "distill_weight", "feature_weight")}
         if min(weights.values()) < 0 or not sum(weights.values()) > 0:
             raise ValueError(f"the losses' weights must be at least 0, not all 0; got {weights}")
@@ -147,32 +230,23 @@ class TrainArguments:
                 "`distill_weight` must be 0 with `classifier='new'`: the teacher knows other classes (`feature_weight` needs "
                 f"none); got {self.distill_weight}"
             )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must lie between 0 and 1; got {self.ema_decay}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`layer_decay` must be above 0 and at most 1; got {self.layer_decay}")
-        if not self.distill_temperature > 0:
-            raise ValueError(f"`distill_temperature` must be above 0; got {self.distill_temperature}")
-        if training.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must be False: a training batch is not the model's input yet")
-        self._check_evaluation(training)
-        self.placements(224, 224, 16, training.seed)  # what does not depend on the model
 
-    def _check_evaluation(self, training: TrainingArguments) -> None:
+    def _check_evaluation(self, training: SpotTrainingArguments) -> None:
         self.check_eval_placement()
         measured = ["accuracy", "loss"]
         measured += [f"n{num_tokens}_{name}" for num_tokens in self.evaluated_num_tokens for name in measured[:2]]
         metric = str(training.metric_for_best_model).removeprefix("eval_")
         if metric not in measured:
             raise ValueError(f"`metric_for_best_model` must be one of {', '.join(measured)}; got {metric!r}")
-        evaluates = training.eval_strategy != IntervalStrategy.NO
+        strategy = IntervalStrategy(training.eval_strategy)
+        evaluates = strategy != IntervalStrategy.NO
         if evaluates and not self.has_labels:
-            raise ValueError(f"`eval_strategy` must be no without labels; got {_plain(training.eval_strategy)}")
+            raise ValueError(f"`eval_strategy` must be no without labels; got {strategy.value}")
         if self.early_stopping_patience is not None and not evaluates:
             raise ValueError("`early_stopping_patience` needs evaluations: `eval_strategy` must be steps or epoch; got no")
 
     def check_eval_placement(self, num_cells: int | None = None) -> None:
-        """`ValueError` for a placement that evaluations cannot have, in so many cells of the model's grid where known."""
+        """`ValueError` for a placement that evaluations cannot have, in a grid of so many cells where known."""
         for num_tokens in self.evaluated_num_tokens:
             try:
                 check_placement(self.eval_placement, num_tokens, num_cells)
@@ -183,7 +257,7 @@ class TrainArguments:
 
     @property
     def has_labels(self) -> bool:
-        return self.label_column_name.lower() != "none"
+        return self.label_column_name is not None
 
     @property
     def needs_teacher(self) -> bool:
@@ -198,6 +272,24 @@ class TrainArguments:
     @property
     def evaluated_num_tokens(self) -> list[int]:
         return self.eval_num_tokens or sorted({min(self.token_counts), max(self.token_counts)})
+
+    def pinned(self) -> "TrainArguments":
+        found = super().pinned()
+        if self.coordinates is not None:
+            source = DatasetSource(dataset_name=self.coordinates, dataset_revision=self.coordinates_revision)
+            found.coordinates_revision = pinned(source).dataset_revision
+        return found
+
+    def augmentation(self, seed: int) -> Augmentation:
+        return Augmentation(
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            mixup_alpha=self.mixup_alpha,
+            cutmix_alpha=self.cutmix_alpha,
+            rand_augment_num_ops=self.rand_augment_num_ops,
+            rand_augment_magnitude=self.rand_augment_magnitude,
+            seed=seed,
+        )
 
     def placements(self, height: int, width: int, patch_size: int, seed: int) -> TrainingPlacements:
         return TrainingPlacements(
@@ -214,64 +306,95 @@ class TrainArguments:
             seed=seed,
         )
 
-    def recorded(self, training: TrainingArguments) -> dict[str, Any]:
-        """On which the weights depend. Of what lies on this machine the name, not the path."""
-        parameters = asdict(self)
-        for name in ("overwrite_output_dir", "benchmark_input"):
-            del parameters[name]
-        for name in ("model", "teacher_model", "dataset_name", "coordinates"):
-            if parameters[name] is not None:
-                parameters[name] = public_name(parameters[name])
-        parameters["model_sha256"] = weights_digest(self.model)
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
+        values = super().recorded(training)
+        values["label_column_name"] = self.label_column_name or "none"  # as runs before 0.2.0 recorded it
+        for name in ("teacher_model", "coordinates"):
+            if values[name] is not None:
+                values[name] = public_name(values[name])
         if self.teacher_model is not None:
-            parameters["teacher_model_sha256"] = weights_digest(self.teacher_model)
-        return {**parameters, **{name: _plain(getattr(training, name)) for name in OF_TRAINER}}
-
-
-# What of Trainer's arguments the weights depend on; the number of processes is none of them.
-OF_TRAINER = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps", "optim",
-    "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor",
-    "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "bf16", "fp16", "seed",
-)  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | bool | dict | None) else str(getattr(value, "value", value))
+            values["teacher_model_sha256"] = weights_digest(self.teacher_model)
+        # These numbers are drawn by image since 0.2.0: a run before that cannot be resumed. Where unused, they are the same.
+        for name in ("mixup", "cutmix"):
+            if not getattr(self, name):
+                del values[f"{name}_alpha"]
+        if self.rand_augment_num_ops:
+            values["rand_augment_drawn_per"] = "image"
+        return values
 
 
 @dataclass(kw_only=True)
-class SpotTrainingArguments(TrainingArguments):
-    """transformers' own, with defaults for fine-tuning a ViT."""
+class PretrainArguments(TrainingInputArguments):
+    """What is pre-trained on what. How, beyond this, is [`SpotPretrainingArguments`]."""
 
-    output_dir: str = field(metadata={"help": "Where the model is written. The same command goes on with it."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Of the classifier; `layer_decay` lowers it further down."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "How the learning rate falls."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 the share of them, while it rises."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of matrices; not of biases, norms, prefix and positions."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per step and process."})
-    per_device_eval_batch_size: int = field(default=100, metadata={"help": "The same, when evaluating."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode ahead, per process of the run."})
-    metric_for_best_model: str | None = field(
-        default="accuracy",
-        metadata={"help": "Of the best checkpoint and of early stopping: the mean, or such as n25_accuracy."},
+    model: str | None = field(
+        default=None, metadata={"help": "The SpotViT to continue from: a directory or a Hub id (default: a new ViT-B/16)."}
     )
-    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: SaveStrategy | str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint: no, steps, epoch or best."}
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of SpotViTConfig, as JSON: any of a new model, such as '{\"hidden_size\": 192}'; with --model "
+            "those of the decoder only."
+        },
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
-    hub_strategy: HubStrategy | str = field(
-        default="end", metadata={"help": "When to push: before the end, without card, code and averaged weights."}
+    mask_ratio: float = field(default=0.75, metadata={"help": "Share of an image's tokens that the encoder does not see."})
+    norm_pix_loss: bool = field(
+        default=True, metadata={"help": "Predict pixels in standard deviations from their window's mean."}
     )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Early stopping goes on counting where a killed run was."}
+    label_column_name: None = field(init=False, default=None)  # no option: labels are not used
+    num_tokens: list[int] | None = field(
+        default=None,
+        metadata={"help": "Tokens per image, visible and masked; each batch has one of these counts (default: all cells)."},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
+    placement: list[str] = field(
+        default_factory=lambda: ["isotropic", "sobol", "uniform"],
+        metadata={"help": "Priors; each image is placed by one of them."},
+    )
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Random resized crop: smallest and largest share of the image's area."},
+    )
 
-    def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # or bf16 is refused
-        super().__post_init__()
+    def check(self, training: SpotPretrainingArguments) -> None:
+        """`ValueError` for what no run can have, before anything is loaded."""
+        self.check_input()
+        given = training.to_dict()
+        for name, value in (("eval_strategy", "no"), ("remove_unused_columns", False)):
+            if given[name] != value:
+                raise ValueError(f"`{name}` must be {value} in pre-training; got {given[name]}")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
+        known = [one for one in SpotViTConfig.__dataclass_fields__ if self.model is None or one.startswith("decoder_")]
+        wrong = [one for one in self.overrides if one not in known]
+        if wrong:
+            accepted = "fields of SpotViTConfig" if self.model is None else "the decoder's fields, as `model` is given"
+            raise ValueError(f"`config_overrides` must be {accepted}; got {', '.join(wrong)}")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What `config_overrides` says."""
+        try:
+            overrides = json.loads(self.config_overrides or "{}")
+        except ValueError:
+            overrides = None
+        if not isinstance(overrides, dict):
+            raise ValueError(
+                f"`config_overrides` must be a JSON object, such as '{{\"hidden_size\": 192}}'; got {self.config_overrides!r}"
+            )
+        return overrides
+
+    def placements(self, height: int, width: int, patch_size: int, seed: int) -> TrainingPlacements:
+        return TrainingPlacements(
+            num_tokens=self.num_tokens or [(height // patch_size) * (width // patch_size)],
+            placement=self.placement,
+            jitter=self.jitter,
+            height=height,
+            width=width,
+            patch_size=patch_size,
+            seed=seed,
+        )
+
+    def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
+        values = super().recorded(training)
+        del values["label_column_name"]
+        return values

@@ -1,16 +1,9 @@
-"""From bytes to a training step's inputs, on the device: RandAugment, mixup and cutmix, normalization, placement.
+"""From bytes to a training step's inputs, on the device: normalization, placement, and the labels of mixed images."""
 
-Pixels are changed first and tokens placed afterwards, so that coordinates always refer to what the model sees.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from kornia.augmentation import RandomCutMixV2, RandomMixUpV2
-from kornia.augmentation.auto import RandAugment
-from kornia.geometry.bbox import infer_bbox_shape
 
 from .placements import TrainingPlacements
 
@@ -22,13 +15,13 @@ class TrainingBatch:
         inputs: of the model: `pixel_values`, `coordinates` and, where drawn, `window_scales`.
         labels (`torch.LongTensor` of shape `(batch_size,)` or `None`): of the images.
         other_labels (`torch.LongTensor` of shape `(batch_size,)` or `None`): of the images that were mixed in.
-        other_share (`torch.Tensor` of shape `(batch_size,)` or `None`): how much of what tokens see is theirs.
+        other_weights (`torch.Tensor` of shape `(batch_size,)` or `None`): weights of `other_labels`, in [0, 1].
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     other_labels: torch.Tensor | None = None
-    other_share: torch.Tensor | None = None
+    other_weights: torch.Tensor | None = None
 
 
 class BatchPreparation:
@@ -36,101 +29,50 @@ class BatchPreparation:
     Args:
         placements ([`TrainingPlacements`]): draws the coordinates.
         image_processor: of the model, for its normalization.
-        mixup (`float`): share of the batches whose images are blended with others' (Zhang et al. 2018); cutmix (`float`):
-            share of the batches whose images have a rectangle of another (Yun et al. 2019).
-        rand_augment_num_ops (`int`): operations of RandAugment (Cubuk et al. 2020), 0 for none; rand_augment_magnitude
-            (`float`): between 0 and 30.
-
-    Raises:
-        `ValueError`: an argument is none of these.
     """
 
-    def __init__(
-        self,
-        placements: TrainingPlacements,
-        image_processor: Any,
-        *,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        rand_augment_num_ops: int = 0,
-        rand_augment_magnitude: float = 9.0,
-    ):
-        if min(mixup, cutmix) < 0 or mixup + cutmix > 1:
-            raise ValueError(
-                f"`mixup` and `cutmix` must be shares of at least 0 and at most 1 in all; got {mixup} and {cutmix}"
-            )
-        if not 0 <= rand_augment_num_ops <= 15 or not 0 < rand_augment_magnitude < 30:
-            raise ValueError(
-                "`rand_augment_num_ops` must be 0 to 15 and `rand_augment_magnitude` between 0 and 30; got "
-                f"{rand_augment_num_ops} and {rand_augment_magnitude}"
-            )
-        self.placements, self.mixup, self.cutmix = placements, mixup, cutmix
-        self.rand_augment: Callable | None = None
-        if rand_augment_num_ops:
-            self.rand_augment = RandAugment(n=rand_augment_num_ops, m=int(rand_augment_magnitude))
+    def __init__(self, placements: TrainingPlacements, image_processor: Any):
+        self.placements = placements
         normalized = image_processor.do_normalize
         self.mean = torch.tensor(image_processor.image_mean if normalized else [0.0] * 3)[:, None, None]
         self.std = torch.tensor(image_processor.image_std if normalized else [1.0] * 3)[:, None, None]
 
-    def __call__(self, batch: dict[str, torch.Tensor], num_tokens: int) -> TrainingBatch:
+    def __call__(self, batch: dict[str, Any], num_tokens: int) -> TrainingBatch:
         """
         Args:
-            batch (`dict`): as [`TrainingImages`] gives it, collated, on the device: `pixels`, `draw`, and where given `labels`
-                and `coordinates`.
+            batch (`dict`): rows of [`TrainingImages`], collated, on the device.
             num_tokens (`int`): per image.
         """
-        pixels, labels = batch["pixels"].float() / 255, batch.get("labels")
-        if self.rand_augment is not None:
-            pixels = self.rand_augment(pixels).clamp(0, 1)
-        pixels, mixed = self._mix(pixels)
+        pixels = batch["pixels"].float() / 255
         pixel_values = (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
-        inputs = {
-            "pixel_values": pixel_values,
-            **self.placements(batch["draw"], num_tokens, pixel_values, batch.get("coordinates")),
-        }
-        if mixed is None or labels is None:
+        placed = self.placements(batch["draw"], num_tokens, pixel_values, batch.get("coordinates"))
+        inputs = {"pixel_values": pixel_values, **placed}
+        labels, other_labels = batch.get("labels"), batch.get("other_labels")
+        if other_labels is None:
             return TrainingBatch(inputs, labels)
-        return TrainingBatch(inputs, labels, labels[mixed.partner], mixed.share(inputs, self.placements.patch_size))
-
-    def _mix(self, pixels: torch.Tensor) -> tuple[torch.Tensor, "Mixed | None"]:
-        if not self.mixup + self.cutmix:
-            return pixels, None
-        chosen = torch.rand(()).item()
-        if chosen < self.mixup:
-            blend = RandomMixUpV2(data_keys=["input"])
-            pixels = blend(pixels)
-            parameters = blend._params
-            return pixels, Mixed(parameters["mixup_pairs"].to(pixels.device), parameters["mixup_lambdas"].to(pixels.device))
-        if chosen < self.mixup + self.cutmix:
-            paste = RandomCutMixV2(data_keys=["input"], use_correct_lambda=True)
-            pixels = paste(pixels)
-            partner, corners = paste._params["mix_pairs"][0], paste._params["crop_src"][0]
-            width, height = infer_bbox_shape(corners)
-            boxes = torch.stack([*corners[:, 0].T, corners[:, 0, 0] + width, corners[:, 0, 1] + height], dim=1)
-            return pixels, Mixed(partner.to(pixels.device), boxes=boxes.to(pixels.device))
-        return pixels, None
+        seen = seen_share(inputs, batch["mixed_box"], self.placements.patch_size)
+        return TrainingBatch(inputs, labels, other_labels, batch["mixed_weight"] * seen)
 
 
-@dataclass
-class Mixed:
-    """What was mixed into each image: which other one, by which share (mixup), or in which box (cutmix)."""
+def seen_share(inputs: dict[str, torch.Tensor], boxes: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """
+    How much of what an image's tokens see lies in a box. A mixed image's label goes by this, and not by the box's share of the
+    image: what no token looks at is no reason for a label.
 
-    partner: torch.Tensor  # (batch_size,), int64
-    weight: torch.Tensor | None = None  # (batch_size,)
-    boxes: torch.Tensor | None = None  # (batch_size, 4): left, top, right, bottom in pixels
+    Args:
+        inputs (`dict`): of the model: `pixel_values`, `coordinates` and, where drawn, `window_scales`.
+        boxes (`torch.Tensor` of shape `(batch_size, 4)`): left, top, right, bottom in pixels.
+        patch_size (`int`): side of a window in pixels, at scale 1.
 
-    def share(self, inputs: dict[str, torch.Tensor], patch_size: int) -> torch.Tensor:
-        """
-        `(batch_size,)`: how much of what the tokens see is the other image. Of a box, the share of the windows' area that
-        lies in it, not of the image's: what no token looks at is no reason for a label.
-        """
-        if self.boxes is None:
-            assert self.weight is not None
-            return self.weight
-        height, width = inputs["pixel_values"].shape[-2:]
-        centers = inputs["coordinates"] * inputs["coordinates"].new_tensor([width, height])
-        half = patch_size / 2 * inputs.get("window_scales", torch.ones_like(centers[..., 0]))[..., None]
-        low = torch.maximum(centers - half, self.boxes[:, None, :2])
-        high = torch.minimum(centers + half, self.boxes[:, None, 2:])
-        covered = (high - low).clamp_min(0).prod(-1) / (2 * half[..., 0]) ** 2  # (batch_size, num_tokens)
-        return covered.mean(1)
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`, float32: the mean over tokens of the share of each window's area.
+    """
+    height, width = inputs["pixel_values"].shape[-2:]
+    size = inputs["coordinates"].new_tensor([width, height])
+    centers = inputs["coordinates"] * size
+    half = patch_size / 2 * inputs.get("window_scales", torch.ones_like(centers[..., 0]))[..., None]
+    # A window that leaves the image sees replicated border pixels: boxes that touch the border go on.
+    low = torch.where(boxes[:, :2] <= 0, -torch.inf, boxes[:, :2])[:, None]
+    high = torch.where(boxes[:, 2:] >= size, torch.inf, boxes[:, 2:])[:, None]
+    inside = torch.minimum(centers + half, high) - torch.maximum(centers - half, low)
+    return (inside.clamp_min(0) / (2 * half)).clamp_max(1).prod(-1).mean(1)

@@ -1,12 +1,12 @@
-"""Images for training: decoded once each, cropped and flipped in worker processes, sent to the device as bytes.
+"""Images for training: each decoded once, cropped, flipped and augmented in worker processes, sent to the device as bytes.
 
-Which images come when, and how each is cropped, is a function of the seed, the epoch and the image: the same on any number of
-processes and workers, and after an interruption.
+Which images come when, and what is done to each of them, is a function of the seed, the epoch and the image: the same on any
+number of processes and workers, and after an interruption.
 """
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..data.encoded import encoded, encoded_image
-from .draws import hashed_seed
+from ..data.failures import FailedImage, TooManyFailedImagesError, UnreadableImageError, check_failures
+from .augmentation import Augmentation
+from .draws import PIXELS, hashed_seed, seeded_by
+
+
+NO_LABEL = -100  # of an image that could not be read: cross-entropy and accuracy ignore it
 
 
 class DrawSampler(Sampler[int]):
@@ -48,15 +53,18 @@ class DrawSampler(Sampler[int]):
 
 class TrainingImages(Dataset):
     """
-    Images by draw.
+    Images by draw. One that cannot be read is replaced by the next one that can.
 
     Args:
         images (`datasets.Dataset`): with the columns `image`; `label`, where there are labels; and `coordinates`, `(x, y)`,
             image frame, where images bring their own.
         image_processor: of the model, for the size and the resampling of its images.
-        crop_scale (`(float, float)`): share of the image's area that a crop has; `crop_ratio`: its width / height.
-        flip (`float`): how many of the images are mirrored left to right.
+        crop_scale (`(float, float)`): range of a crop's share of the image's area; crop_ratio: of its width / height.
+        flip (`float`): share of the images that are mirrored left to right.
+        augmentation ([`Augmentation`], *optional*): what else is done to pixels.
         seed (`int`): of the run.
+        max_failed_share (`float`): where more of the images than this share turn out unreadable in a row,
+            [`TooManyFailedImagesError`].
     """
 
     def __init__(
@@ -67,7 +75,9 @@ class TrainingImages(Dataset):
         crop_scale: tuple[float, float] = (0.35, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
+        max_failed_share: float = 0.01,
     ):
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must be the lowest and the highest share, in (0, 1]; got {list(crop_scale)}")
@@ -80,73 +90,142 @@ class TrainingImages(Dataset):
         self.size, self.resample = (width, height), Image.Resampling(int(image_processor.resample))
         self.crop = ResizedCropGenerator((height, width), crop_scale, crop_ratio)
         self.flip, self.seed = flip, seed
+        self.augmentation = augmentation or Augmentation()
+        self.max_failed_share = max_failed_share
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
-        """`pixels`, uint8 `(3, height, width)`; `draw`; where given, `labels` and `coordinates` `(num_tokens, 2)`, float32,
-        model frame, outside [0, 1] where the crop left them out."""
-        index = draw % len(self.images)
-        row = self.images[index]
-        image = encoded_image(row, index, self.split).decode().convert("RGB")
-        with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
-            torch.manual_seed(hashed_seed(self.seed, draw))
-            corners = self.crop(torch.Size((1, 3, image.height, image.width)))["src"][0].tolist()
-            flipped = torch.rand(()).item() < self.flip
-        left, top = corners[0]
-        right, bottom = corners[2][0] + 1, corners[2][1] + 1  # of the pixels that the last corner names, the far edges
-        pixels = np.asarray(image.resize(self.size, self.resample, box=(left, top, right, bottom)))
-        pixels = pixels[:, ::-1] if flipped else pixels
-        found: dict[str, Any] = {"pixels": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "draw": draw}
+        """
+        Returns:
+            `dict`: `pixels`, uint8 `(3, height, width)`; `draw`; `failed`, a list of [`FailedImage`]; where given, `labels`
+            and `coordinates` `(num_tokens, 2)`, float32, model frame, outside [0, 1] where the crop cut them off. Where
+            `augmentation` mixes images with labels also `other_labels`, `mixed_weight` and `mixed_box` `(4,)`, float32: see
+            [`Mixing`].
+        """
+        row, view, pixels, failed = self._view(draw)
+        found: dict[str, Any] = {"pixels": pixels, "draw": draw, "failed": failed}
         if row.get("label") is not None:
             found["labels"] = row["label"]
         if "coordinates" in row:
-            # A position on the image moves with the pixels that it points at.
-            positions = torch.tensor(row["coordinates"]) * torch.tensor([image.width, image.height], dtype=torch.float32)
-            positions = (positions - torch.tensor([left, top])) / torch.tensor([right - left, bottom - top])
-            found["coordinates"] = torch.stack([1 - positions[:, 0], positions[:, 1]], 1) if flipped else positions
+            found["coordinates"] = view.positions(torch.tensor(row["coordinates"]))
+        if self.augmentation.mixes:
+            mixing = self.augmentation.mixing(draw, len(self), *self.size)
+            if mixing is not None:
+                row, _, others, more = self._view(mixing.partner)
+                found.update(pixels=mixing(pixels, others), failed=[*failed, *more])
+            if "labels" in found:
+                box = (0, 0, 0, 0) if mixing is None else mixing.box
+                found["other_labels"] = row["label"]
+                found["mixed_weight"] = 0.0 if mixing is None else mixing.weight
+                found["mixed_box"] = torch.tensor(box, dtype=torch.float32)
         return found
+
+    def _view(self, draw: int) -> tuple[dict[str, Any], "_View", torch.Tensor, list[FailedImage]]:
+        """The row of a draw, how its image is cropped, its pixels, and which images failed."""
+        row, image, failed = self._readable(draw % len(self))
+        with seeded_by(self.seed, draw, stream=PIXELS):  # the library draws from the global generator
+            corners = self.crop(torch.Size((1, 3, image.height, image.width)))["src"][0].tolist()
+            flipped = torch.rand(()).item() < self.flip
+        # Corners name pixels: the crop ends at the last one's far edges.
+        box = (corners[0][0], corners[0][1], corners[2][0] + 1, corners[2][1] + 1)
+        view = _View(box, flipped, image.size)
+        seen = np.asarray(image.resize(self.size, self.resample, box=box))
+        seen = seen[:, ::-1] if flipped else seen
+        pixels = torch.from_numpy(seen.transpose(2, 0, 1).copy())
+        return row, view, self.augmentation.augmented(pixels, draw), failed
+
+    def _readable(self, index: int) -> tuple[dict[str, Any], Image.Image, list[FailedImage]]:
+        """The row and the image at an index or, where that cannot be read, the next that can; and which images failed."""
+        failed: list[FailedImage] = []
+        for step in range(len(self)):
+            row = self.images[(index + step) % len(self)]
+            image = encoded_image(row, (index + step) % len(self), self.split)
+            try:
+                return row, image.decode().convert("RGB"), failed
+            except UnreadableImageError as error:
+                # Rows joined with coordinates are a part of their split, and bring their ids.
+                failed.append(replace(image.failed(error), image_id=row.get("image_id", image.image_id)))
+                check_failures(failed, len(self), self.max_failed_share)
+        raise TooManyFailedImagesError(f"none of {len(self)} images could be read, such as {failed[0]}")
+
+
+@dataclass(frozen=True)
+class _View:
+    """What of an image is seen: a crop, perhaps mirrored."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
+    flipped: bool
+    image_size: tuple[int, int]  # width, height
+
+    def positions(self, positions: torch.Tensor) -> torch.Tensor:
+        """`(num_tokens, 2)`, `(x, y)`, image frame to model frame: a position moves with the pixels that it points at."""
+        left, top, right, bottom = self.box
+        positions = positions * torch.tensor(self.image_size, dtype=torch.float32)
+        positions = (positions - torch.tensor([left, top])) / torch.tensor([right - left, bottom - top])
+        return torch.stack([1 - positions[:, 0], positions[:, 1]], 1) if self.flipped else positions
 
 
 class EvaluationImages(Dataset):
     """
-    Images as the image processor prepares them, with the tokens of one placement.
+    Images as the image processor prepares them, with the tokens of one placement. One that cannot be read is blank and has no
+    label: it does not count.
 
     Args:
         images (`datasets.Dataset`): with the columns `image` and `label`.
         image_processor: of the model.
         num_tokens (`int`), placement (`str`): as the image processor takes them.
+        max_failed_share (`float`): an evaluation that cannot read more of the images than this share fails.
     """
 
-    def __init__(self, images: datasets.Dataset, image_processor: Any, num_tokens: int, placement: str):
+    def __init__(
+        self,
+        images: datasets.Dataset,
+        image_processor: Any,
+        num_tokens: int,
+        placement: str,
+        max_failed_share: float = 0.01,
+    ):
         self.images, self.split, self.image_processor = encoded(images), str(images.split), image_processor
-        self.num_tokens, self.placement = num_tokens, placement
+        self.num_tokens, self.placement, self.max_failed_share = num_tokens, placement, max_failed_share
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """
+        Returns:
+            `dict`: `pixel_values` `(3, height, width)` and `coordinates` `(num_tokens, 2)`, float32; `failed`, a list of
+            [`FailedImage`]; where given, `labels`, -100 for an image that could not be read.
+        """
         image = encoded_image(self.images[index], index, self.split)
+        label, failed = image.label, []
+        try:
+            decoded = image.decode()
+        except UnreadableImageError as error:
+            decoded, label, failed = (
+                Image.new("RGB", self.image_processor.model_size((1000, 1000))),
+                NO_LABEL,
+                [image.failed(error)],
+            )
         inputs = self.image_processor(
-            image.decode(),
-            num_tokens=self.num_tokens,
-            placement=self.placement,
-            image_ids=[image.image_id],
-            return_tensors="pt",
+            decoded, num_tokens=self.num_tokens, placement=self.placement, image_ids=[image.image_id], return_tensors="pt"
         )
-        found = {"pixel_values": inputs["pixel_values"][0], "coordinates": inputs["coordinates"][0]}
-        return {**found, "labels": image.label} if image.label is not None else found
+        found = {"pixel_values": inputs["pixel_values"][0], "coordinates": inputs["coordinates"][0], "failed": failed}
+        return {**found, "labels": label} if image.label is not None else found
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Rows of [`TrainingImages`] or [`EvaluationImages`] to a batch of tensors."""
-    return {
-        name: torch.stack([row[name] for row in rows])
-        if isinstance(rows[0][name], torch.Tensor)
-        else torch.tensor([row[name] for row in rows])
-        for name in rows[0]
-    }
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of [`TrainingImages`] or [`EvaluationImages`] to a batch of tensors, and one list of what failed."""
+    batch: dict[str, Any] = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows]
+        if name == "failed":
+            batch[name] = [one for failed in values for one in failed]
+        else:
+            batch[name] = torch.stack(values) if isinstance(first, torch.Tensor) else torch.tensor(values)
+    return batch
 
 
 @dataclass(frozen=True)
@@ -154,8 +233,14 @@ class InputRate:
     """Of the input pipeline alone."""
 
     images_per_second: float
-    num_images: int
+    num_images: int  # that were counted
     num_workers: int
+
+    def __str__(self) -> str:
+        return (
+            f"input pipeline alone: {self.images_per_second:.0f} images/s with {self.num_workers} workers, "
+            f"over {self.num_images} images"
+        )
 
 
 def benchmark_input(images: TrainingImages, batch_size: int, num_workers: int, num_batches: int = 50) -> InputRate:

@@ -1,150 +1,163 @@
 """The job of `spot-hf train`: fine-tuning for few tokens."""
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.joining import join_coordinates
 from ..coordinates.loading import load_coordinates
-from ..data.labels import classes_of, label_numbers, outside_of
+from ..data.labels import check_labels
 from ..data.source import load_images
-from ..hub.loading import check_classifier, has_classifier, load_image_processor, load_spot_vit_config
+from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
-from .arguments import SpotTrainingArguments, TrainArguments
+from .arguments import TrainArguments
 from .batches import BatchPreparation
 from .data import EvaluationImages, TrainingImages, benchmark_input
-from .report import save_learning_curves, training_summary
-from .run import TrainingRun
+from .placements import TrainingPlacements
+from .report import save_learning_curves, training_card, training_summary
+from .run import TrainingResults, TrainingRun
 from .trainer import SpotTrainer
+from .trainer_arguments import SpotTrainingArguments
 
 
 RESULTS = "training.json"  # is written last
 
 
 def run_training(
-    arguments: TrainArguments,
-    training: SpotTrainingArguments,
-    *,
-    command: str | None = None,
-    say: Callable[[str], Any] = print,
-) -> dict[str, Any]:
+    arguments: TrainArguments, training: SpotTrainingArguments, *, command: str | None = None
+) -> TrainingResults | None:
     """
     Fine-tunes a model, and writes it to `training.output_dir`: ready for `from_pretrained`, with its card, `training.json`
-    (the log), `training.png` and the last checkpoints. Run again after it was killed, it goes on from the last whole one.
+    (the log), `training.png` and the last checkpoints. Run again after it was killed, it resumes from the last whole one.
 
     Args:
         arguments ([`TrainArguments`]): what is trained on what.
         training ([`SpotTrainingArguments`]): how.
         command (`str`, *optional*): how this run was started, for the record.
-        say: is called with lines that tell what happens; on the first process alone.
 
     Returns:
-        `dict`: what `training.json` holds.
+        [`TrainingResults`]: what `training.json` holds; `None` with `benchmark_input`, which only logs a rate.
 
     Raises:
         `ValueError`: an argument that no run can have, or the directory holds a run with other parameters. `OSError`: no such
-            model or data set, or no access to it.
+            model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check(training)
-    say = say if training.process_index == 0 else (lambda _: None)
-    config = load_spot_vit_config(arguments.model, arguments.revision)
+    run = TrainingRun(training, RESULTS, training_summary)
+    model = open_model(arguments.model, arguments.revision)
+    arguments = arguments.pinned()
+    found = _find_ingredients(arguments, training, model)
+    if arguments.benchmark_input:
+        run.log(str(benchmark_input(found.images, training.train_batch_size, training.dataloader_num_workers)))
+        return None
+    pins = {**found.model.recorded(), "teacher_revision": found.teacher.revision if arguments.teacher_model else None}
+    inputs = [arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates]
+    finished = run.open(arguments, pins, len(found.images), inputs, command)
+    if finished is not None:
+        return finished
+    set_seed(training.seed)
+    trainer = _make_trainer(arguments, training, found)
+    results = run.train(trainer)
+    if found.evaluation:
+        last = trainer.evaluate()
+        results.evaluation = {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))}
+        images = next(iter(found.evaluation.values()))
+        failed = [asdict(one) for one in trainer.failed_eval_images]
+        results.evaluated_on = {"split": images.split, "num_images": len(images), "failed": failed}
+    card = {
+        "num_tokens": found.processor.num_tokens,
+        "placement": found.processor.placement,
+        "measured": training_card(results),
+    }
+    run.save(trainer, results, card, {"training.png": lambda picture: save_learning_curves(picture, results)})
+    return results
+
+
+@dataclass
+class _Ingredients:
+    """What a run needs, found and checked before its directory is touched."""
+
+    model: ModelSource
+    teacher: ModelSource  # by default the model itself
+    processor: Any
+    num_labels: int
+    class_names: list[str] | None  # of a new classifier
+    classes: list[int] | None  # that occur; none without labels
+    placements: TrainingPlacements
+    images: TrainingImages
+    evaluation: dict[str, EvaluationImages] | None  # by number of tokens, `n25` and so on
+
+
+def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments, model: ModelSource) -> _Ingredients:
     if arguments.classifier == "keep":
-        check_classifier(arguments.model, config)
-    processor = load_image_processor(arguments.model, arguments.revision)
+        model.check_classifier()
+    processor, config = model.load_image_processor(), model.config
     width, height = processor.model_size((1000, 1000))
     placements = arguments.placements(height, width, config.patch_size, training.seed)
     arguments.check_eval_placement((height // config.patch_size) * (width // config.patch_size))
     images = _load_training_images(arguments)
-    num_labels = config.num_labels if arguments.classifier == "keep" else _num_classes(images, arguments)
+    class_names = _class_names(images, arguments) if arguments.classifier == "new" else None
+    num_labels = config.num_labels if class_names is None else len(class_names)
     classes = _check_labels(arguments, images, num_labels) if arguments.has_labels else None
+    teacher = model
     if arguments.needs_teacher:
-        _check_teacher(arguments, config, processor)
-    training_images = TrainingImages(
-        images,
-        processor,
-        crop_scale=(arguments.crop_scale[0], arguments.crop_scale[1]),
-        crop_ratio=(arguments.crop_ratio[0], arguments.crop_ratio[1]),
-        flip=arguments.flip,
-        seed=training.seed,
+        if arguments.teacher_model is not None:
+            teacher = open_model(arguments.teacher_model, arguments.teacher_revision)
+        _check_teacher(arguments, teacher, model, processor)
+    return _Ingredients(
+        model=model,
+        teacher=teacher,
+        processor=processor,
+        num_labels=num_labels,
+        class_names=class_names,
+        classes=classes,
+        placements=placements,
+        images=arguments.training_images(images, processor, training.seed, augmentation=arguments.augmentation(training.seed)),
+        evaluation=_evaluation_images(arguments, training, processor, num_labels, classes),
     )
-    if arguments.benchmark_input:
-        rate = benchmark_input(training_images, training.train_batch_size, training.dataloader_num_workers)
-        say(
-            f"input pipeline alone: {rate.images_per_second:.0f} images/s with {rate.num_workers} workers, "
-            f"over {rate.num_images} images"
-        )
-        return {"input_images_per_second": rate.images_per_second}
-    preparation = BatchPreparation(
-        placements,
-        processor,
-        mixup=arguments.mixup,
-        cutmix=arguments.cutmix,
-        rand_augment_num_ops=arguments.rand_augment_num_ops,
-        rand_augment_magnitude=arguments.rand_augment_magnitude,
-    )
-    evaluation = _evaluation_images(arguments, training, processor, num_labels, classes)
 
-    run = TrainingRun(training, RESULTS, say)
-    inputs = [arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates]
-    run.open(arguments, len(images), inputs, command)
-    finished = run.results
-    if finished is not None:
-        say(f"this run is finished\n{training_summary(run.directory, finished)}")
-        return finished
 
-    set_seed(training.seed)
-    trainer = SpotTrainer(
-        model=_load_model(arguments, images, num_labels),
-        args=training,
-        train_dataset=training_images,
-        eval_dataset=evaluation,
-        processing_class=processor,
-        preparation=preparation,
-        classes=classes if arguments.among_labels else None,
-        teacher=_load_teacher(arguments) if arguments.needs_teacher else None,
-        callbacks=[EarlyStoppingCallback(arguments.early_stopping_patience)] if arguments.early_stopping_patience else None,
-        **{
-            name: getattr(arguments, name)
-            for name in ("cross_entropy_weight", "distill_weight", "distill_temperature", "feature_weight", "layer_decay",
-                         "ema_decay")
-        },
+def _make_trainer(arguments: TrainArguments, training: SpotTrainingArguments, found: _Ingredients) -> SpotTrainer:
+    names = (
+        "cross_entropy_weight", "distill_weight", "distill_temperature", "feature_weight", "layer_decay", "ema_decay",
     )  # fmt: skip
-    results = run.train(trainer)
-    last = trainer.evaluate() if evaluation else {}
-    results["evaluation"] = {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))}
-    results["evaluated_on"] = _described(evaluation)
-    card = {
-        "num_tokens": processor.num_tokens,
-        "placement": processor.placement,
-        "measured": training_summary(None, results),
-    }
-    run.save(trainer, results, card, {"training.png": lambda picture: save_learning_curves(picture, results)})
-    say(training_summary(run.directory, results))
-    return results
+    patience = arguments.early_stopping_patience
+    return SpotTrainer(
+        model=_load_model(arguments, found),
+        args=training,
+        train_dataset=found.images,
+        eval_dataset=found.evaluation,
+        processing_class=found.processor,
+        preparation=BatchPreparation(found.placements, found.processor),
+        classes=found.classes if arguments.among_labels else None,
+        teacher=_load_teacher(found.teacher) if arguments.needs_teacher else None,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+        **{name: getattr(arguments, name) for name in names},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- images
 
 
 def _load_training_images(arguments: TrainArguments) -> datasets.Dataset:
-    images: Any = load_images(
-        arguments.dataset_name,
-        config_name=arguments.dataset_config_name,
-        split=arguments.dataset_split,
-        revision=arguments.dataset_revision,
-        image_column_name=arguments.image_column_name,
-        label_column_name=arguments.label_column_name if arguments.has_labels else None,
-        max_samples=arguments.max_samples,
-    )
+    images: Any = load_images(arguments.source())
     if len(images) == 0:
         raise ValueError(
             f"`dataset_split` must have images; {arguments.dataset_split!r} of {arguments.dataset_name!r} has none"
         )
     if arguments.coordinates is None:
         return images
-    rows = load_coordinates(arguments.coordinates, arguments.coordinates_config, arguments.coordinates_split)
+    rows = load_coordinates(
+        arguments.coordinates,
+        arguments.coordinates_config,
+        arguments.coordinates_split,
+        revision=arguments.coordinates_revision,
+    )
     num_tokens = len(rows[0]["coordinates"])
     if num_tokens not in arguments.token_counts:
         raise ValueError(f"`num_tokens` must include {num_tokens}, which `coordinates` have; got {arguments.token_counts}")
@@ -158,19 +171,11 @@ def _evaluation_images(
     num_labels: int,
     classes: list[int] | None,
 ) -> dict[str, EvaluationImages] | None:
-    """By number of tokens, `n25` and so on; none where nothing is to be evaluated."""
     if training.eval_strategy == IntervalStrategy.NO:
         return None
+    source = arguments.source(dataset_split=arguments.eval_dataset_split, max_samples=arguments.max_eval_samples)
     try:
-        images: Any = load_images(
-            arguments.dataset_name,
-            config_name=arguments.dataset_config_name,
-            split=arguments.eval_dataset_split,
-            revision=arguments.dataset_revision,
-            image_column_name=arguments.image_column_name,
-            label_column_name=arguments.label_column_name,
-            max_samples=arguments.max_eval_samples,
-        )
+        images: Any = load_images(source)
     except ValueError as error:
         raise ValueError(str(error).replace("`dataset_split`", "`eval_dataset_split`")) from None
     if arguments.eval_dataset_split is None and str(images.split) == arguments.dataset_split:
@@ -185,88 +190,71 @@ def _evaluation_images(
             f"{', '.join(map(str, sorted(others)[:5]))}"
         )
     return {
-        f"n{num_tokens}": EvaluationImages(images, processor, num_tokens, arguments.eval_placement)
+        f"n{num_tokens}": EvaluationImages(images, processor, num_tokens, arguments.eval_placement, arguments.max_failed_share)
         for num_tokens in arguments.evaluated_num_tokens
     }
 
 
-def _described(evaluation: dict[str, EvaluationImages] | None) -> dict[str, Any] | None:
-    images = next(iter((evaluation or {}).values()), None)
-    return None if images is None else {"split": images.split, "num_images": len(images)}
-
-
 def _check_labels(arguments: TrainArguments, images: datasets.Dataset, num_labels: int) -> list[int]:
-    """The classes that occur; `ValueError` where a label is none that the model knows."""
-    try:
-        labels = label_numbers(images)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"`label_column_name` must name a column of class numbers; {arguments.label_column_name!r} is "
-            f"{images.features['label']}"
-        ) from None
-    wrong = outside_of(labels, num_labels)
-    if len(wrong):
-        raise ValueError(
-            f"`label_column_name`: row {wrong[0]} and {len(wrong) - 1} more of {str(images.split)!r} have labels that the "
-            f"model does not know: {labels[wrong[0]]:g}, not 0 to {num_labels - 1}. `classifier='new'` takes the data set's"
-        )
-    return classes_of(images)
+    """The classes that occur; `ValueError` for labels that the model does not know."""
+    advice = "" if arguments.classifier == "new" else ". `classifier='new'` takes the data set's classes"
+    return np.unique(check_labels(images, arguments.label_column_name, num_labels, advice)).tolist()
 
 
-def _num_classes(images: datasets.Dataset, arguments: TrainArguments) -> int:
+def _class_names(images: datasets.Dataset, arguments: TrainArguments) -> list[str]:
     feature = images.features["label"]
     if not isinstance(feature, datasets.ClassLabel):
         raise ValueError(
             f"`label_column_name` must be a ClassLabel, which names its classes, with `classifier='new'`; "
             f"{arguments.label_column_name!r} is {feature}"
         )
-    return int(feature.num_classes)
+    return feature.names
 
 
-def _load_model(arguments: TrainArguments, images: datasets.Dataset, num_labels: int) -> SpotViTForImageClassification:
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def _load_model(arguments: TrainArguments, found: _Ingredients) -> SpotViTForImageClassification:
     changes: dict[str, Any] = {"drop_path_rate": arguments.drop_path_rate}
-    if arguments.classifier == "new":
-        names = images.features["label"].names
-        changes.update(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-        changes.update(num_labels=num_labels, ignore_mismatched_sizes=True)
-    model = SpotViTForImageClassification.from_pretrained(arguments.model, revision=arguments.revision, **changes)
-    if arguments.classifier == "new":
-        # One for as many other classes would have been kept.
-        nn.init.trunc_normal_(model.classifier.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
+    names = found.class_names
+    if names is None:
+        return load_weights(SpotViTForImageClassification, found.model, **changes)
+    changes.update(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
+    model = load_weights(
+        SpotViTForImageClassification, found.model, anew=["classifier."], num_labels=found.num_labels, **changes
+    )
+    # One for as many other classes would have been kept.
+    classifier: Any = model.classifier
+    nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)
+    nn.init.zeros_(classifier.bias)
     return model
 
 
-def _teacher_source(arguments: TrainArguments) -> tuple[str, str | None]:
-    """Directory or Hub id, and revision."""
-    return (arguments.model, arguments.revision) if arguments.teacher_model is None else (arguments.teacher_model, None)
+def _load_teacher(teacher: ModelSource) -> SpotViTForImageClassification:
+    """One without a classifier gets a random one: its features are what counts."""
+    anew = () if teacher.has_classifier else ("classifier.",)
+    return load_weights(SpotViTForImageClassification, teacher, anew=anew)
 
 
-def _check_teacher(arguments: TrainArguments, config: SpotViTConfig, processor: Any) -> None:
-    """`ValueError` where the student's outputs cannot be compared with the teacher's, or the teacher not see its images."""
-    source, revision = _teacher_source(arguments)
-    teacher = load_spot_vit_config(source, revision)
-    if arguments.distill_weight and not has_classifier(teacher):
-        raise ValueError(f"`teacher_model` must have a classifier for `distill_weight` above 0; {source!r} has none")
-    if arguments.distill_weight and teacher.num_labels != config.num_labels:
+def _check_teacher(arguments: TrainArguments, teacher: ModelSource, model: ModelSource, processor: Any) -> None:
+    """`ValueError` where the student's outputs cannot be compared with the teacher's, or the teacher cannot see its images."""
+    theirs, ours = teacher.config, model.config
+    if arguments.distill_weight and not teacher.has_classifier:
+        raise ValueError(f"`teacher_model` must have a classifier for `distill_weight` above 0; {teacher.name!r} has none")
+    if arguments.distill_weight and theirs.num_labels != ours.num_labels:
         raise ValueError(
-            f"`teacher_model` must know the model's {config.num_labels} classes for `distill_weight` above 0; {source!r} has "
-            f"{teacher.num_labels}"
+            f"`teacher_model` must know the model's {ours.num_labels} classes for `distill_weight` above 0; {teacher.name!r} "
+            f"has {theirs.num_labels}"
         )
-    if arguments.feature_weight and teacher.pooled_size != config.pooled_size:
+    if arguments.feature_weight and theirs.pooled_size != ours.pooled_size:
         raise ValueError(
-            f"`teacher_model` must have features of the model's size, {config.pooled_size}, for `feature_weight` above 0; "
-            f"{source!r} has {teacher.pooled_size}"
+            f"`teacher_model` must have features of the model's size, {ours.pooled_size}, for `feature_weight` above 0; "
+            f"{teacher.name!r} has {theirs.pooled_size}"
         )
-    of_teacher = load_image_processor(source, revision)
+    of_teacher = teacher.load_image_processor()
     for name in ("do_normalize", "image_mean", "image_std"):
-        theirs, ours = getattr(of_teacher, name), getattr(processor, name)
-        if theirs != ours:
+        if getattr(of_teacher, name) != getattr(processor, name):
             raise ValueError(
-                f"`teacher_model` must normalize images as the model does: it sees the same; {name} is {theirs}, not {ours}"
+                "`teacher_model` must normalize images as the model does, as it sees the same ones; "
+                f"{name} is {getattr(of_teacher, name)}, not {getattr(processor, name)}"
             )
-
-
-def _load_teacher(arguments: TrainArguments) -> SpotViTForImageClassification:
-    source, revision = _teacher_source(arguments)
-    return SpotViTForImageClassification.from_pretrained(source, revision=revision)

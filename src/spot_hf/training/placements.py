@@ -1,13 +1,13 @@
-"""Where tokens sit while a model trains: each step a number of tokens, each image a prior drawn from a mixture.
+"""Where tokens sit during training: each step has a number of tokens, and each image a prior drawn from a mixture.
 
 The priors are those of `placement.py`, for a whole batch at once on its device. Random numbers come from a hash of the seed
-and the image's *draw* (a number that names an epoch and an image), not from a generator with a state: what an image gets
-depends on neither its batch mates, nor the number of processes, nor whether training was interrupted.
+and the image's *draw*, a number that identifies an epoch and an image: see `draws.py`.
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 import torch
 
@@ -19,13 +19,7 @@ from ..placement import (
     grid,
     isotropic_cells,
 )
-from .draws import CELLS, CHOICE, COUNT, JITTER, OWN, POSITIONS, SCALES, _normals, uniforms
-
-
-# --------------------------------------------------------------------------------------------------- random numbers
-
-
-# ------------------------------------------------------------------------------------------------------- placements
+from .draws import CELLS, CHOICE, COUNT, JITTER, OWN, POSITIONS, SCALES, normals, uniforms
 
 
 @dataclass(kw_only=True)
@@ -34,18 +28,18 @@ class TrainingPlacements:
     Draws coordinates for batches of images.
 
     Attributes:
-        num_tokens (`list[int]`): every batch has one of these, so that a compiled model meets as many shapes.
-        num_tokens_weights (`list[float]`, *optional*): how often, relative to each other; alike by default.
-        placement (`list[str]`): priors, of which each image of a batch gets one.
-        placement_weights (`list[float]`, *optional*): how often, relative to each other; alike by default.
-        jitter (`float`): standard deviation of a normal step by which each token is moved, in patches.
-        window_scales (`(float, float)`, *optional*): lowest and highest of the windows' scales, drawn log-uniformly per token.
-        coordinates_share (`float`): where images bring coordinates of their own, how many of them use these.
+        num_tokens (`list[int]`): every batch has one of these counts, so that a compiled model sees no other shapes.
+        num_tokens_weights (`list[float]`, *optional*): relative frequency of each count; equal by default.
+        placement (`list[str]`): priors; each image of a batch is placed by one of them.
+        placement_weights (`list[float]`, *optional*): relative frequency of each prior; equal by default.
+        jitter (`float`): standard deviation of the normal noise that is added to each position, in patches.
+        window_scales (`(float, float)`, *optional*): range from which each token's window scale is drawn, log-uniformly.
+        coordinates_share (`float`): share of the images that use their own coordinates, where they have any.
         height, width, patch_size (`int`): of `pixel_values` and of the model, in pixels.
         seed (`int`): of the run.
 
     Raises:
-        `ValueError`: a value is none of these.
+        `ValueError`: a value out of its range.
     """
 
     num_tokens: list[int]
@@ -85,11 +79,9 @@ class TrainingPlacements:
             raise ValueError(f"`window_scales` must be the lowest and the highest, above 0; got {self.window_scales}")
 
     def num_tokens_at(self, step: int) -> int:
-        """Of all images of a step, on every process."""
-        step_number = torch.tensor([step])
-        return self.num_tokens[
-            int(_choose(uniforms(self.seed, step_number, COUNT, 1)[:, 0], self.num_tokens_weights, self.num_tokens))
-        ]
+        """The token count of all images of a step, on every process."""
+        uniform = uniforms(self.seed, torch.tensor([step]), COUNT, 1)[:, 0]
+        return self.num_tokens[int(_choose(uniform, self.num_tokens_weights, self.num_tokens))]
 
     def __call__(
         self,
@@ -104,12 +96,12 @@ class TrainingPlacements:
             num_tokens (`int`): per image.
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): for the prior `"edge"`.
             own_coordinates (`torch.Tensor` of shape `(batch_size, own_num_tokens, 2)`, *optional*): of each image, `(x, y)`,
-                model frame. Used where their number is `num_tokens`, by `coordinates_share` of the images. A token that lies
-                outside of what the crop left of its image is where the prior puts it.
+                model frame. Used where their number is `num_tokens`, by `coordinates_share` of the images. Tokens that a
+                crop has cut off are placed by the prior.
 
         Returns:
             `dict`: `coordinates` `(batch_size, num_tokens, 2)`, float32, `(x, y)` in [0, 1], model frame; and `window_scales`
-            `(batch_size, num_tokens)`, float32, where these are drawn.
+            `(batch_size, num_tokens)`, float32, in patches, where a range is given.
         """
         sets = torch.stack([self._prior(name, draws, num_tokens, pixel_values) for name in self.placement])
         chosen = _choose(uniforms(self.seed, draws, CHOICE, 1)[:, 0], self.placement_weights, self.placement)
@@ -120,7 +112,7 @@ class TrainingPlacements:
             coordinates = torch.where((use & inside)[..., None], own_coordinates, coordinates)
         if self.jitter:
             patch = torch.tensor([self.patch_size / self.width, self.patch_size / self.height], device=draws.device)
-            steps = _normals(uniforms(self.seed, draws, JITTER, 2 * num_tokens)).unflatten(1, (num_tokens, 2))
+            steps = normals(uniforms(self.seed, draws, JITTER, 2 * num_tokens)).unflatten(1, (num_tokens, 2))
             coordinates = coordinates + self.jitter * patch * steps
         placed = {"coordinates": coordinates.clamp(0, 1)}
         if self.window_scales is not None:
@@ -143,15 +135,15 @@ class TrainingPlacements:
         if name == "uniform":
             return random(num_tokens)
         if name == "gaussian":
-            return (_normals(random(num_tokens)) / torch.pi + 0.5).clamp(0, 1)
+            return (normals(random(num_tokens)) / torch.pi + 0.5).clamp(0, 1)
         if name == "sobol":
-            # One sequence, whose binary digits are flipped at random per image (a digital shift): as even as a scrambled one.
+            # One sequence whose binary digits are flipped at random per image (a digital shift): as even as a scrambled one.
             sequence = _sobol(num_tokens).to(device)
             return ((sequence * 2**24).long() ^ (random(1) * 2**24).long()) * 2**-24
         if name == "uniform_perturb":
             return centers + sizes * (random(num_tokens) - 0.5)
         if name == "gaussian_perturb":
-            return (centers + sizes / 4 * _normals(random(num_tokens))).clamp(0, 1)
+            return (centers + sizes / 4 * normals(random(num_tokens))).clamp(0, 1)
         if name == "grid_subset":
             cells = grid(self.height, self.width, self.patch_size).to(device)
             return cells[random(len(cells), 1)[..., 0].argsort(1)[:, :num_tokens].sort(1).values]
@@ -164,7 +156,7 @@ class TrainingPlacements:
         return (corners + random(num_tokens)) / torch.tensor([self.width, self.height], device=device)
 
 
-# What every step needs again, and a loop in Python makes: once per number of tokens.
+# Computed by loops in Python and needed at every step: once per number of tokens.
 _cells, _center = cache(isotropic_cells), cache(center)
 
 
@@ -173,14 +165,16 @@ def _sobol(num_tokens: int) -> torch.Tensor:
     return torch.quasirandom.SobolEngine(2).draw(num_tokens)
 
 
-def _choose(random: torch.Tensor, weights: list[float] | None, values: list) -> torch.Tensor:
-    """Indices into `values`, `(batch_size,)`, in proportion to their weights, by random numbers in [0, 1)."""
-    edges = torch.tensor(weights or [1.0] * len(values), dtype=torch.float64, device=random.device).cumsum(0)
-    return torch.searchsorted(edges / edges[-1], random.double(), right=True).clamp_max(len(values) - 1)
+def _choose(uniform: torch.Tensor, weights: list[float] | None, values: list) -> torch.Tensor:
+    """Indices into `values`, int64 `(batch_size,)`, in proportion to their weights, by the numbers that [`uniforms`] gives."""
+    edges = list(accumulate(map(float, weights or [1.0] * len(values))))
+    # The numbers are multiples of 2^-24: integers compare exactly, where float32 would round the edges and MPS lacks float64.
+    thresholds = torch.tensor([math.ceil(edge / edges[-1] * 2**24) for edge in edges], device=uniform.device)
+    return ((uniform * 2**24).long()[:, None] >= thresholds).sum(1).clamp_max(len(values) - 1)
 
 
 def token_buckets(lowest: int, highest: int, num_buckets: int) -> list[int]:
-    """Numbers of tokens from `lowest` to `highest`, each larger than the last by about the same factor."""
+    """Token counts from `lowest` to `highest`, in about equal ratios."""
     if not 1 <= lowest <= highest or num_buckets < 1:
         raise ValueError(
             f"`num_tokens_range` must be the lowest and the highest, at least 1, in at least one bucket; "

@@ -1,13 +1,10 @@
-"""Masked pre-training (SPoT-MAE): `spot-hf pretrain`, on the Trainer of `training.py` and its data.
+"""Masked pre-training (SPoT-MAE): the job of `spot-hf pretrain`.
 
-As MAE (He et al. 2021, arXiv 2111.06377), but for positions: those of all tokens are drawn anew each step and image, the
-encoder sees a quarter of the windows, and the decoder predicts the others. No labels. What is written is a SpotViT directory;
-`spot-hf train --classifier new` goes on with its encoder.
+As MAE (He et al. 2021, arXiv 2111.06377), except for positions: those of all tokens are drawn anew for each step and image,
+the encoder sees a quarter of the windows, and the decoder predicts the others. No labels. The result is a SpotViT directory,
+whose encoder `spot-hf train --classifier new` fine-tunes.
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,128 +12,28 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers import set_seed
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.pictures import save_reconstruction_picture
+from ..data.encoded import iterate_encoded
+from ..data.failures import UnreadableImageError
 from ..data.source import load_images
-from ..hub.loading import load_image_processor, load_spot_vit_config
+from ..hub.loading import ModelSource, load_weights, open_model
 from ..image_processing_spot_vit import SpotViTImageProcessor
-from ..jobs.versions import public_name, weights_digest
 from ..pretraining_spot_vit import SpotViTForPreTraining
-from .arguments import OF_TRAINER, SpotTrainingArguments
+from .arguments import PretrainArguments
 from .batches import BatchPreparation
-from .data import TrainingImages
 from .draws import MASK, uniforms
 from .placements import TrainingPlacements
 from .report import save_learning_curves
-from .run import TrainingRun
+from .run import TrainingResults, TrainingRun
 from .trainer import SpotTrainer
+from .trainer_arguments import SpotPretrainingArguments
 
 
 RESULTS = "pretraining.json"  # is written last
 PICTURED = 4  # images in the picture of a run
-
-
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
-@dataclass(kw_only=True)
-class PretrainArguments:
-    """What is trained on what. How, beyond this, is [`SpotPretrainingArguments`]."""
-
-    model: str | None = field(
-        default=None, metadata={"help": "The SpotViT to go on with: a directory or a Hub id (default: a new ViT-B/16)."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    config_overrides: str | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of SpotViTConfig, as JSON: of a new model any, such as '{\"hidden_size\": 192}'; of --model those "
-            "of the decoder."
-        },
-    )
-    mask_ratio: float = field(default=0.75, metadata={"help": "Share of an image's tokens that the encoder does not see."})
-    norm_pix_loss: bool = field(default=True, metadata={"help": "Predict pixels in standard deviations from a window's mean."})
-    dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
-    max_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
-    num_tokens: list[int] | None = field(
-        default=None,
-        metadata={"help": "Tokens per image, seen and masked; every batch has one of these (default: all cells)."},
-    )
-    placement: list[str] = field(
-        default_factory=lambda: ["isotropic", "sobol", "uniform"],
-        metadata={"help": "Priors; every image is placed by one of them."},
-    )
-    jitter: float = field(default=0.25, metadata={"help": "Normal step that moves every token, in patches."})
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Random resized crop: lowest and highest share of the image's area."},
-    )
-    crop_ratio: list[float] = field(
-        default_factory=lambda: [3 / 4, 4 / 3], metadata={"help": "Random resized crop: lowest and highest width / height."}
-    )
-    flip: float = field(default=0.5, metadata={"help": "How many of the images are mirrored."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir, and begin anew."})
-
-    def check(self, training: TrainingArguments) -> None:
-        """`ValueError` for what no run can have, before anything is loaded."""
-        for name in ("crop_scale", "crop_ratio"):
-            if len(getattr(self, name)) != 2:
-                raise ValueError(f"`{name}` must be two numbers, the lowest and the highest; got {getattr(self, name)}")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"`max_samples` must be at least 1; got {self.max_samples}")
-        given = training.to_dict()
-        for name, value in (("eval_strategy", "no"), ("remove_unused_columns", False)):
-            if given[name] != value:
-                raise ValueError(f"`{name}` must be {value} in pre-training; got {given[name]}")
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
-        known = [one for one in SpotViTConfig.__dataclass_fields__ if self.model is None or one.startswith("decoder_")]
-        wrong = [one for one in self.overrides if one not in known]
-        if wrong:
-            accepted = "fields of SpotViTConfig" if self.model is None else "the decoder's fields, as `model` is given"
-            raise ValueError(f"`config_overrides` must be {accepted}; got {', '.join(wrong)}")
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What `config_overrides` says."""
-        try:
-            overrides = json.loads(self.config_overrides or "{}")
-        except ValueError:
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise ValueError(
-                f"`config_overrides` must be a JSON object, such as '{{\"hidden_size\": 192}}'; got {self.config_overrides!r}"
-            )
-        return overrides
-
-    def recorded(self, training: TrainingArguments) -> dict[str, Any]:
-        """On which the weights depend. Of what lies on this machine the name, not the path."""
-        parameters = {**asdict(self), "dataset_name": public_name(self.dataset_name)}
-        del parameters["overwrite_output_dir"]
-        if self.model is not None:
-            parameters.update(model=public_name(self.model), model_sha256=weights_digest(self.model))
-        given = training.to_dict()
-        return {**parameters, **{name: given[name] for name in OF_TRAINER}}
-
-
-@dataclass(kw_only=True)
-class SpotPretrainingArguments(SpotTrainingArguments):
-    """Those of fine-tuning, with MAE's defaults (its appendix A)."""
-
-    learning_rate: float = field(default=1.5e-4, metadata={"help": "MAE: 1.5e-4 per 256 images of a step."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Of AdamW."})
-    eval_strategy: IntervalStrategy | str = field(default="no", metadata={"help": "Must be no."})
-    metric_for_best_model: str | None = field(default=None, metadata={"help": "None is measured."})
-
-
-# ----------------------------------------------------------------------------------------------------------- trainer
 
 
 class SpotPretrainer(SpotTrainer):
@@ -148,9 +45,11 @@ class SpotPretrainer(SpotTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        given = dict(inputs)
+        self.failed_images += given.pop("failed", [])
         num_tokens = self.preparation.placements.num_tokens_at(self.state.global_step)
-        noise = uniforms(self.preparation.placements.seed, inputs["draw"], MASK, num_tokens)
-        outputs = model(**self.preparation(inputs, num_tokens).inputs, noise=noise)
+        noise = uniforms(self.preparation.placements.seed, given["draw"], MASK, num_tokens)
+        outputs = model(**self.preparation(given, num_tokens).inputs, noise=noise)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
@@ -158,119 +57,102 @@ class SpotPretrainer(SpotTrainer):
 
 
 def run_pretraining(
-    arguments: PretrainArguments,
-    training: SpotPretrainingArguments,
-    *,
-    command: str | None = None,
-    say: Callable[[str], Any] = print,
-) -> dict[str, Any]:
+    arguments: PretrainArguments, training: SpotPretrainingArguments, *, command: str | None = None
+) -> TrainingResults:
     """
     Pre-trains a model, and writes it to `training.output_dir`: with its decoder, card, `pretraining.json` (the log),
     `pretraining.png` (the loss), `reconstruction.png` (images of the data set's test or validation split) and the last
-    checkpoints. Run again after it was killed, it goes on from the last whole one.
+    checkpoints. Run again after it was killed, it resumes from the last whole one.
 
     Args:
         arguments ([`PretrainArguments`]): what is trained on what.
         training ([`SpotPretrainingArguments`]): how.
         command (`str`, *optional*): how this run was started, for the record.
-        say: is called with lines that tell what happens; on the first process alone.
 
     Returns:
-        `dict`: what `pretraining.json` holds.
+        [`TrainingResults`]: what `pretraining.json` holds.
 
     Raises:
         `ValueError`: an argument that no run can have, or the directory holds a run with other parameters. `OSError`: no such
-            model or data set, or no access to it.
+            model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check(training)
-    overrides = {**arguments.overrides, "mask_ratio": arguments.mask_ratio, "norm_pix_loss": arguments.norm_pix_loss}
-    say = say if training.process_index == 0 else (lambda _: None)
-    if arguments.model is None:
-        config = SpotViTConfig(**overrides)
-        height, width = config.image_height_width
-        processor: Any = SpotViTImageProcessor(size={"height": height, "width": width}, patch_size=config.patch_size)
-    else:
-        config = load_spot_vit_config(arguments.model, arguments.revision)
-        processor = load_image_processor(arguments.model, arguments.revision)
-        width, height = processor.model_size((1000, 1000))
-    num_cells = (height // config.patch_size) * (width // config.patch_size)
-    placements = TrainingPlacements(
-        num_tokens=arguments.num_tokens or [num_cells],
-        placement=arguments.placement,
-        jitter=arguments.jitter,
-        height=height,
-        width=width,
-        patch_size=config.patch_size,
-        seed=training.seed,
-    )
-    source: dict[str, Any] = {
-        "config_name": arguments.dataset_config_name,
-        "revision": arguments.dataset_revision,
-        "image_column_name": arguments.image_column_name,
-        "label_column_name": None,
-    }
-    images: Any = load_images(
-        arguments.dataset_name, split=arguments.dataset_split, max_samples=arguments.max_samples, **source
-    )
-    training_images = TrainingImages(
-        images,
-        processor,
-        crop_scale=(arguments.crop_scale[0], arguments.crop_scale[1]),
-        crop_ratio=(arguments.crop_ratio[0], arguments.crop_ratio[1]),
-        flip=arguments.flip,
-        seed=training.seed,
-    )
+    source = None if arguments.model is None else open_model(arguments.model, arguments.revision)
+    arguments = arguments.pinned()
+    config = SpotViTConfig(**_overrides(arguments)) if source is None else source.config
+    processor = _image_processor(config) if source is None else source.load_image_processor()
+    width, height = processor.model_size((1000, 1000))
+    placements = arguments.placements(height, width, config.patch_size, training.seed)
+    images = arguments.training_images(load_images(arguments.source()), processor, training.seed)
 
-    run = TrainingRun(training, RESULTS, say)
-    run.open(arguments, len(images), [arguments.model, arguments.dataset_name], command)
-    finished = run.results
+    run = TrainingRun(training, RESULTS, pretraining_summary)
+    pins = {} if source is None else source.recorded()
+    finished = run.open(arguments, pins, len(images), [arguments.model, arguments.dataset_name], command)
     if finished is not None:
-        say(f"this run is finished\n{pretraining_summary(finished)}")
         return finished
-
     set_seed(training.seed)
-    if arguments.model is None:
-        model = SpotViTForPreTraining(config)
-    else:  # A decoder of another shape than the saved one's begins anew.
-        model = SpotViTForPreTraining.from_pretrained(
-            arguments.model, revision=arguments.revision, ignore_mismatched_sizes=True, **overrides
-        )
+    model = SpotViTForPreTraining(config) if source is None else _load_model(source, arguments)
     trainer = SpotPretrainer(
         model=model,
         args=training,
-        train_dataset=training_images,
+        train_dataset=images,
         processing_class=processor,
         preparation=BatchPreparation(placements, processor),
     )
     results = run.train(trainer)
 
     def reconstructions(picture: BinaryIO) -> None:
-        others: Any = load_images(arguments.dataset_name, **source)
-        shown = [others[i * len(others) // PICTURED]["image"] for i in range(min(PICTURED, len(others)))]
-        save_reconstructions(picture, model, processor, shown, placements)
+        save_reconstructions(picture, model, processor, _pictured_images(arguments), placements)
 
     pictures = {
         "reconstruction.png": reconstructions,
         "pretraining.png": lambda picture: save_learning_curves(picture, results),
     }
     run.save(trainer, results, {"measured": pretraining_summary(results)}, pictures)
-    say(f"{pretraining_summary(results)}\nwritten to {run.directory}: the model, README.md, {RESULTS} and pictures")
     return results
 
 
-def pretraining_summary(results: Mapping[str, Any]) -> str:
-    """One paragraph: what was trained on what, how, and what came out. `results` as `pretraining.json` holds them."""
-    parameters = results["parameters"]
-    losses = [entry["loss"] for entry in results["log"] if "loss" in entry]
+def _overrides(arguments: PretrainArguments) -> dict[str, Any]:
+    return {**arguments.overrides, "mask_ratio": arguments.mask_ratio, "norm_pix_loss": arguments.norm_pix_loss}
+
+
+def _image_processor(config: SpotViTConfig) -> Any:
+    height, width = config.image_height_width
+    return SpotViTImageProcessor(size={"height": height, "width": width}, patch_size=config.patch_size)
+
+
+def _load_model(source: ModelSource, arguments: PretrainArguments) -> SpotViTForPreTraining:
+    """A decoder that the source lacks, or has in another shape, begins anew."""
+    return load_weights(SpotViTForPreTraining, source, anew=["decoder."], **_overrides(arguments))
+
+
+def _pictured_images(arguments: PretrainArguments) -> list[Image.Image]:
+    """Some of the data set's test or validation split, evenly spread; those that cannot be read are left out."""
+    images: Any = load_images(arguments.source(dataset_split=None, max_samples=None))
+    count = min(PICTURED, len(images))
+    found = []
+    for one in iterate_encoded(images.select([i * len(images) // count for i in range(count)]), str(images.split)):
+        try:
+            found.append(one.decode())
+        except UnreadableImageError:
+            continue
+    return found
+
+
+def pretraining_summary(results: TrainingResults) -> str:
+    """One paragraph: what was trained on what, how, and what came out."""
+    parameters = results.parameters
+    losses = [entry["loss"] for entry in results.log if "loss" in entry]
     curve = f"Its loss went from {losses[0]:.3f} to {losses[-1]:.3f}. " if losses else ""
-    resumed = f" from step {results['resumed_at']} on" if results["resumed_at"] else ""
-    begin = f"`{parameters['model']}`" if parameters["model"] else "random weights"
+    resumed = f" from step {results.resumed_at} on" if results.resumed_at else ""
+    failed = f", of which {len(results.failed)} could not be read" if results.failed else ""
+    start = f"`{parameters['model']}`" if parameters["model"] else "random weights"
     return (
-        f"Pre-trained by masked windows, from {begin}, on {parameters['num_images']} images of "
-        f"`{parameters['dataset_name']}`, split `{parameters['dataset_split']}`: {results['steps']} steps of "
+        f"Pre-trained by masked windows, from {start}, on {parameters['num_images']} images of "
+        f"`{parameters['dataset_name']}`, split `{parameters['dataset_split']}`{failed}: {results.steps} steps of "
         f"{parameters['total_train_batch_size']} images, {parameters['mask_ratio']:.0%} of their tokens masked, seed "
-        f"{parameters['seed']}, {results['seconds'] / 60:.1f} minutes{resumed} on {results['device']}. {curve}"
-        "It has no classifier; what its features are worth was not measured."
+        f"{parameters['seed']}, {results.seconds / 60:.1f} minutes{resumed} on {results.ledger.device}. {curve}"
+        "It has no classifier, and its features have not been evaluated."
     )
 
 

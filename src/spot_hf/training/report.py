@@ -1,20 +1,24 @@
 """What a training run says of itself: the learning curves, and a summary for the terminal and the model's card."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..coordinates.pictures import plt
+from matplotlib.figure import Figure
+
 from ..evaluation.report import COLORS, MARKERS
+from .run import TrainingResults
 
 
 LOSSES = ("cross_entropy_weight", "distill_weight", "feature_weight")
 
 
-def save_learning_curves(file: BinaryIO, results: Mapping[str, Any]) -> None:
-    """Writes a PNG of the loss and of the accuracies that were measured meanwhile, against the step."""
-    log = results["log"]
+def save_learning_curves(file: BinaryIO, results: TrainingResults) -> None:
+    """Writes a PNG of the loss and of the accuracies that were measured during training, against the step."""
+    learning_curves(results).savefig(file, dpi=150, format="png")
+
+
+def learning_curves(results: TrainingResults) -> Figure:
+    log = results.log
     steps = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     measured: dict[str, list[tuple[int, float]]] = {}
     for entry in log:
@@ -22,7 +26,8 @@ def save_learning_curves(file: BinaryIO, results: Mapping[str, Any]) -> None:
             found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
             if found:
                 measured.setdefault(f"{found[1]} tokens", []).append((entry["step"], value))
-    figure, left = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    left = figure.subplots()
     if steps:
         left.plot(*zip(*steps, strict=True), color=COLORS[0], linewidth=1, label="training loss")
     left.set_xlabel("step")
@@ -38,43 +43,41 @@ def save_learning_curves(file: BinaryIO, results: Mapping[str, Any]) -> None:
                 "markersize": 4,
                 "linewidth": 1.3,
             }
-            right.plot(*zip(*points, strict=True), label=f"{name}, {results['parameters']['eval_placement']}", **style)
+            right.plot(*zip(*points, strict=True), label=f"{name}, {results.parameters['eval_placement']}", **style)
         right.set_ylabel("top-1 accuracy, %")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
+    if steps or measured:
+        figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return figure
 
 
-def training_summary(directory: Path | None, results: Mapping[str, Any]) -> str:
-    """
-    Markdown: what was trained on what, how, and what came out.
-
-    Args:
-        directory (`Path`, *optional*): where it was written; not said on a card.
-        results (`dict`): as `training.json` holds them.
-    """
-    parameters = results["parameters"]
+def training_summary(results: TrainingResults) -> str:
+    """Markdown: what was trained on what, how, and what came out."""
+    parameters = results.parameters
     losses = [
         f"{name.removesuffix('_weight').replace('_', ' ')} ({parameters[name]:g})" for name in LOSSES if parameters[name]
     ]
     low_high = parameters["num_tokens_range"]
     counts = ", ".join(map(str, parameters["num_tokens"])) if low_high is None else f"{low_high[0]} to {low_high[1]}"
-    resumed = f" from step {results['resumed_at']} on" if results.get("resumed_at") else ""
+    resumed = f" from step {results.resumed_at} on" if results.resumed_at else ""
     among = ", among the classes of that data" if parameters["among_labels"] else ""
+    failed = f", of which {len(results.failed)} could not be read" if results.failed else ""
     lines = [
         f"Fine-tuned from `{parameters['model']}` on {parameters['num_images']} images of `{parameters['dataset_name']}`, "
-        f"split `{parameters['dataset_split']}`: {results['steps']} steps of {parameters['total_train_batch_size']} images, "
-        f"seed {parameters['seed']}, {results['seconds'] / 60:.1f} minutes{resumed} on {results['device']}. "
+        f"split `{parameters['dataset_split']}`{failed}: {results.steps} steps of {parameters['total_train_batch_size']} "
+        f"images, seed {parameters['seed']}, {results.seconds / 60:.1f} minutes{resumed} on {results.ledger.device}. "
         f"Batches of {counts} tokens; placements {', '.join(parameters['placement'])}. Loss: {', '.join(losses)}{among}.",
     ]
-    evaluated = results.get("evaluated_on")
-    on = f", on {evaluated['num_images']} images of split `{evaluated['split']}`" if evaluated else ""
-    for name, value in results["evaluation"].items():
+    evaluated = results.evaluated_on or {}
+    num_images = evaluated.get("num_images", 0) - len(evaluated.get("failed", []))
+    on = f", on {num_images} images of split `{evaluated['split']}`" if evaluated else ""
+    for name, value in results.evaluation.items():
         found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
         if found:
             lines.append(f"- top-1 at {found[1]} tokens, {parameters['eval_placement']}{on}: {value:.1f} %")
-    if results.get("command") and directory is None:
-        lines += ["", "```", results["command"], "```"]
-    if directory is not None:
-        lines.append(f"written to {directory}: the model, README.md, training.json, training.png")
     return "\n".join(lines)
+
+
+def training_card(results: TrainingResults) -> str:
+    """The same for the model's card: with the command."""
+    command = results.ledger.command
+    return training_summary(results) + (f"\n\n```\n{command}\n```" if command else "")

@@ -1,22 +1,71 @@
-"""A run of a Trainer in its directory: begun, gone on with, finished. Of fine-tuning and of masked pre-training."""
+"""A run of a Trainer in its directory: begun, resumed, finished. Fine-tuning and masked pre-training are such runs."""
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
-from ..data.source import resolve_revision
+from ..data.failures import FailedImage, TooManyFailedImagesError, describe_failures
 from ..hub.cards import write_model_card
-from ..jobs.directory import RunDirectory
+from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.files import write_atomically
-from ..jobs.process import open_run
+from ..jobs.process import open_directory
 from ..jobs.versions import device_name, versions
+from .arguments import STATE, TrainingInputArguments
+from .trainer import SpotTrainer
+from .trainer_arguments import SpotTrainingArguments
 
 
-STATE = "trainer_state.json"  # is what Trainer writes last into a checkpoint
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class TrainingResults:
+    """
+    What came out of a run.
+
+    Attributes:
+        ledger ([`Ledger`]): of its directory: parameters, command, versions, device.
+        train_loss (`float`): the mean over all steps; steps (`int`): of the whole run.
+        resumed_at (`int`): the step after which this process trained: `seconds`, `images_per_second` and `train_loss` are of
+            the steps since then.
+        log (`list[dict]`): Trainer's. It grows for as long as the trainer logs.
+        failed (`list[FailedImage]`): training images that could not be read.
+        evaluation (`dict[str, float]`): of the saved model: such as `eval_n25_accuracy`, in percent.
+        evaluated_on (`dict`, *optional*): `split`, `num_images`, and those that `failed`.
+    """
+
+    ledger: Ledger
+    train_loss: float
+    steps: int
+    seconds: float
+    resumed_at: int
+    images_per_second: float
+    log: list[dict[str, Any]]
+    failed: list[FailedImage] = field(default_factory=list)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    evaluated_on: dict[str, Any] | None = None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.ledger.parameters
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingResults":
+        """From `training.json` or `pretraining.json`, also of earlier versions."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        own = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        own["failed"] = [FailedImage(**one) for one in own.get("failed", [])]
+        return cls(ledger=Ledger(**{one.name: values.get(one.name) for one in fields(Ledger)}), **own)
+
+    def to_json(self) -> dict[str, Any]:
+        own = asdict(self)
+        del own["ledger"]
+        return {**self.ledger.to_json(), **own}
 
 
 class TrainingRun:
@@ -24,66 +73,82 @@ class TrainingRun:
     A run in `training.output_dir`.
 
     Args:
-        training (`TrainingArguments`): how.
-        results_name (`str`): of the JSON file that is written last: a run that has it is finished.
-        say: is called with lines that tell what happens.
+        training ([`SpotTrainingArguments`]): how.
+        results_name (`str`): the JSON file that is written last: a run that has it is finished.
+        summarize: writes a paragraph about [`TrainingResults`], for the log.
     """
 
-    def __init__(self, training: TrainingArguments, results_name: str, say: Callable[[str], Any]):
-        self.training = training
-        self.results_name = results_name
-        self.say = say
-        self.run = RunDirectory(Path(training.output_dir).expanduser().resolve())
+    def __init__(self, training: SpotTrainingArguments, results_name: str, summarize: Callable[[TrainingResults], str]):
+        self.training, self.results_name, self.summarize = training, results_name, summarize
+        self.run = JobDirectory(training.output_dir)
         self.directory = self.run.directory
 
-    def open(self, arguments: Any, num_images: int, inputs: list[str | None], command: str | None) -> None:
+    def open(
+        self,
+        arguments: TrainingInputArguments,
+        pins: Mapping[str, Any],
+        num_images: int,
+        inputs: Iterable[str | None],
+        command: str | None,
+    ) -> TrainingResults | None:
         """
-        Begins it, or goes on with it; `ValueError` where the directory holds one with other parameters.
+        Begins it, or resumes it; `ValueError` where the directory holds a run with other parameters.
 
         Args:
-            arguments: what is trained on what: with `recorded`, `dataset_name`, `dataset_revision` and `overwrite_output_dir`.
+            arguments ([`TrainingInputArguments`]): what is trained on what.
+            pins (`dict`): further parameters: the models' commits and digests.
             num_images (`int`): to train on.
             inputs (`list[str]`): models and data that must not be overwritten, as far as they lie on this machine.
             command (`str`, *optional*): how this run was started, for the record.
+
+        Returns:
+            [`TrainingResults`] of a run that is finished already.
         """
         parameters = {
             **arguments.recorded(self.training),
+            **pins,
             "total_train_batch_size": total_batch_size(self.training, num_images),
-            "dataset_revision": resolve_revision(arguments.dataset_name, arguments.dataset_revision),
             "num_images": num_images,
         }
-        facts = {"command": command, "versions": versions(), "device": device_name(self.training.device)}
-        overwrite, state = arguments.overwrite_output_dir, self.training.distributed_state
-        open_run(state, self.run, parameters, facts, overwrite, [one for one in inputs if one])
-
-    @property
-    def results(self) -> dict[str, Any] | None:
-        """Of a finished run."""
+        ledger = Ledger(parameters=parameters, command=command, versions=versions(), device=device_name(self.training.device))
+        state: Any = self.training.distributed_state
+        open_directory(state, self.run, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
         path = self.directory / self.results_name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        results = TrainingResults.read(path)
+        self.log(f"this run is finished\n{self.summarize(results)}")
+        return results
 
-    def train(self, trainer: Trainer) -> dict[str, Any]:
-        """From the last whole checkpoint on. Returns the results, whose `log` grows as long as `trainer` logs."""
+    def train(self, trainer: SpotTrainer) -> TrainingResults:
+        """Trains, from the last whole checkpoint on where there is one."""
         checkpoint = self.training.resume_from_checkpoint or last_whole_checkpoint(self.directory)
         resumed_at = 0
         if checkpoint is not None:
-            self.say(f"going on from {checkpoint}")
+            self.log(f"resuming from {checkpoint}")
             resumed_at = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
-        output = trainer.train(resume_from_checkpoint=checkpoint)
-        return {
-            **self.run.ledger,
-            "train_loss": output.training_loss,
-            "steps": trainer.state.global_step,
-            "seconds": output.metrics["train_runtime"],
-            "resumed_at": resumed_at,  # step from which on loss, time and rate are
-            "images_per_second": output.metrics["train_samples_per_second"],
-            "log": trainer.state.log_history,
-        }
+        try:
+            output = trainer.train(resume_from_checkpoint=checkpoint)
+        except TooManyFailedImagesError as error:
+            # A worker process sends its traceback along, which ends with the message.
+            raise TooManyFailedImagesError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+        if trainer.failed_images:
+            self.log(describe_failures(trainer.failed_images), logging.WARNING)
+        return TrainingResults(
+            ledger=self.run.ledger,
+            train_loss=output.training_loss,
+            steps=trainer.state.global_step,
+            seconds=output.metrics["train_runtime"],
+            resumed_at=resumed_at,
+            images_per_second=output.metrics["train_samples_per_second"],
+            log=trainer.state.log_history,
+            failed=trainer.failed_images,
+        )
 
     def save(
         self,
-        trainer: Trainer,
-        results: Mapping[str, Any],
+        trainer: SpotTrainer,
+        results: TrainingResults,
         card: Mapping[str, Any],
         pictures: Mapping[str, Callable[[BinaryIO], Any]],
     ) -> None:
@@ -91,8 +156,8 @@ class TrainingRun:
         Writes the model, its card, pictures and, last, the results, and pushes them where `training` says so.
 
         Args:
-            trainer: has trained.
-            results (`dict`): plain values.
+            trainer ([`SpotTrainer`]): has trained.
+            results ([`TrainingResults`]): of it.
             card (`dict`): further arguments of [`write_model_card`].
             pictures (`dict`): file name → what writes it, on the first process alone.
         """
@@ -106,14 +171,20 @@ class TrainingRun:
             for name, draw in pictures.items():
                 with write_atomically(self.directory / name) as picture:
                     draw(picture)
-            with write_atomically(self.directory / self.results_name) as file:
-                file.write((json.dumps(results, indent=2) + "\n").encode())
+            self.run.write_json(self.results_name, results.to_json())
         if self.training.push_to_hub:
             trainer.push_to_hub()
+        written = ", ".join(["README.md", self.results_name, *pictures])
+        self.log(f"{self.summarize(results)}\nwritten to {self.directory}: the model, {written}")
+
+    def log(self, message: str, level: int = logging.INFO) -> None:
+        """On the first process alone."""
+        if self.training.process_index == 0:
+            logger.log(level, message)
 
 
-def total_batch_size(training: TrainingArguments, num_images: int) -> int:
-    """Images of a step, on all processes; `ValueError` where there are not that many."""
+def total_batch_size(training: SpotTrainingArguments, num_images: int) -> int:
+    """Images per step, on all processes; `ValueError` where there are not that many."""
     total = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     if num_images < total:
         raise ValueError(
@@ -124,7 +195,7 @@ def total_batch_size(training: TrainingArguments, num_images: int) -> int:
 
 
 def last_whole_checkpoint(directory: Path) -> str | None:
-    """The newest that a killed run has finished."""
+    """The newest checkpoint that was written to its end."""
     for checkpoint in reversed(sort_checkpoints(output_dir=str(directory))):
         try:
             json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))

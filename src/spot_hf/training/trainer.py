@@ -1,43 +1,44 @@
-"""Fine-tuning for few tokens: `spot-hf train`, on transformers' Trainer.
+"""SpotTrainer: transformers' Trainer for few tokens.
 
 A converted model has seen nothing but full grids. Here each step has a number of tokens and each image a placement, drawn at
 random (SPoT, arXiv 2507.01654, section on training); the loss is cross-entropy, or agreement with the source model on its
 full grid, which needs no labels, or both.
 
-All that Trainer does stays: several processes and machines, bf16, gradient accumulation and checkpointing, `torch.compile`,
-loggers, checkpoints, pushing. Data flows: `training_data.py` (images by draw) → `training_batches.py` (on the device) →
-`training_placements.py` (where tokens sit) → here.
+Everything that Trainer does still works: several processes and machines, bf16, gradient accumulation and checkpointing,
+`torch.compile`, loggers, checkpoints, pushing. Data flow: `data.py` and `augmentation.py` (images by draw, in workers) →
+`batches.py` (on the device) → `placements.py` (where tokens sit) → here.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..data.failures import FailedImage, TooManyFailedImagesError, check_failures
 from ..data.labels import likeliest_class
+from ..jobs.files import write_atomically
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.objectives import distill_loss, feature_loss
 from .batches import BatchPreparation, TrainingBatch
-from .data import DrawSampler, TrainingImages, collate
+from .data import NO_LABEL, DrawSampler, EvaluationImages, TrainingImages, collate
 
 
 EMA_WEIGHTS = "ema.safetensors"
-
-
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
-# ----------------------------------------------------------------------------------------------------------- trainer
+FAILED_IMAGES = "failed_images.json"  # of a checkpoint: met until then
 
 
 class SpotTrainer(Trainer):
@@ -46,12 +47,16 @@ class SpotTrainer(Trainer):
     evaluates on batches of the model's own inputs, such as of [`EvaluationImages`]. The model may carry PEFT adapters.
 
     Args:
-        preparation ([`BatchPreparation`]): from bytes to inputs.
-        classes (`list[int]`, *optional*): loss and accuracy are among these.
-        teacher ([`SpotViTForImageClassification`], *optional*): of the distillation, seen with all cells.
+        preparation ([`BatchPreparation`]): turns a batch's bytes into inputs.
+        classes (`list[int]`, *optional*): restrict loss and accuracy to these.
+        teacher ([`SpotViTForImageClassification`], *optional*): of the distillation; sees the full grid.
         cross_entropy_weight, distill_weight, distill_temperature, feature_weight, layer_decay, ema_decay: as in
             [`TrainArguments`].
         kwargs: as [`Trainer`] takes them.
+
+    Attributes:
+        failed_images, failed_eval_images (`list[FailedImage]`): those that could not be read, of all processes, in order; of
+            the evaluations those of the last one.
     """
 
     optimizer: Any
@@ -89,6 +94,9 @@ class SpotTrainer(Trainer):
             self.add_callback(_AverageWeights(self.ema))
         self.train_sampler: DrawSampler | None = None
         self.add_callback(_NumberEpochs(self))
+        self.failed_images: list[FailedImage] = []
+        self.failed_eval_images: list[FailedImage] = []
+        self.add_callback(_MergeFailedImages(self))
 
     # ------------------------------------------------------------------------------------------------------------ data
 
@@ -109,7 +117,7 @@ class SpotTrainer(Trainer):
             self.args.dataloader_drop_last = given
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing where a run goes on from the checkpoint at which it had ended: Trainer would take another step."""
+        """Nothing where a run is resumed from the checkpoint at which it had ended: Trainer would take another step."""
         stopped = any(
             isinstance(callback, EarlyStoppingCallback)
             and callback.early_stopping_patience_counter >= callback.early_stopping_patience
@@ -126,11 +134,13 @@ class SpotTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Of a training batch, tokens are placed first; any other is the model's own input, with `labels`."""
-        if "pixels" in inputs:
-            num_tokens = self.preparation.placements.num_tokens_at(self.state.global_step)
-            batch = self.preparation(inputs, num_tokens)
+        given = dict(inputs)
+        failed = given.pop("failed", [])
+        if "pixels" in given:
+            self.failed_images += failed
+            batch = self.preparation(given, self.preparation.placements.num_tokens_at(self.state.global_step))
         else:
-            given = dict(inputs)
+            self.failed_eval_images += failed
             labels = given.pop("labels", None)
             batch = TrainingBatch(given, labels)
         outputs = model(**batch.inputs)
@@ -163,13 +173,16 @@ class SpotTrainer(Trainer):
 
         def against(labels: torch.Tensor) -> torch.Tensor:
             if self.classes is not None:
-                labels = torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
-            return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+                places = torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
+                labels = torch.where(labels == NO_LABEL, NO_LABEL, places)
+            return nn.functional.cross_entropy(
+                logits, labels, reduction="none", label_smoothing=smoothing, ignore_index=NO_LABEL
+            )
 
         assert batch.labels is not None
         losses = against(batch.labels)
-        if batch.other_labels is not None and batch.other_share is not None:
-            losses = torch.lerp(losses, against(batch.other_labels), batch.other_share)
+        if batch.other_labels is not None and batch.other_weights is not None:
+            losses = torch.lerp(losses, against(batch.other_labels), batch.other_weights)
         return losses.mean()
 
     def _among(self, logits: torch.Tensor) -> torch.Tensor:
@@ -217,6 +230,24 @@ class SpotTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
         return metrics
 
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer does; images that could not be read count neither in the loss nor in what is allowed to fail."""
+        self.failed_eval_images = []
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        images = dataloader.dataset
+        if isinstance(images, EvaluationImages):
+            self.failed_eval_images = _merged(self.failed_eval_images)
+            check_failures(self.failed_eval_images, len(images), images.max_failed_share)
+            num_read = len(images) - len(self.failed_eval_images)
+            if not num_read:
+                raise TooManyFailedImagesError(
+                    f"none of {len(images)} images could be read, such as {self.failed_eval_images[0]}"
+                )
+            for name in output.metrics or {}:
+                if name.endswith("_loss"):  # the mean over all images, with 0 for those without a label
+                    output.metrics[name] *= len(images) / num_read
+        return output
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         with self.averaged():
             return super().predict(*args, **kwargs)
@@ -226,16 +257,26 @@ class SpotTrainer(Trainer):
         in_checkpoint = output_dir is not None and Path(output_dir).name.startswith("checkpoint-")
         if self.ema is None or in_checkpoint:
             super().save_model(output_dir, _internal_call)
-            if self.ema is not None and output_dir is not None and self.args.should_save:
-                state = {name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}
-                save_file(state, Path(output_dir) / EMA_WEIGHTS)
+            if in_checkpoint and self.args.should_save:
+                self._save_own_state(Path(str(output_dir)))
         else:
             with self.averaged():
                 super().save_model(output_dir, _internal_call)
 
+    def _save_own_state(self, checkpoint: Path) -> None:
+        if self.ema is not None:
+            state = {name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}
+            save_file(state, checkpoint / EMA_WEIGHTS)
+        if self.failed_images:
+            with write_atomically(checkpoint / FAILED_IMAGES) as file:
+                file.write(json.dumps([asdict(one) for one in self.failed_images]).encode())
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_average(resume_from_checkpoint)
+        failed = Path(resume_from_checkpoint) / FAILED_IMAGES
+        if failed.exists():
+            self.failed_images = [FailedImage(**one) for one in json.loads(failed.read_text(encoding="utf-8"))]
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -288,6 +329,33 @@ class _NumberEpochs(TrainerCallback):
             self.trainer.train_sampler.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
 
 
+class _MergeFailedImages(TrainerCallback):
+    """Makes one list of all processes' failed images before anything is logged, evaluated or saved, and stops where it is too
+    long: all processes at the same step."""
+
+    def __init__(self, trainer: SpotTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._merge()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._merge()
+
+    def _merge(self) -> None:
+        failed, images = _merged(self.trainer.failed_images), self.trainer.train_dataset
+        self.trainer.failed_images = failed
+        if isinstance(images, TrainingImages):
+            check_failures(failed, len(images), images.max_failed_share)
+
+
+def _merged(failed: list[FailedImage]) -> list[FailedImage]:
+    """Those of all processes, in the order of the data set, each as it failed first."""
+    first = {one.image_index: one for one in reversed(gather_object(failed))}
+    return [first[index] for index in sorted(first)]
+
+
 def _watch_features(model: nn.Module | None) -> Callable[[], torch.Tensor]:
     """What the classifier was last given: the pooled features, `(batch_size, pooled_size)`."""
     seen: list[torch.Tensor] = [torch.empty(0)]
@@ -310,15 +378,13 @@ def layers_above(name: str, num_layers: int) -> int:
 
 
 class Accuracies:
-    """Trainer's `compute_metrics`: top-1 accuracy in percent, among `classes` where given."""
+    """Trainer's `compute_metrics`: top-1 accuracy in percent of the images with a label, among `classes` where given."""
 
     def __init__(self, classes: list[int] | None):
         self.classes = classes
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         logits: Any = prediction.predictions
-        chosen = likeliest_class(logits, self.classes)
-        return {"accuracy": 100 * float((chosen == prediction.label_ids).mean())}
-
-
-# ----------------------------------------------------------------------------------------------------------- the run
+        labels: Any = prediction.label_ids
+        correct = likeliest_class(logits, self.classes) == labels
+        return {"accuracy": 100 * float(correct[labels != NO_LABEL].mean())}
