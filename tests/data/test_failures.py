@@ -150,6 +150,23 @@ def test_too_many_stop_the_oracle(broken, made, tmp_path, capsys, more):
     assert "2 of 10 images could not be read" in error_of(capsys)
 
 
+def test_too_many_of_a_stream_of_unknown_length(made, tmp_path, capsys):
+    """Of how many they are is known at its end: all shards are there by then, and stay."""
+    (tmp_path / "pictures/validation").mkdir(parents=True)
+    for i in range(COUNT):
+        content = b"not a picture" if i in BROKEN else picture(i)
+        (tmp_path / f"pictures/validation/picture_{i}.png").write_bytes(content)
+    words = ["--streaming", "--label_column_name", "none", "--objective", "distill"]
+    arguments = (made, tmp_path / "pictures", tmp_path / "run", *words)
+    assert oracle(*arguments, "--max_failed_share", "0.1") == 1
+    assert "2 of 10 images could not be read" in error_of(capsys) and not (tmp_path / "run/README.md").exists()
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*.parquet")}
+    assert len(shards) == 6
+    assert oracle(*arguments, "--max_failed_share", "0.2") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/*.parquet")} == shards
+    assert len(load_coordinates(tmp_path / "run", "spot_n4")) == COUNT - 2
+
+
 def test_all_images_broken(made, tmp_path, capsys):
     pictures = save_images(tmp_path / "pictures", 3, (0, 1, 2))
     assert oracle(made, pictures, tmp_path / "run", "--max_failed_share", "1") == 0
