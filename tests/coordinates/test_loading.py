@@ -4,10 +4,14 @@ import shutil
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from coordinate_runs import COUNT
 
 from spot_hf import load_coordinates
+from spot_hf.oracle.arguments import OracleArguments
+from spot_hf.oracle.run import run_oracle
 
 
 def test_loading(made, nameless):
@@ -61,3 +65,40 @@ def test_other_data_sets_without_a_card_are_refused(made, tmp_path):
     (tmp_path / "README.md").write_text("# Labels\n")
     with pytest.raises(ValueError, match="is no coordinate data set: it has the columns label"):
         load_coordinates(tmp_path)
+
+
+def test_files_that_changed_are_read_again(made, tmp_path):
+    """Of the same names, numbers of rows and card: `datasets` alone would give what it has prepared before."""
+    shutil.copytree(made.run, tmp_path / "run")
+    before = load_coordinates(tmp_path / "run", made.config)
+    for shard in (tmp_path / "run" / made.config).glob("*.parquet"):
+        table = pq.read_table(shard)
+        at = table.schema.get_field_index("prediction")
+        pq.write_table(table.set_column(at, table.schema.field(at), pa.array([4] * len(table))), shard)
+    after = load_coordinates(tmp_path / "run", made.config)
+    assert set(after["prediction"]) == {4} != set(before["prediction"])
+    assert after.remove_columns("prediction")[:] == before.remove_columns("prediction")[:]
+    assert after.features == before.features and after.info.config_name == made.config and str(after.split) == "test"
+    # And what has not changed is prepared once.
+    assert load_coordinates(tmp_path / "run", made.config).cache_files == after.cache_files
+
+
+def test_a_run_that_was_done_again_is_read_again(made, tmp_path):
+    """With other results of the same size, as another seed gives them."""
+    found = []
+    for seed in (0, 1):
+        arguments = OracleArguments(
+            model=made.model, dataset_name=made.pictures, num_tokens=[4], steps=1, seed=seed, num_workers=0,
+            output_dir=str(tmp_path / "run"), overwrite_output_dir=True, placement="uniform",
+        )  # fmt: skip
+        run_oracle(arguments)
+        found.append(load_coordinates(tmp_path / "run")["initial_coordinates"][:])
+    assert found[0] != found[1]
+
+
+def test_a_shard_that_is_missing_is_noticed(made, tmp_path):
+    """By the number of rows that the card states."""
+    shutil.copytree(made.run, tmp_path / "run")
+    next((tmp_path / "run" / made.config).glob("*-00001-*")).unlink()
+    with pytest.raises(datasets.exceptions.NonMatchingSplitsSizesError):
+        load_coordinates(tmp_path / "run", made.config)

@@ -138,7 +138,7 @@ def test_two_images_of_one_id_are_named(twins):
     with pytest.raises(ValueError) as error:
         check_image_ids(images_of(twins))
     message = str(error.value)
-    assert "`dataset_name`: images 0 and 2 of 'test' share the id '0.png'" in message and "Rename" in message
+    assert "`dataset_name`: images 0 and 2 of 'test' share the id '0.png'" in message and "Rename the files" in message
 
 
 def test_images_without_names_never_share_an_id(nameless):

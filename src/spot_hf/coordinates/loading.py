@@ -11,6 +11,7 @@ Images are not part of it: rows point at them, by name and by the hash of their 
 original image, so that models with other crops can use them.
 """
 
+from hashlib import sha256
 from pathlib import Path
 
 import datasets
@@ -51,10 +52,8 @@ def load_coordinates(
         builder = datasets.load_dataset_builder(source, config, revision=revision)
         # What its card says, before all of something else is downloaded.
         _check_columns(builder.info.features, path)
-        # Of a directory with a card, `datasets` takes what it has prepared before, also where files have changed since: unless
-        # it is told the files, which it then knows by their times.
-        files = {split: list(found) for split, found in (builder.config.data_files or {}).items()} if local.is_dir() else None
-        splits = datasets.load_dataset(source, config, data_files=files, revision=revision)
+        files = [Path(file) for found in builder.config.data_files.values() for file in found] if local.is_dir() else []
+        splits = datasets.load_dataset(source, config, revision=revision, cache_dir=_cache_of(files) if files else None)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise OSError(f"{str(path)!r}: {str(error).splitlines()[0]}") from None
     except datasets.exceptions.DatasetGenerationError as error:
@@ -63,6 +62,15 @@ def load_coordinates(
     dataset = splits[_one_of("split", split, list(splits), path)]
     _check_columns(dataset.features, path)
     return dataset
+
+
+def _cache_of(files: list[Path]) -> str:
+    """
+    Where `datasets` prepares local files. Of a directory with a card it knows what it has prepared by the card alone, and
+    would give rows of files that have changed since: so each state of the files has a place of its own.
+    """
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "spot_hf" / sha256(repr(state).encode()).hexdigest()[:16])
 
 
 def _check_columns(features: datasets.Features | None, path: str | Path) -> None:

@@ -53,11 +53,12 @@ def show_coordinates(arguments: ShowArguments) -> list[Path]:
     chosen = _rows_of(rows, arguments)
     record = load_record(arguments.coordinates, rows.info.config_name, str(rows.split))
     parameters = record.parameters
+    is_recorded = arguments.dataset_name in (None, parameters["dataset_name"])  # another repository has other commits
     source = DatasetSource(
         dataset_name=arguments.dataset_name or record.dataset[0],
         dataset_config_name=arguments.dataset_config_name or parameters["dataset_config_name"],
         dataset_split=str(rows.split),
-        dataset_revision=parameters["dataset_revision"],
+        dataset_revision=parameters["dataset_revision"] if is_recorded else None,
         image_column_name=arguments.image_column_name or parameters["image_column_name"],
         label_column_name=None,
     )

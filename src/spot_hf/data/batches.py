@@ -220,6 +220,7 @@ def batches_of(preparation: Preparation, work: Iterable[Work], num_workers: int,
         batch_size=None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=num_workers,
+        generator=torch.Generator(),  # or it draws the workers' seeds from everybody's
     )
     for batch in batches:
         if batch.refused is not None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,10 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
     rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split, revision=commit)
     config, split = rows.info.config_name, str(rows.split)
     if arguments.dataset_name is None:
-        name, config_name = load_record(arguments.coordinates, config, split, revision=commit).dataset
-        arguments = arguments.with_source(name, config_name, split)
+        record = load_record(arguments.coordinates, config, split, revision=commit)
+        arguments = arguments.with_source(*record.dataset, split)
+        if arguments.dataset_revision is None:
+            arguments = replace(arguments, dataset_revision=record.parameters.get("dataset_revision"))
     else:
         arguments = arguments.with_source(arguments.dataset_name, arguments.dataset_config_name, split)
     arguments = pinned(arguments)
