@@ -156,7 +156,7 @@ class EvaluationRun:
                 for cell in missing[turn:] + missing[:turn]:
                     parts.setdefault(cell, []).append(meter(cell, batch))
                 for cell in missing if batch.work.closes_shard else []:
-                    measured = Measurement.joined(parts.pop(cell))
+                    measured = Measurement.concatenated(parts.pop(cell))
                     lines.append(Line(name, setting.image_size, cell, shard, measured))
                     if measured.label:
                         text = f"{cell.method} {cell.num_tokens}: {100 * np.mean(measured.correct):.1f} %"
