@@ -278,8 +278,8 @@ COMMANDS = {
     "output_dir is a file": (
         ["convert", "--source_model", "vit", "--output_dir", "notes.txt"], 2, ["output_dir", "notes.txt"],
     ),
-    "push without an id": ([*CONVERT, "vit", "--push_to_hub"], 2, ["--hub_model_id"]),
-    "id without a push": ([*CONVERT, "vit", "--hub_model_id", "a/b"], 2, ["--push_to_hub"]),
+    "push without an id": ([*CONVERT, "vit", "--push_to_hub"], 2, ["hub_model_id"]),
+    "id without a push": ([*CONVERT, "vit", "--hub_model_id", "a/b"], 2, ["push_to_hub"]),
     "placement without tokens": ([*CONVERT, "vit", "--placement", "sobol"], 2, ["sobol", "num_tokens"]),
     "num_labels": ([*CONVERT, "vit", "--num_labels", "0"], 2, ["num_labels", "got 0"]),
     "image_size smaller than a patch": ([*CONVERT, "digits", "--image_size", "7"], 2, ["image_size", "patch_size=8", "[7]"]),

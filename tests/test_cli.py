@@ -9,7 +9,10 @@ from dataclasses import fields
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
+import pyarrow.parquet as pq
 import pytest
+from oracle_runs import save_images
 from transformers import TrainingArguments
 
 from spot_hf import SpotViTForImageClassification
@@ -189,12 +192,23 @@ def test_quickstart_on_given_models(tiny_vit, tmp_path, capsys):
     assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "3", "--output_dir", str(output)]) == 0
 
 
+@pytest.mark.slow
+def test_quickstart_on_labels_without_names(tiny_vit, tmp_path):
+    table = pq.read_table(save_images(tmp_path / "named", 8) / "validation.parquet").to_pylist()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(table, features=features).to_parquet(tmp_path / "data/test.parquet")
+    words = ["--model", str(tiny_vit), "--dataset_name", str(tmp_path / "data"), "--output_dir", str(tmp_path / "story")]
+    assert main(["quickstart", *words]) == 0
+    assert json.loads((tmp_path / "story/results.json").read_text())["oracle"]["objective"] == "label"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_describes_every_option(command, capsys):
     assert main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"spot-hf {command}" in text
-    for option in [option for kind in COMMANDS[command].classes for option in fields(kind)]:
+    for option in [option for kind in COMMANDS[command].classes for option in fields(kind) if option.init]:
         if option.name not in TrainingArguments.__dataclass_fields__ or command not in ("train", "pretrain"):
             assert f"--{option.name}" in text and option.metadata["help"].split(":")[0][:30] in text, option.name
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 
 from .data.encoded import reason_of
-from .data.failures import FailedImage, check_failures, check_max_failed_share
+from .data.failures import FailedImage, check_max_failed_share
 from .hub.loading import open_model
 from .image_processing_spot_vit import check_coordinates
 from .pipeline_spot_vit import SpotImageClassificationPipeline
@@ -69,7 +69,7 @@ class Result:
     error: str | None = None
 
 
-def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> None:
+def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> int:
     """
     Prints the classes of images as they come: all that can be read.
 
@@ -77,15 +77,18 @@ def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> N
         arguments ([`ClassifyArguments`]): how.
         images: paths of files or directories, and URLs.
 
+    Returns:
+        `int`: the exit status: 1 where more than `max_failed_share` of the images could not be read, else 0.
+
     Raises:
-        `ValueError`: an argument is wrong. `OSError`: no such model; or, when all is printed, too many images could not be
-            read.
+        `ValueError`: an argument is wrong. `OSError`: no such model.
     """
     arguments.check()
     names = list(_expand(images))
-    results = classify_images(arguments, names)
-    failed = print_results(results, arguments.json)
-    check_failures(failed, len(names), arguments.max_failed_share)
+    failed = print_results(classify_images(arguments, names), arguments.json)  # each failure is named when it comes
+    if failed and len(names) > 1:
+        print(f"{len(failed)} of {len(names)} images could not be read", file=sys.stderr)
+    return int(len(failed) > arguments.max_failed_share * len(names))
 
 
 def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Iterator[Result]:

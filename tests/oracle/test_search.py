@@ -338,6 +338,19 @@ def test_it_runs_where_gradients_are_off(model, context):
     assert torch.equal(result.trajectory, expected.trajectory)
 
 
+@pytest.mark.parametrize("objective", ["label", "distill", "feature"])
+def test_inputs_may_come_from_inference_mode(model, objective):
+    """Autograd keeps no tensor that was made there: labels, targets, a mask."""
+    expected = SpotOracle(model, objective, steps=2).optimize(IMAGES, LABELS, START, coordinates_mask=MASK)
+    oracle = SpotOracle(model, objective, steps=2)
+    with torch.inference_mode():
+        labels = LABELS.clone()
+        targets = None if objective == "label" else oracle.full_grid_targets(IMAGES)
+        images, start, mask = IMAGES.clone(), START.clone(), MASK.clone()
+    result = oracle.optimize(images, labels, start, targets, mask)
+    assert torch.equal(result.trajectory, expected.trajectory)
+
+
 def test_inputs_that_belong_to_somebodys_graph(model):
     images, start = IMAGES.clone().requires_grad_(), START.clone().requires_grad_()
     targets = model(pixel_values=images).logits  # with its graph, down to weights and images

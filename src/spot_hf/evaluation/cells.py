@@ -91,7 +91,7 @@ class Measurement:
     knn: list[int] | None = None
 
     @classmethod
-    def joined(cls, parts: Sequence["Measurement"]) -> "Measurement":
+    def concatenated(cls, parts: Sequence["Measurement"]) -> "Measurement":
         found = cls()
         for part in parts:
             for one in fields(cls):

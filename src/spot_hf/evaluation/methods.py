@@ -29,6 +29,8 @@ class Methods:
 
     Args:
         model ([`SpotViTForImageClassification`]): that is evaluated.
+        saved ([`SpotViTForImageClassification`]): the same as it was saved, with the position table that images are shrunk
+            for; another one where `image_size` is not the model's own.
         height, width (`int`): of `pixel_values`.
         cells (`list[Cell]`): to be measured.
         arguments ([`EvaluationArguments`]): of the evaluation.
@@ -38,13 +40,15 @@ class Methods:
     def __init__(
         self,
         model: SpotViTForImageClassification,
+        saved: SpotViTForImageClassification,
         height: int,
         width: int,
         cells: list[Cell],
         arguments: EvaluationArguments,
         classes: list[int] | None,
     ):
-        self.model, self.height, self.width, self.dtype = model, height, width, DTYPES[arguments.dtype]
+        self.model, self.saved, self.height, self.width = model, saved, height, width
+        self.dtype = DTYPES[arguments.dtype]
         self.arguments, self.classes = arguments, classes
         self.shrunken_sizes: dict[Cell, tuple[int, int]] = {}
         self.functions: dict[Cell, Callable[..., Outputs | OracleResult]] = {cell: self._function(cell) for cell in cells}
@@ -57,7 +61,7 @@ class Methods:
         if cell.method == "shrunken_image":
             size = shrunken_size(cell.num_tokens, self.height, self.width, config.patch_size)
             self.shrunken_sizes[cell] = size
-            return partial(self._run, partial(_encode, shrink(self.model, *size)))
+            return partial(self._run, partial(_encode, shrink(self.saved, *size)))
         if cell.method.startswith("token_merging"):
             num_cells = (self.height // config.patch_size) * (self.width // config.patch_size)
             if cell.method == "token_merging":

@@ -148,7 +148,7 @@ def load_metrics() -> dict[str, Any]:
 
 
 def _in_order(parts: Parts) -> Measurement:
-    return Measurement.joined([parts[shard] for shard in sorted(parts)])
+    return Measurement.concatenated([parts[shard] for shard in sorted(parts)])
 
 
 def summarize_cells(measured: list[Measurement], metrics: Mapping[str, Any]) -> dict[str, Any]:

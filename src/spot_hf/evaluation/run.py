@@ -6,6 +6,7 @@ so that what slows the machine slows all of them. The unit of work and of resume
 `lines-PROCESS.jsonl`.
 """
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,10 @@ class EvaluationRun:
             total = sum(len(shards.rows_of(shard)) for shard in plan.my_shards())
             if not cells:
                 return
-        methods = Methods(_load(setting).to(device), setting.height, setting.width, cells, arguments, self.classes)
+        saved = setting.model.load().to(device)
+        assert isinstance(saved, SpotViTForImageClassification)
+        model = _resized(saved, setting)
+        methods = Methods(model, saved, setting.height, setting.width, cells, arguments, self.classes)
         shrinking = {size: setting.image_processor.resized(*size) for size in set(methods.shrunken_sizes.values())}
         neighbors = None
         if arguments.knn_dataset_split:
@@ -152,7 +156,7 @@ class EvaluationRun:
                 for cell in missing[turn:] + missing[:turn]:
                     parts.setdefault(cell, []).append(meter(cell, batch))
                 for cell in missing if batch.work.closes_shard else []:
-                    measured = Measurement.joined(parts.pop(cell))
+                    measured = Measurement.concatenated(parts.pop(cell))
                     lines.append(Line(name, setting.image_size, cell, shard, measured))
                     if measured.label:
                         text = f"{cell.method} {cell.num_tokens}: {100 * np.mean(measured.correct):.1f} %"
@@ -201,10 +205,10 @@ def _setting(model: ModelSource, image_size: int | None, arguments: EvaluationAr
     return _Setting(model, image_size, image_processor, height, width, cells)
 
 
-def _load(setting: _Setting) -> SpotViTForImageClassification:
-    """The model, with a position table for that image size."""
-    model = setting.model.load()
-    assert isinstance(model, SpotViTForImageClassification)
-    if setting.image_size is not None and model.config.image_height_width != (setting.height, setting.width):
-        model.resize_position_embeddings(setting.height, setting.width)
-    return model
+def _resized(model: SpotViTForImageClassification, setting: _Setting) -> SpotViTForImageClassification:
+    """The model with a position table for a setting's image size; itself at the size that it was saved for."""
+    if setting.image_size is None or model.config.image_height_width == (setting.height, setting.width):
+        return model
+    resized = copy.deepcopy(model)
+    resized.resize_position_embeddings(setting.height, setting.width)
+    return resized
