@@ -156,7 +156,7 @@ def test_registration_imports_no_data_libraries():
 
 @pytest.mark.parametrize("module", ["image_processing_spot_vit", "modeling_spot_vit", "frames", "hub.loading"])
 def test_any_module_may_be_the_first(module):
-    """Before transformers. Also one that registration imports: as a worker process does, which unpickles an image processor."""
+    """Before transformers, and also where registration imports it: a worker process begins with an image processor."""
     code = f"import spot_hf.{module}\nfrom transformers import AutoConfig\nAutoConfig.for_model('spot_vit')"
     assert loaded_by(code, ["spot_hf.registration"]) == ["spot_hf.registration"]
 
