@@ -55,7 +55,7 @@ def test_what_is_no_share(share):
 
 
 def test_failures_are_described_in_one_line():
-    assert describe_failures(FAILED[:1]) == "1 images could not be read and were skipped: 0.png: OSError: gone"
+    assert describe_failures(FAILED[:1]) == "1 image could not be read and was skipped: 0.png: OSError: gone"
     text = describe_failures(FAILED)
     assert text.startswith("5 images") and "2.png" in text and "3.png" not in text and text.endswith(", and 2 more")
 
@@ -309,4 +309,4 @@ def test_a_join_leaves_them_out_and_says_so(named, run_of_named, caplog, streami
     joined = list(join_coordinates(images_of(pictures, streaming=streaming), rows))
     assert [row["image_index"] for row in joined] == [i for i in range(COUNT) if i != 4]
     (message,) = caplog.messages
-    assert message.startswith("1 images could not be read and were skipped: picture_4.png: FileNotFoundError")
+    assert message.startswith("1 image could not be read and was skipped: picture_4.png: FileNotFoundError")

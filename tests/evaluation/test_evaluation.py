@@ -428,7 +428,7 @@ def test_an_image_that_fails_alone_in_its_batch_is_counted_and_listed(model, tmp
     assert (failed["image_index"], failed["image_id"]) == (2, "picture_2.png")
     assert failed["error"] == "UnidentifiedImageError: cannot identify image file"
     assert results["parameters"]["num_images"] == 5
-    assert "1 images could not be read" in (tmp_path / "run/README.md").read_text()
+    assert "Could not be read, and listed in `results.json`: 1." in (tmp_path / "run/README.md").read_text()
 
 
 def test_too_many_broken_images_stop_it(model, tmp_path, capsys):
@@ -456,7 +456,7 @@ def test_broken_neighbors_are_skipped(model, tmp_path, capsys):
     save_images(tmp_path / "data", 30, broken=(4,), split="train")
     options = {"knn_dataset_split": "train", "placement": "center", "dataset_split": "validation"}
     assert main(command(model, data, tmp_path / "run", **options)) == 0
-    assert "`knn_dataset_split`: 1 images could not be read" in capsys.readouterr().out
+    assert "`knn_dataset_split`: 1 image could not be read" in capsys.readouterr().out
     assert all(0 <= row["knn"] <= 100 for row in figures(tmp_path / "run"))
 
 

@@ -46,4 +46,5 @@ def check_failures(failed: Sequence[FailedImage], num_images: int, max_failed_sh
 def describe_failures(failed: Sequence[FailedImage]) -> str:
     """For the log: how many, and the first of them."""
     more = f", and {len(failed) - 3} more" if len(failed) > 3 else ""
-    return f"{len(failed)} images could not be read and were skipped: {'; '.join(map(str, failed[:3]))}{more}"
+    subject = "1 image could not be read and was" if len(failed) == 1 else f"{len(failed)} images could not be read and were"
+    return f"{subject} skipped: {'; '.join(map(str, failed[:3]))}{more}"

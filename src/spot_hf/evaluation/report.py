@@ -71,7 +71,7 @@ def write_report(directory: Path, results: EvaluationResults, published: bool = 
             pictures.append(f"{stem}_oracle.png")
             with write_atomically(directory / pictures[-1]) as file:
                 plot_oracle(file, oracle, next((row for row in own if row.method == "full_grid"), None), title)
-    failed = f" {len(results.failed)} images could not be read; `results.json` lists them." if results.failed else ""
+    failed = f" Could not be read, and listed in `results.json`: {len(results.failed)}." if results.failed else ""
     head = [
         "# Evaluation",
         "",
