@@ -62,11 +62,9 @@ class QuickstartArguments(DatasetSource):
 
     def check(self) -> None:
         """`ValueError` for what no quickstart can have, before anything is loaded."""
-        self.check_source()
+        self.check_source(needs_labels=True)
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
-        if self.label_column_name is None:
-            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
         if len(self.model) > 2:
             raise ValueError(f"`model` takes one or two checkpoints; got {len(self.model)}")
         if not self.model and self.dataset_name != DIGITS:

@@ -47,11 +47,13 @@ class DatasetSource:
         if self.label_column_name is not None and self.label_column_name.lower() == "none":
             self.label_column_name = None
 
-    def check_source(self) -> None:
-        """`ValueError` for what no data set can have, before anything is loaded."""
+    def check_source(self, needs_labels: bool = False) -> None:
+        """`ValueError` for what no data set can have, before anything is loaded; or for labels that a job needs and lacks."""
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"`max_samples` must be at least 1; got {self.max_samples}")
         check_max_failed_share(self.max_failed_share)
+        if needs_labels and self.label_column_name is None:
+            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
 
     def source(self, **changes: Any) -> "DatasetSource":
         """Which images alone, of a job's arguments; with `changes`, such as of the split."""

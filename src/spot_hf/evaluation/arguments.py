@@ -99,7 +99,7 @@ class EvaluationArguments(DatasetSource):
 
     def check(self) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
-        self.check_source()
+        self.check_source(needs_labels=True)
         self._check_models()
         if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
             raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
@@ -107,8 +107,6 @@ class EvaluationArguments(DatasetSource):
         for name in ("num_seeds", "batch_size", "shard_size", "knn_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
-        if self.label_column_name is None:
-            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
         for name in ("among_labels", "knn_dataset_split"):
             if self.streaming and getattr(self, name):
                 raise ValueError(f"`{name}` needs a data set as a whole; got `streaming`")
@@ -187,11 +185,9 @@ class TransferArguments(DatasetSource):
 
     def check(self) -> None:
         """`ValueError` for what no transfer can have, before anything is loaded."""
-        self.check_source()
+        self.check_source(needs_labels=True)
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
-        if self.label_column_name is None:
-            raise ValueError("`label_column_name` is needed to measure accuracy; got none")
         check_dtype(self.dtype)
 
     def with_source(self, dataset_name: str, dataset_config_name: str | None, dataset_split: str) -> "TransferArguments":

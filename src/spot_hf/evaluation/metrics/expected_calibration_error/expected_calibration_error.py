@@ -25,6 +25,7 @@ Examples:
 """
 
 
+# `evaluate` loads this file alone: it can share nothing with the other metric.
 class ExpectedCalibrationError(evaluate.Metric):
     def _info(self):
         return evaluate.MetricInfo(
