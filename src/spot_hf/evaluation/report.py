@@ -201,15 +201,15 @@ def plot(
     for i, (method, points) in enumerate(by_method.items()):
         points.sort()
         across, up = zip(*points, strict=True)
-        ticks.update(across)
         if method == "full_grid" and x == "num_tokens":
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
+        ticks.update(across)
         baseline = method not in PLACEMENTS or method == "grid_subset"
         axes.plot(
             across,
             up,
-            linestyle="--" if baseline else "-",
+            linestyle="--" if baseline else "-" if i < len(COLORS) else "-.",  # where colours begin anew
             label=f"{method} (baseline)" if baseline else method,
             markerfacecolor="white" if baseline else None,
             **line_style(i),
