@@ -85,8 +85,9 @@ def transfer(model, coordinates, dataset_name, **options) -> TransferResult:
     ("kind", "which"), [("made", "own"), ("made", "other"), ("nameless", "own")], ids=["own", "other", "window scales"]
 )
 def test_transfer_is_a_plain_loop(made, kind, which, other_model, tmp_path, request, caplog):
-    caplog.set_level(logging.INFO, logger="spot_hf")
     it = request.getfixturevalue(kind)
+    caplog.clear()  # what making it has logged
+    caplog.set_level(logging.INFO, logger="spot_hf")
     model = made.model if which == "own" else other_model
     config = made.config if kind == "made" else None
     result = transfer(model, it.run, it.pictures, config=config, batch_size=5, output_dir=str(tmp_path / "out"))
