@@ -41,7 +41,7 @@ def check_labels(images: datasets.Dataset, label_column_name: str | None, num_la
             f"something else{advice}"
         )
     labels = label_numbers(images)
-    wrong = outside_of(labels, num_labels)
+    wrong = np.flatnonzero(~((labels >= 0) & (labels < num_labels)))
     if len(wrong):
         first = labels[wrong[0]]
         raise ValueError(
@@ -64,8 +64,3 @@ def classes_of(images: datasets.Dataset) -> list[int]:
 def likeliest_class(logits: np.ndarray, classes: list[int] | None) -> np.ndarray:
     """`(batch_size, num_labels)` to `(batch_size,)`: the class with the highest logit, of `classes` where given."""
     return logits.argmax(-1) if classes is None else np.array(classes)[logits[:, classes].argmax(-1)]
-
-
-def outside_of(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """The rows whose label is no class from 0 to `num_labels - 1`."""
-    return np.flatnonzero(~((labels >= 0) & (labels < num_labels)))

@@ -33,7 +33,7 @@ class ModelSource:
 
     @property
     def has_classifier(self) -> bool:
-        return has_classifier(self.config)
+        return any("Classification" in name for name in self.config.architectures or []) and self.config.num_labels > 0
 
     def check_classifier(self) -> None:
         """`ValueError` where it has none."""
@@ -100,7 +100,3 @@ def load_weights(model_class: type[Model], source: ModelSource, *, anew: Sequenc
     if missing:
         raise ValueError(f"`model` {source.name!r}: the weights lack `{missing[0]}` and {len(missing) - 1} more tensors")
     return model
-
-
-def has_classifier(config: SpotViTConfig) -> bool:
-    return any("Classification" in name for name in config.architectures or []) and config.num_labels > 0

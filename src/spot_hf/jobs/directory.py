@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .files import LEDGER, TEMPORARY, check_output_dir, write_atomically
 
@@ -14,8 +14,6 @@ from .files import LEDGER, TEMPORARY, check_output_dir, write_atomically
 # Commits of what lies on the Hub. One that could not be asked for, or instead of which an earlier version recorded nothing or
 # a branch, is not known to differ.
 COMMITS = ("revision", "dataset_revision", "teacher_revision", "coordinates_revision")
-
-Directory = TypeVar("Directory", bound="JobDirectory")
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,5 @@
 """Arguments of the oracle: of a search on tensors, and of `spot-hf oracle`, which searches for a whole data set."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from ..coordinates.schema import check_config_name
 from ..data.source import DatasetSource
 from ..hub.uploads import PushArguments, check_push
+from ..jobs.arguments import json_object
 from ..placement import PLACEMENTS, check_placement
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
@@ -53,7 +53,9 @@ class SearchArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer_arguments, str):
-            self.optimizer_arguments = _json_object("optimizer_arguments", self.optimizer_arguments)
+            self.optimizer_arguments = json_object(
+                "optimizer_arguments", self.optimizer_arguments, example='{"momentum": 0.9}'
+            )
 
     @property
     def further_optimizer_arguments(self) -> dict[str, Any]:
@@ -177,13 +179,3 @@ class OracleArguments(SearchArguments, DatasetSource):
             **{name: value for name, value in asdict(self).items() if name not in not_recorded},
             **self.recorded_source(),
         }
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` must be a JSON object, such as '{{\"momentum\": 0.9}}'; got {text!r}")
-    return value

@@ -1,6 +1,5 @@
 """Arguments of `spot-hf train` and `spot-hf pretrain`: what is trained on what. How, says `trainer_arguments.py`."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +8,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..data.source import DatasetSource, pinned
-from ..jobs.versions import public_name, weights_digest
+from ..jobs.arguments import json_object
+from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..placement import PLACEMENTS, check_placement
 from .augmentation import Augmentation
 from .data import TrainingImages
@@ -276,8 +276,7 @@ class TrainArguments(TrainingInputArguments):
     def pinned(self) -> "TrainArguments":
         found = super().pinned()
         if self.coordinates is not None:
-            source = DatasetSource(dataset_name=self.coordinates, dataset_revision=self.coordinates_revision)
-            found.coordinates_revision = pinned(source).dataset_revision
+            found.coordinates_revision = hub_commit(self.coordinates, self.coordinates_revision, "dataset")
         return found
 
     def augmentation(self, seed: int) -> Augmentation:
@@ -373,15 +372,7 @@ class PretrainArguments(TrainingInputArguments):
     @property
     def overrides(self) -> dict[str, Any]:
         """What `config_overrides` says."""
-        try:
-            overrides = json.loads(self.config_overrides or "{}")
-        except ValueError:
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise ValueError(
-                f"`config_overrides` must be a JSON object, such as '{{\"hidden_size\": 192}}'; got {self.config_overrides!r}"
-            )
-        return overrides
+        return json_object("config_overrides", self.config_overrides or "{}", example='{"hidden_size": 192}')
 
     def placements(self, height: int, width: int, patch_size: int, seed: int) -> TrainingPlacements:
         return TrainingPlacements(
