@@ -257,8 +257,9 @@ def run_in_child(arguments: list[str], log: str) -> None:
 
 
 def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, tmp_path):
-    """Twenty SIGKILLs at random instants: of the search, of a write, of the end. Where a run got through before its kill, its
-    result is compared, and the next begins anew."""
+    """Twenty SIGKILLs: a quarter as soon as so many shards are there, which is during the search on any machine, the others at
+    random instants: of the search, of a write, of the end. Where a run got through before its kill, its result is compared, and
+    the next begins anew."""
     # A server that has imported everything forks the processes: a kill then hits the run, and not its imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spot_hf.oracle.run", "spot_hf.cli", "test_oracle_run"])
@@ -279,15 +280,23 @@ def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, 
     duration = time.monotonic() - began
     assert process.exitcode == 0, log.read_text()[-3000:]
 
-    kills, shards_at_kill = 0, []
+    def num_shards():
+        return len(list(output.glob("*/*.parquet")))
+
+    kills, shards_at_kill, during_search = 0, [], [1, 4, 7, 10, 13]
     while kills < KILLS:
         process = start()
-        process.join(timeout=generator.uniform(0, duration))
+        if during_search:
+            while process.is_alive() and num_shards() < during_search[0]:
+                time.sleep(0.001)
+        else:
+            process.join(timeout=generator.uniform(0, duration))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += process.exitcode == -signal.SIGKILL
-            shards_at_kill.append(len(list(output.glob("*/*.parquet"))))
+            shards_at_kill.append(num_shards())
+            during_search = during_search[1:]
         else:
             assert process.exitcode == 0, log.read_text()[-3000:]
             assert rows_of(output) == expected
