@@ -49,6 +49,24 @@ PROCESSOR = {
     "num_tokens: more than cells": ({"placement": "grid_subset", "num_tokens": 37}, ["num_tokens", "at most 36", "37"]),
     "placement: unknown": ({"placement": "centre", "num_tokens": 4}, ["placement", "isotropic", "'centre'"]),
     "placement: without num_tokens": ({"placement": "sobol"}, ["placement='sobol'", "num_tokens"]),
+    "saliency: a box": ({"saliency": [[[5, 6, 30, 40]], [[5, 6, 30, 40]]]}, ["a box, which `boxes` takes", "[[5.0, 6.0"]),
+    "saliency: boxes": ({"saliency": [[[5, 6, 30, 40], [1, 2, 3, 4]]] * 2}, ["a box, which `boxes` takes"]),
+    "saliency: and boxes": ({"saliency": np.ones((2, 3, 3)), "boxes": [[5, 6, 30, 40]] * 2}, ["`saliency` and `boxes`"]),
+    "saliency: unused": (
+        {"saliency": np.ones((2, 3, 3)), "placement": "isotropic"}, ["`saliency` is for the placements salient", "isotropic"],
+    ),
+    "boxes: of other images": ({"boxes": [[5, 6, 30, 40]] * 3, "num_tokens": 4}, ["`boxes`", "for 2 images; got 3"]),
+    "boxes: three numbers": ({"boxes": [[5, 6, 30]] * 2, "num_tokens": 4}, ["`boxes` of image 0", "shape (3,)"]),
+    "boxes: text": ({"boxes": "5, 6, 7, 8", "num_tokens": 4}, ["`boxes` must be [x_min"]),
+    "boxes: outside": ({"boxes": [[5, 6, 30, 40], [5, 6, 70, 40]], "num_tokens": 4}, ["of image 1", "60 wide", "70.0"]),
+    "boxes: empty": ({"boxes": [[5, 6, 5, 40]] * 2, "num_tokens": 4}, ["`boxes` of image 0", "not empty"]),
+    "boxes: without a number": ({"boxes": [[5, 6, 30, 40]] * 2}, ["salient", "needs `num_tokens`"]),
+    "window_scales: of other images": ({"coordinates": GOOD, "window_scales": [[1, 2]] * 3}, ["per image, 2; got 3"]),
+    "window_scales: of other tokens": ({"coordinates": GOOD, "window_scales": [1, 2, 3]}, ["per token of image 0, 2; got 3"]),
+    "window_scales: 0": ({"num_tokens": 4, "window_scales": 0}, ["`window_scales` must be finite and above 0"]),
+    "outside: unknown": ({"coordinates": GOOD, "outside": "keep"}, ["`outside` must be one of warn, drop, error", "'keep'"]),
+    "placement: of another kind": ({"placement": 3, "num_tokens": 4}, ["`placement` must be one of", "got 3"]),
+    "placement: nowhere": ({"placement": "no.module:there", "num_tokens": 4}, ["cannot be imported", "No module named 'no'"]),
     "saliency: missing": ({"placement": "salient", "num_tokens": 4}, ["saliency", "one map per image", "none"]),
     "saliency: negative": ({"saliency": -np.ones((2, 3, 3))}, ["saliency", "not negative", "-1.0"]),
     "saliency: not a number": ({"saliency": np.full((2, 3, 3), np.nan)}, ["saliency", "finite", "nan"]),
@@ -165,7 +183,7 @@ def test_pipeline(case):
 PLACED = {"image": IMAGE, "coordinates": GOOD}
 NOT_A_SCALE = "`window_scales` must be finite and above 0"
 ROWS = {
-    "no image": ({"picture": IMAGE}, ["key image, and may have coordinates, saliency, image_id", "got picture"]),
+    "no image": ({"picture": IMAGE}, ["key image, and may have coordinates, saliency, boxes, image_id", "got picture"]),
     "images": ({"images": IMAGE}, ["'images'", "is it 'image'?"]),
     "Image": ({"Image": IMAGE}, ["'Image'", "is it 'image'?"]),
     "coordinate": ({"image": IMAGE, "coordinate": GOOD}, ["'coordinate'", "is it 'coordinates'?"]),
@@ -179,7 +197,7 @@ ROWS = {
     "scale inf": ({**PLACED, "window_scales": torch.tensor([1, torch.inf])}, [NOT_A_SCALE, "inf"]),
     "scale too large for float32": ({**PLACED, "window_scales": [1, 1e300]}, [NOT_A_SCALE, "1e+300"]),
     "scale of text": ({**PLACED, "window_scales": ["a", "b"]}, ["window_scales", "numbers", "'a'"]),
-    "one scale": ({**PLACED, "window_scales": 2.0}, ["window_scales", "one scale per token"]),
+    "no scale": ({**PLACED, "window_scales": []}, ["window_scales", "one scale, one per token"]),
 }  # fmt: skip
 
 

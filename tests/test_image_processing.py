@@ -241,3 +241,175 @@ def test_other_modes_than_rgb(mode):
 def test_numpy_output():
     features = tiny_processor()([picture()] * 2, num_tokens=4, return_tensors="np")
     assert features["coordinates"].shape == (2, 4, 2) and features["coordinates"].dtype == np.float32
+
+
+# -------------------------------------------------------------------------------------------- boxes, scales, the crop
+
+CROPPING = {"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}}
+
+
+def in_box(points, box, size) -> float:
+    """The share of points in a box, to a pixel of the model's 48 per side: that is how fine its map is."""
+    x, y = (np.asarray(points) * np.array(size)).T
+    wide, high = size[0] / 48, size[1] / 48
+    return ((x >= box[0] - wide) & (x <= box[2] + wide) & (y >= box[1] - high) & (y <= box[3] + high)).mean()
+
+
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
+def test_tokens_lie_in_boxes(convert):
+    """A box that was given as a saliency map of one row was a map of four columns."""
+    box, size, processor = [10, 8, 26, 20], (60, 45), tiny_processor()
+    for boxes in (box, [box], [[box]]):
+        placed = processor(picture(*size), boxes=convert(boxes), num_tokens=40, return_tensors="pt")["coordinates"]
+        assert in_box(placed[0], box, size) == 1
+    away = processor(picture(*size), boxes=box, placement="inverse_salient", num_tokens=40, return_tensors="pt")
+    assert in_box(away["coordinates"][0], box, size) == 0
+    # Two boxes, and one or several for each of two images.
+    other = [40, 30, 50, 44]
+    both = processor(picture(*size), boxes=[box, other], num_tokens=40, return_tensors="pt")["coordinates"][0]
+    shares = in_box(both, box, size), in_box(both, other, size)
+    assert sum(shares) == 1 and min(shares) > 0.1
+    placed = processor([picture(*size)] * 2, boxes=[[box, other], other], num_tokens=40, return_tensors="pt")["coordinates"]
+    assert in_box(placed[1], other, size) == 1 and in_box(placed[0], box, size) > 0.1
+
+
+def test_saliency_alone_says_how_to_place():
+    processor, saliency = tiny_processor(num_tokens=9, placement="center"), np.eye(3)
+    here = processor(picture(), saliency=saliency, return_tensors="pt")["coordinates"]
+    named = processor(picture(), saliency=saliency, placement="salient", return_tensors="pt")["coordinates"]
+    assert torch.equal(here, named)
+
+
+def test_window_scales_go_along():
+    processor = tiny_processor()
+    for given, expected in (
+        (2, [[2.0, 2.0], [2.0, 2.0]]),
+        ([0.5, 1.5], [[0.5, 1.5], [0.5, 1.5]]),
+        (np.array([[0.5, 1.5], [1, 2]]), [[0.5, 1.5], [1.0, 2.0]]),
+        ([torch.tensor([0.5, 1.5]), [1, 2]], [[0.5, 1.5], [1.0, 2.0]]),
+    ):
+        features = processor([picture(), picture()], coordinates=ONE, window_scales=given, return_tensors="pt")
+        assert features["window_scales"].dtype == torch.float32 and features["window_scales"].tolist() == expected
+        assert features.to(torch.bfloat16)["window_scales"].dtype == torch.float32
+    assert "window_scales" not in processor(picture(), coordinates=ONE, window_scales=[1, 1], return_tensors="pt")
+    placed = processor(picture(), num_tokens=4, window_scales=3, return_tensors="pt")
+    assert placed["window_scales"].tolist() == [[3.0] * 4] and torch.equal(placed["coordinates"][0], isotropic(4))
+    assert processor(picture(), window_scales=0.5, return_tensors="pt")["window_scales"].shape == (1, 36)
+    # Padding has the scale 1, which no token sees.
+    ragged = processor([picture(), picture()], coordinates=[ONE, TWO], window_scales=[[2, 3], [4, 5, 6]], return_tensors="np")
+    assert ragged["window_scales"].tolist() == [[2, 3, 1], [4, 5, 6]]
+
+
+def test_tokens_that_the_crop_removes():
+    """Of a wide image, the model sees the middle: positions at its ends would see the border's pixels, repeated."""
+    processor, wide = tiny_processor(**CROPPING), picture(96, 48)
+    points, scales = [[0.02, 0.5], [0.5, 0.5], [0.98, 0.5], [0.25, 0.5]], [2, 3, 4, 5]
+    inputs = {"coordinates": points, "window_scales": scales, "return_tensors": "pt"}
+    with pytest.warns(UserWarning, match="2 of 4 tokens lie outside of what the model sees"):
+        kept = processor(wide, **inputs)
+    assert kept["coordinates"].shape == (1, 4, 2) and kept["coordinates"][0, 0, 0] < -0.4
+    dropped = processor(wide, outside="drop", **inputs)
+    assert dropped["coordinates"][0].tolist() == [[0.5, 0.5], [0.0, 0.5]] and dropped["window_scales"].tolist() == [[3.0, 5.0]]
+    with pytest.raises(ValueError, match=r"2 of 4 tokens lie outside .* the crop removes them"):
+        processor(wide, outside="error", **inputs)
+    with pytest.raises(ValueError, match="all tokens of image 0 lie outside"):
+        processor(wide, coordinates=points[:1], outside="drop")
+    # Two images lose different tokens: a mask says so.
+    both = processor([wide, picture(48, 48)], coordinates=points, outside="drop", return_tensors="pt")
+    assert both["coordinates_mask"].sum(1).tolist() == [2, 4]
+    dropping = tiny_processor(**CROPPING, outside="drop")
+    assert dropping(wide, coordinates=points, return_tensors="pt")["coordinates"].shape[1] == 2
+
+
+def test_a_misspelt_default_is_refused(tmp_path):
+    tiny_processor().save_pretrained(tmp_path)
+    for wrong, words in (
+        ({"placement": "centre"}, "`placement` must be one of grid, .*got 'centre'"),
+        ({"placement": "os:getcwd"}, "registered by `register_placement`"),  # a config must not import anything
+        ({"num_tokens": 0}, "`num_tokens` must be an integer from 1"),
+        ({"outside": "keep"}, "`outside` must be one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            SpotViTImageProcessorPil.from_pretrained(tmp_path, **wrong)
+
+
+def test_random_placements_of_epochs():
+    processor, image = tiny_processor(), picture()
+
+    def draw(**seed):
+        return processor(image, num_tokens=5, placement="uniform", return_tensors="pt", **seed)["coordinates"]
+
+    assert torch.equal(draw(), draw()) and torch.equal(draw(seed=3), draw(seed=3))
+    assert not torch.equal(draw(seed=3), draw(seed=4))  # an epoch's number
+    torch.manual_seed(0)
+    first, second = draw(seed=None), draw(seed=None)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(draw(seed=None), first)  # from torch's global generator
+    processor = tiny_processor(seed=None)
+    assert not torch.equal(draw(), draw())
+
+
+# --------------------------------------------------------------------------------------------------- pixels and blocks
+
+
+def test_pixels_and_back():
+    processor, size = tiny_processor(), (60, 45)
+    points = [[0, 0], [60, 45], [30, 9], [0.5, 44.5]]
+    coordinates = processor.coordinates_from_pixels(points, size)
+    assert coordinates.dtype == np.float32
+    np.testing.assert_allclose(coordinates[:3], [[0, 0], [1, 1], [0.5, 0.2]], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(processor.coordinates_to_pixels(coordinates, size), points, rtol=1e-6)
+    assert processor.coordinates_from_pixels(np.zeros((2, 3, 2)), size).shape == (2, 3, 2)
+    for wrong, words in (
+        ([[61, 3]], "60 wide and 45 high; got [61.0, 3.0]"),
+        ([[1, float("nan")]], "must lie in the image"),
+        ([1, 2, 3], "(..., 2)"),
+        ("here", "(..., 2)"),
+    ):
+        with pytest.raises(ValueError, match="`points`") as error:
+            processor.coordinates_from_pixels(wrong, size)
+        assert words in str(error.value)
+
+
+@recipes
+def test_windows_of_a_block_touch_in_the_models_frame(recipe):
+    processor, size = SpotViTImageProcessorPil(**{"patch_size": 8, **recipe}), (90, 80)
+    block = processor.block((0.5, 0.5), 3, 2, size)
+    assert block.shape == (6, 2) and block.dtype == np.float32
+    width, height = processor.model_size(size)
+    pixels = processor.to_model_frame(block, size).reshape(3, 2, 2) * np.array([width, height])
+    np.testing.assert_allclose(np.diff(pixels[..., 0], axis=1), 8, atol=1e-3)  # float32, of 100 pixels
+    np.testing.assert_allclose(np.diff(pixels[..., 1], axis=0), 8, atol=1e-3)
+    np.testing.assert_allclose(block.mean(0), [0.5, 0.5], atol=1e-6)
+
+
+def test_a_block_that_leaves_no_room():
+    processor = tiny_processor()
+    with pytest.raises(ValueError, match=r"no room for 3 rows and 3 columns of windows, each 16\.0 × 10\.0 pixels"):
+        processor.block((0.05, 0.5), 3, 3, (96, 60))
+    with pytest.raises(ValueError, match="`rows` must be an integer of at least 1; got 0"):
+        processor.block((0.5, 0.5), 0, 3, (96, 60))
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_a_picture_shows_what_is_seen():
+    """White in the windows, darker elsewhere, at the original image's size."""
+    processor, image = tiny_processor(**CROPPING), Image.new("RGB", (960, 480), (255, 255, 255))
+    inputs = processor(image, coordinates=[[0.5, 0.5], [0.7, 0.25]], window_scales=[1, 2], return_tensors="pt")
+    drawn = processor.draw(image, inputs)
+    assert drawn.size == (960, 480) and drawn.mode == "RGB"
+    pixels = np.asarray(drawn).astype(int)
+    white, dark = (pixels == 255).all(-1), (pixels == round(0.4 * 255)).all(-1)
+    # Windows of 8 of 48 pixels: 80 of 480; the second is twice as wide. Lines of two pixels and dots lie inside.
+    assert white.sum() == pytest.approx(80**2 + 160**2, rel=0.08) and (white | dark).mean() > 0.95
+    assert white[260, 480] and white[120, 740] and dark[120, 770] and dark[300, 480]
+    # A small image is enlarged; without coordinates, the full grid; of a batch, the image that is named, without its padding.
+    assert processor.draw(picture(), None).size == (480, 360)
+    batch = processor([image, image], coordinates=[ONE, TWO], return_tensors="pt")
+    alone = processor(image, coordinates=ONE, return_tensors="pt")
+    assert np.array_equal(processor.draw(image, batch, index=0), processor.draw(image, alone))
+    with pytest.raises(ValueError, match="`index` must be that of one of 2 images; got 2"):
+        processor.draw(image, batch, index=2)

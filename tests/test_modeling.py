@@ -302,3 +302,45 @@ def test_the_first_of_several_processes_writes_the_card(tmp_path, cards, monkeyp
         finally:
             torch.distributed.destroy_process_group()
     assert cards == [tmp_path / "launched-0", tmp_path / "grouped-0"]
+
+
+# ----------------------------------------------------------------------------------------------------- misplaced tokens
+
+
+@pytest.mark.parametrize("value", [112.0, -30.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_positions_in_pixels_are_refused(value, requires_grad):
+    coordinates = random_coordinates()
+    coordinates[1, 3, 0] = value
+    with pytest.raises(ValueError, match=r"`coordinates` must be finite and relative .* token 3 of image 1 is \["):
+        tiny_model()(random_images(), coordinates.requires_grad_(requires_grad))
+    # A crop removes positions: these lie outside, but not by many images.
+    coordinates = coordinates.detach().clone()
+    coordinates[1, 3, 0] = -0.24
+    assert tiny_model()(random_images(), coordinates).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_scales_that_no_window_has_are_refused(value):
+    scales = torch.ones(2, 7)
+    scales[0, 5] = value
+    with pytest.raises(ValueError, match="`window_scales` must be finite and above 0; that of token 5 of image 0"):
+        tiny_model()(random_images(), random_coordinates(), window_scales=scales)
+
+
+def test_values_are_checked_where_they_are_known(monkeypatch):
+    """On the CPU; elsewhere where `check_inputs` says so, as the device would have to be waited for; never in a graph."""
+    from spot_hf import modeling_spot_vit
+
+    checked = []
+    monkeypatch.setattr(modeling_spot_vit, "check_values", lambda coordinates, scales: checked.append(coordinates.device.type))
+    tiny_model()(random_images(), random_coordinates())
+    assert checked == ["cpu"]
+    for check_inputs, expected in ((False, []), (True, ["meta"])):
+        checked.clear()
+        model = tiny_model(check_inputs=check_inputs, model_class=SpotViTModel)
+        model._check_inputs(random_images().to("meta"), random_coordinates().to("meta"), None, None)
+        assert checked == expected
+    checked.clear()
+    torch.export.export(tiny_model(), (random_images(),), {"coordinates": random_coordinates()}, strict=False)
+    assert not checked

@@ -224,3 +224,54 @@ def test_by_task_name(tmp_path):
     assert isinstance(made, SpotImageClassificationPipeline)
     stock = pipeline("image-classification", model=tiny_model(), image_processor=tiny_processor())
     assert len(stock(IMAGES[0], top_k=3)) == 3
+
+
+def test_boxes_per_image(classifier):
+    left, right = [0, 0, 30, 45], [30, 0, 60, 45]
+
+    def sides(inputs, **kwargs):
+        answers = classifier(inputs, num_tokens=20, return_coordinates=True, **kwargs)
+        return [np.array(answer["coordinates"])[:, 0].mean() < 0.5 for answer in answers]
+
+    same = [IMAGES[0], IMAGES[0]]
+    assert sides(same, boxes=[left, right]) == sides(same, boxes=[[left], [right]], placement="salient") == [True, False]
+    rows = [{"image": IMAGES[0], "boxes": box} for box in (left, right)]
+    assert sides(rows, placement="salient", batch_size=2) == [True, False]
+    alone = classifier(IMAGES[0], boxes=right, num_tokens=20, return_coordinates=True)
+    assert np.array(alone["coordinates"])[:, 0].min() > 0.49
+    # A data set may have a column of that name, for something else.
+    assert classifier({"image": IMAGES[0], "boxes": "none"}) == classifier(IMAGES[0])
+    with pytest.raises(ValueError, match="a box, which `boxes` takes"):
+        classifier(IMAGES[0], saliency=[left], placement="salient", num_tokens=4)
+    with pytest.raises(ValueError, match="`boxes` is for the placements salient"):
+        classifier(same, boxes=[left, right], num_tokens=4, placement="isotropic")
+
+
+def test_window_scales_of_a_call(classifier):
+    scales = [1.5, 0.75]
+    row = {"image": IMAGES[0], "coordinates": ONE, "window_scales": scales}
+    answer = classifier(row, return_coordinates=True)
+    assert answer["window_scales"] == scales
+    again = classifier(IMAGES[0], coordinates=ONE, window_scales=scales, return_coordinates=True)
+    assert again == answer and "window_scales" not in classifier(IMAGES[0], coordinates=ONE, return_coordinates=True)
+    per_image = classifier(IMAGES[:2], coordinates=ONE, window_scales=[scales, [1, 1]], return_coordinates=True)
+    assert per_image[0]["predictions"] == answer["predictions"] and "window_scales" not in per_image[1]
+    # A batch may mix images with and without, and of different counts: padding has no scale.
+    rows = [row, {"image": IMAGES[1], "coordinates": TWO}, {"image": IMAGES[2]}]
+    together, alone = classifier(rows, batch_size=3), [classifier(one) for one in rows]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(scores(one), scores(other), **TOLERANCE)
+    larger = classifier(IMAGES[0], num_tokens=4, window_scales=2, return_coordinates=True)
+    assert larger["window_scales"] == [2.0] * 4
+
+
+def test_tokens_outside_of_the_crop():
+    processor = tiny_processor(size={"shortest_edge": 48}, do_center_crop=True, crop_size={"height": 48, "width": 48})
+    cropping = SpotImageClassificationPipeline(model=tiny_model(), image_processor=processor)
+    wide, points = IMAGES[0].resize((96, 48)), [[0.02, 0.5], [0.5, 0.5]]
+    with pytest.warns(UserWarning, match="1 of 2 tokens lie outside"):
+        cropping(wide, coordinates=points)
+    answer = cropping(wide, coordinates=points, outside="drop", return_coordinates=True)
+    assert answer["coordinates"] == [pytest.approx(points[1])]
+    with pytest.raises(ValueError, match="1 of 2 tokens lie outside"):
+        cropping(wide, coordinates=points, outside="error")

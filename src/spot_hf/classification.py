@@ -16,7 +16,7 @@ from .data.failures import FailedImage, check_max_failed_share
 from .hub.loading import open_model
 from .image_processing_spot_vit import check_coordinates
 from .pipeline_spot_vit import SpotImageClassificationPipeline
-from .placement import PLACEMENTS, check_placement
+from .placement import check_placement, get_placement
 
 
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
@@ -55,7 +55,7 @@ class ClassifyArguments:
             check_placement(self.placement or "isotropic", 1 if self.num_tokens is None else self.num_tokens)
             if self.coordinates is not None:
                 raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
-        if self.placement is not None and PLACEMENTS[self.placement].saliency:
+        if self.placement is not None and get_placement(self.placement).saliency:
             raise ValueError(f"`placement` {self.placement!r} needs a saliency map per image: use the Python pipeline")
 
 

@@ -42,6 +42,24 @@ class Frame:
         return torch.from_numpy(saliency[rows[:, None], columns[None]])
 
 
+def coordinates_from_pixels(points, image_size: tuple[int, int]) -> np.ndarray:
+    """Of [`SpotViTImageProcessor.coordinates_from_pixels`]."""
+    try:
+        array = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape[-1:] != (2,) or array.size == 0:
+        raise ValueError(f"`points` must have shape (..., 2), as (x, y) in pixels; got {np.shape(array)}")
+    flat = array.reshape(-1, 2)
+    outside = ~((flat >= 0) & (flat <= np.array(image_size))).all(-1)  # also of NaN
+    if outside.any():
+        raise ValueError(
+            f"`points` must lie in the image, which is {image_size[0]} wide and {image_size[1]} high; got "
+            f"{flat[outside.argmax()].tolist()}"
+        )
+    return (array / np.array(image_size)).astype(np.float32)
+
+
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """`(height, width)` after the backends' resize, from the functions that they call."""
     if size.shortest_edge and size.longest_edge:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
@@ -19,13 +20,25 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
     PILImageResampling,
+    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from .frames import Frame, resized_size
-from .input_checks import check_coordinates, check_saliency, shorten
-from .placement import PLACEMENTS, check_placement, generator_for, place
+from .drawing import draw_tokens, tokens_of
+from .frames import Frame, coordinates_from_pixels, resized_size
+from .input_checks import (
+    boxes_to_map,
+    check_boxes,
+    check_coordinates,
+    check_outside,
+    check_saliency,
+    check_window_scales,
+    expand_window_scales,
+    inside_image,
+    shorten,
+)
+from .placement import PLACEMENTS, check_placement, generator_for, get_placement, grid, new_generator, place
 
 
 # Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
@@ -50,25 +63,42 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
         image, whose token counts may differ.
     num_tokens (`int`, *optional*):
         Number of tokens to place, where no coordinates are given.
-    placement (`str`, *optional*):
-        The spatial prior that places them, a name of `PLACEMENTS`; `"isotropic"` where only `num_tokens` is given.
-    seed (`int`, *optional*, defaults to 0):
-        Seed of random placements. A draw depends on the seed and the image's id alone.
+    placement (`str` or `Callable`, *optional*):
+        The spatial prior that places them: a name of `PLACEMENTS`, `module:function`, or a function, as
+        [`register_placement`] takes it. Where only `num_tokens` is given, `"isotropic"`, or, with a saliency map or boxes,
+        `"salient"`.
+    seed (`int` or `None`, *optional*, defaults to 0):
+        Seed of random placements. A draw depends on the seed and the image's id alone: **the same image gets the same
+        positions each time**, also in every epoch of a training. There, give `seed=epoch`; or `seed=None`: a new draw at each
+        call, from torch's global generator.
     image_ids (`list` of `str` or `int`, *optional*):
         One id per image for random placements; by default a digest of the image's pixels.
     saliency (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         One map `(rows, columns)` per image over the whole original image, no larger than it: not negative, not all zero.
         For the placements `"salient"` and `"inverse_salient"`.
+    boxes (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
+        Instead of a saliency map, `[x_min, y_min, x_max, y_max]` in pixels of the original image, 0 being its left or top
+        edge: for one image a box `(4,)` or several `(num_boxes, 4)`, for a list of images as many of these. What lies in a
+        box is salient.
+    window_scales (`float`, `torch.Tensor`, `np.ndarray` or nested list, *optional*):
+        Sizes of the tokens' windows in patches, above 0: one for all, one per token `(num_tokens,)`, or one such list per
+        image. 1 where not given.
+    outside (`str`, *optional*, defaults to `"warn"`):
+        What becomes of `coordinates` that the centre crop removes: `"warn"`: they stay, see repeated border pixels, and a
+        warning counts them; `"drop"`; or `"error"`.
     patch_size (`int`, *optional*, defaults to 16):
         The model's patch size in pixels: its grid.
     """
 
     coordinates: Any
     num_tokens: int | None
-    placement: str | None
+    placement: Any
     seed: int | None
     image_ids: Any
     saliency: Any
+    boxes: Any
+    window_scales: Any
+    outside: str
     patch_size: int
 
 
@@ -79,7 +109,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     """What both backends share: all that concerns coordinates."""
 
     valid_kwargs = SpotViTImageProcessorKwargs
-    model_input_names = ["pixel_values", "coordinates", "coordinates_mask"]
+    model_input_names = ["pixel_values", "coordinates", "coordinates_mask", "window_scales"]
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -94,6 +124,19 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     num_tokens = None
     placement = None
     seed = 0
+    outside = "warn"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        # What is saved, or given to `from_pretrained`. Names alone: a config from the Hub must not import anything.
+        if self.placement is not None and self.placement not in PLACEMENTS:
+            raise ValueError(
+                f"`placement` must be one of {', '.join(PLACEMENTS)}, or registered by `register_placement` before it is "
+                f"loaded; got {self.placement!r}"
+            )
+        if self.num_tokens is not None:
+            check_placement("isotropic", self.num_tokens)
+        check_outside(self.outside)
 
     def preprocess(self, images, *args, **kwargs) -> SpotViTBatchFeature:
         """
@@ -101,34 +144,50 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
 
         Args:
             images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path or URL.
-            coordinates, num_tokens, placement, seed, image_ids, saliency, patch_size: see
-                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed` and `patch_size` default to what
+            coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside, patch_size: see
+                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `outside` and `patch_size` default to what
                 `preprocessor_config.json` says. Without any of them the model uses its full grid.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
             kwargs: any other keyword of a transformers image processor (`size`, `do_center_crop`, ...).
 
         Returns:
             [`SpotViTBatchFeature`]: `pixel_values` `(batch_size, 3, height, width)`; where tokens are placed, `coordinates`
-            `(batch_size, num_tokens, 2)`, float32, `(x, y)`, model frame; and, where counts differ between images,
-            `coordinates_mask` `(batch_size, num_tokens)`, bool, false for padding.
+            `(batch_size, num_tokens, 2)`, float32, `(x, y)`, model frame; where counts differ between images,
+            `coordinates_mask` `(batch_size, num_tokens)`, bool, false for padding; and where not all of them are 1,
+            `window_scales` `(batch_size, num_tokens)`, float32.
 
         Raises:
             `ValueError`: any input that is not as described, by name, before any image is processed.
         """
+        check_outside(kwargs.get("outside", self.outside))
+        if kwargs.get("window_scales") is not None:
+            kwargs["window_scales"] = check_window_scales(kwargs["window_scales"])
+        salient = [name for name in ("saliency", "boxes") if kwargs.get(name) is not None]
+        if len(salient) == 2:
+            raise ValueError("`saliency` and `boxes` exclude each other; got both")
         if kwargs.get("coordinates") is not None:
             for name in ("num_tokens", "placement"):
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={kwargs[name]!r})")
             kwargs["coordinates"] = check_coordinates(kwargs["coordinates"])
         else:
-            kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement")))
+            kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement"), bool(salient)))
+            placement = kwargs["placement"]
+            if salient and not get_placement(placement).saliency:
+                raise ValueError(
+                    f"`{salient[0]}` is for the placements salient and inverse_salient; got placement={placement!r}"
+                )
+            if placement is None and kwargs.get("window_scales") is not None:
+                kwargs["placement"] = "grid"  # all of its windows have a size, too
         return super().preprocess(images, *args, **kwargs)
 
-    def _resolve_placement(self, num_tokens: int | None, placement: str | None) -> dict[str, Any]:
+    def _resolve_placement(self, num_tokens: int | None, placement: Any, salient: bool) -> dict[str, Any]:
         """Fills in the saved defaults, and checks the result as far as it can be without an image."""
         if placement is None:
             placement = self.placement
-            if placement is None and (num_tokens is not None or self.num_tokens is not None):
+            if salient and (placement is None or not get_placement(placement).saliency):
+                placement = "salient"
+            elif placement is None and (num_tokens is not None or self.num_tokens is not None):
                 placement = "isotropic"
         if num_tokens is None and placement != "grid":
             num_tokens = self.num_tokens
@@ -146,6 +205,9 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         seed=None,
         image_ids=None,
         saliency=None,
+        boxes=None,
+        window_scales=None,
+        outside="warn",
         patch_size=None,
         return_tensors=None,
         **kwargs,
@@ -156,28 +218,35 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
-        sets = maps = None
+        sets = scales = maps = None
         if coordinates is not None:
             sets = self._map_sets(coordinates, frames)
+            if window_scales is not None:
+                scales = expand_window_scales(window_scales, list(map(len, sets)))
+            kept = inside_image(sets, outside)
+            sets = [one[keep] for one, keep in zip(sets, kept, strict=True)]
+            scales = None if scales is None else [one[keep] for one, keep in zip(scales, kept, strict=True)]
         elif placement is not None:
-            for frame in frames:
-                width, height = frame.model_size
-                check_placement(placement, num_tokens, (height // patch_size) * (width // patch_size))
-            maps = self._crop_saliency(saliency, images, frames, placement)
+            cells = [(frame.model_size[1] // patch_size) * (frame.model_size[0] // patch_size) for frame in frames]
+            for num_cells in cells:
+                check_placement(placement, num_tokens, num_cells)
+            if window_scales is not None:
+                scales = expand_window_scales(window_scales, [num_tokens or num_cells for num_cells in cells])
+            maps = self._crop_saliency(saliency, boxes, images, frames, placement)
 
         data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
         if maps is not None:
             sets = []
             for i, image in enumerate(images):
                 generator = None
-                if PLACEMENTS[placement].random:
+                if get_placement(placement).random:
                     image_id = image_ids[i] if image_ids is not None else _content_id(image)
-                    generator = generator_for(seed if seed is not None else self.seed, image_id)
+                    generator = generator_for(seed, image_id) if seed is not None else new_generator()
                 # On the CPU, as the generator is: a draw is the same on every device.
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
                 sets.append(place(placement, num_tokens, pixel_values, patch_size, generator, maps[i]).numpy())
         if sets is not None:
-            data.update(_stack(sets, like=data["pixel_values"][0]))
+            data.update(_stack(sets, scales, like=data["pixel_values"][0]))
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
 
     @staticmethod
@@ -194,18 +263,25 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         return [frame.to_model(one) for frame, one in zip(frames, sets, strict=True)]
 
     @staticmethod
-    def _crop_saliency(saliency: Any, images: list, frames: list["Frame"], placement: str) -> list[torch.Tensor | None]:
+    def _crop_saliency(
+        saliency: Any, boxes: Any, images: list, frames: list["Frame"], placement: Any
+    ) -> list[torch.Tensor | None]:
         """The saliency map of each image over what the model sees of it; none where the placement needs none."""
-        if not PLACEMENTS[placement].saliency:
+        if not get_placement(placement).saliency:
             return [None] * len(images)
-        if saliency is None:
-            raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
+        sizes = [(image.shape[-1], image.shape[-2]) for image in images]
+        if boxes is not None:
+            name, given = "boxes", check_boxes(boxes, len(images))
+            maps = [boxes_to_map(one, sizes[i], f"`boxes` of image {i}") for i, one in enumerate(given)]
+        elif saliency is not None:
+            name, maps = "saliency", check_saliency(saliency, len(images))
+        else:
+            raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image, or `boxes`; got none")
         cropped: list[torch.Tensor | None] = []
-        for i, (one, image, frame) in enumerate(zip(check_saliency(saliency, len(images)), images, frames, strict=True)):
-            height, width = image.shape[-2:]
-            seen = _crop_saliency_of(i, one, (width, height), frame)
+        for i, (one, size, frame) in enumerate(zip(maps, sizes, frames, strict=True)):
+            seen = _crop_saliency_of(i, one, size, frame)
             if not seen.any():
-                raise ValueError(f"`saliency` of image {i} must not be zero in all of the model's crop")
+                raise ValueError(f"`{name}` of image {i} must not be zero in all of the model's crop")
             cropped.append(seen)
         return cropped
 
@@ -227,6 +303,84 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     def to_image_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
         """The inverse of [`to_model_frame`]: `(x, y)` relative to `pixel_values` in, relative to the original image out."""
         return self._frame(image_size, **self._recipe()).to_image(coordinates)
+
+    @staticmethod
+    def coordinates_from_pixels(points: Any, image_size: tuple[int, int]) -> np.ndarray:
+        """
+        Coordinates of points that are given in pixels of the original image.
+
+        Args:
+            points (`torch.Tensor`, `np.ndarray` or nested list of shape `(..., 2)`): `(x, y)` in pixels; 0 is the left or top
+                edge, `width` or `height` the other one, as of boxes: the centre of the pixel in column `i` is `i + 0.5`.
+            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels: `PIL.Image.size`.
+
+        Returns:
+            `np.ndarray` of shape `(..., 2)`: float32, `(x, y)` in [0, 1], image frame: what [`preprocess`] takes.
+
+        Raises:
+            `ValueError`: another shape, or a point outside of the image.
+        """
+        return coordinates_from_pixels(points, image_size)
+
+    @staticmethod
+    def coordinates_to_pixels(coordinates: Any, image_size: tuple[int, int]) -> np.ndarray:
+        """The inverse of [`coordinates_from_pixels`]: `(x, y)` in the image frame in, in pixels of the original image out."""
+        return np.asarray(coordinates, dtype=np.float32) * np.array(image_size, dtype=np.float32)
+
+    def block(self, center: tuple[float, float], rows: int, columns: int, image_size: tuple[int, int]) -> np.ndarray:
+        """
+        A block of windows that touch each other: a small grid around a point. A window is `patch_size` pixels *of the model's
+        input*, more of a photograph that is shrunk for it: 27 of 375 pixels where the short side becomes 224.
+
+        Args:
+            center (`tuple[float, float]`): of the block, `(x, y)`, image frame.
+            rows (`int`), columns (`int`): of windows.
+            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
+
+        Returns:
+            `np.ndarray` of shape `(rows * columns, 2)`: float32, `(x, y)` in the image frame, row by row.
+
+        Raises:
+            `ValueError`: a number below 1, or a block of which a window's centre lies outside of the image.
+        """
+        for name, count in (("rows", rows), ("columns", columns)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1; got {count!r}")
+        frame = self._frame(image_size, **self._recipe())
+        x, y = ((np.arange(count) - (count - 1) / 2) * self.patch_size for count in (columns, rows))
+        offsets = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) / np.array(frame.model_size)
+        points = frame.to_image(frame.to_model(np.array(center, dtype=np.float64)) + offsets)
+        if points.min() < 0 or points.max() > 1:
+            size = (self.patch_size / np.array(frame.model_size) / frame.scale * image_size).tolist()
+            raise ValueError(
+                f"`center` {tuple(center)} leaves no room for {rows} rows and {columns} columns of windows, each "
+                f"{size[0]:.1f} × {size[1]:.1f} pixels of this image"
+            )
+        return points.astype(np.float32)
+
+    def draw(self, image: Any, inputs: Any = None, *, index: int = 0) -> Image.Image:
+        """
+        A picture of what the model sees: the image, dimmed where no token looks, with windows and their centres.
+
+        Args:
+            image: the original one: `PIL.Image`, path or URL.
+            inputs (`dict`, *optional*): what this processor returned for it; without coordinates, or where not given, the full
+                grid.
+            index (`int`, *optional*, defaults to 0): which image of `inputs` it is.
+
+        Returns:
+            `PIL.Image`: all of the image, upright, also what the crop removes; an image below 448 pixels is enlarged.
+
+        Raises:
+            `ValueError`: `inputs` has no such index.
+        """
+        image = load_image(image)
+        frame = self._frame(image.size, **self._recipe())
+        coordinates, scales = tokens_of(inputs or {}, index)
+        if coordinates is None:
+            width, height = frame.model_size
+            coordinates = grid(height, width, self.patch_size).numpy()
+        return draw_tokens(image, coordinates, frame, self.patch_size, scales)
 
     def saliency_to_model_frame(self, saliency: Any, image_size: tuple[int, int]) -> torch.Tensor:
         """
@@ -328,13 +482,17 @@ def _content_id(image: np.ndarray | torch.Tensor) -> str:
     return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
 
 
-def _stack(sets: list[np.ndarray], like: Any) -> dict[str, Any]:
-    """One array, padded with a mask where token counts differ; on the device of `like`, where that is a tensor."""
+def _stack(sets: list[np.ndarray], scales: list[np.ndarray] | None, like: Any) -> dict[str, Any]:
+    """One array, padded with a mask where token counts differ; on the device of `like`, where that is a tensor. Window scales
+    where they are not all 1."""
     counts = np.array([len(one) for one in sets])
     coordinates = np.full((len(sets), counts.max(), 2), 0.5, dtype=np.float32)
     mask = np.arange(counts.max())[None] < counts[:, None]
     coordinates[mask] = np.concatenate(sets)
     arrays = {"coordinates": coordinates} if mask.all() else {"coordinates": coordinates, "coordinates_mask": mask}
+    if scales is not None and any((one != 1).any() for one in scales):
+        arrays["window_scales"] = np.ones(mask.shape, dtype=np.float32)
+        arrays["window_scales"][mask] = np.concatenate(scales)
     if isinstance(like, torch.Tensor):
         return {name: torch.from_numpy(array).to(like.device) for name, array in arrays.items()}
     return arrays

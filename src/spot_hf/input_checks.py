@@ -1,6 +1,7 @@
 """What a person hands to the image processor or the pipeline, checked: a `ValueError` that names the argument, what was given
 and what is accepted, before any image is processed."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,70 @@ def check_coordinates(coordinates: Any) -> tuple[list[np.ndarray], bool]:
     return sets, one_set
 
 
+BOXES = "[x_min, y_min, x_max, y_max] in pixels of the original image, 0 being its left or top edge: one or several per image"
+
+
+def check_boxes(boxes: Any, num_images: int) -> list[np.ndarray]:
+    """
+    Reads boxes that a person gave.
+
+    Args:
+        boxes (`torch.Tensor`, `np.ndarray` or nested list): for one image, one box `(4,)` or several `(num_boxes, 4)`; for a
+            list of images, as many of these.
+        num_images (`int`): how many images there are.
+
+    Returns:
+        `list[np.ndarray]`: of each image, float64 `(num_boxes, 4)`.
+
+    Raises:
+        `ValueError`: another shape or number.
+    """
+    if not isinstance(boxes, (torch.Tensor, np.ndarray, list, tuple)) or len(boxes) == 0:
+        raise ValueError(f"`boxes` must be {BOXES}; got {shorten(boxes)}")
+    per_image = [boxes] if num_images == 1 and _depth(boxes) < 3 else list(boxes)
+    if len(per_image) != num_images:
+        raise ValueError(f"`boxes` must hold one or several boxes per image, for {num_images} images; got {len(per_image)}")
+    arrays = [_to_array("boxes", one) for one in per_image]
+    for i, array in enumerate(arrays):
+        if array.ndim not in (1, 2) or array.shape[-1] != 4 or array.size == 0:
+            raise ValueError(f"`boxes` of image {i} must be {BOXES}; got shape {array.shape}")
+    return [array.reshape(-1, 4) for array in arrays]
+
+
+def boxes_to_map(boxes: np.ndarray, image_size: tuple[int, int], subject: str) -> np.ndarray:
+    """
+    A saliency map: 1 in each pixel that a box touches, else 0.
+
+    Args:
+        boxes (`np.ndarray` of shape `(num_boxes, 4)`): as [`check_boxes`] returns them.
+        image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
+        subject (`str`): whose boxes these are, for a message.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, float32.
+
+    Raises:
+        `ValueError`: a box is empty, or reaches out of the image.
+    """
+    width, height = image_size
+    found = np.zeros((height, width), dtype=np.float32)
+    for box in boxes:
+        x_min, y_min, x_max, y_max = box
+        if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):  # also refuses NaN
+            raise ValueError(
+                f"{subject} must be boxes [x_min, y_min, x_max, y_max] that are not empty and lie inside of the image, which "
+                f"is {width} wide and {height} high; got {box.tolist()}"
+            )
+        found[int(y_min) : int(np.ceil(y_max)), int(x_min) : int(np.ceil(x_max))] = 1
+    return found
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return value.ndim
+    return 1 + _depth(value[0]) if isinstance(value, (list, tuple)) and len(value) else 0
+
+
 def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
     """One float64 map `(rows, columns)` per image, or a `ValueError` that names `saliency`."""
     if isinstance(saliency, (torch.Tensor, np.ndarray)):
@@ -92,6 +157,11 @@ def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
         raise ValueError(f"`saliency` must hold one map per image, {num_images}; got {len(maps)}")
     arrays = [_to_array("saliency", one) for one in maps]
     for i, array in enumerate(arrays):
+        if _looks_like_boxes(array):
+            raise ValueError(
+                f"`saliency` of image {i} must be a map (rows, columns); four numbers are a box, which `boxes` takes: "
+                f"got {shorten(array.tolist())}"
+            )
         if array.ndim != 2 or array.size == 0:
             raise ValueError(f"`saliency` of image {i} must have shape (rows, columns); got {array.shape}")
         if not np.isfinite(array).all() or array.min() < 0:
@@ -101,27 +171,141 @@ def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
     return arrays
 
 
-def check_window_scales(window_scales: Any) -> np.ndarray:
+def _looks_like_boxes(array: np.ndarray) -> bool:
+    """Four numbers, or rows of four that grow as corners in pixels do."""
+    if array.shape in ((4,), (1, 4)):
+        return True
+    if array.ndim != 2 or array.shape[1] != 4 or not array.size:
+        return False
+    return bool((array[:, 0] < array[:, 2]).all() and (array[:, 1] < array[:, 3]).all() and array.max() > 1)
+
+
+def expand_window_scales(scales: list[np.ndarray], counts: list[int]) -> list[np.ndarray]:
     """
-    Reads the window scales of one image's tokens.
+    The window scales of several images' tokens.
 
     Args:
-        window_scales (`torch.Tensor`, `np.ndarray` or list of shape `(num_tokens,)`): multiples of the distance between a
-            window's samples.
+        scales (`list[np.ndarray]`): as [`check_window_scales`] returns them.
+        counts (`list[int]`): each image's number of tokens.
 
     Returns:
-        `np.ndarray` of shape `(num_tokens,)`: float32.
+        `list[np.ndarray]`: of each image, float32 `(num_tokens,)`.
+
+    Raises:
+        `ValueError`: another number of lists than of images, or of scales than of tokens.
+    """
+    if len(scales) == 1:
+        scales = scales * len(counts)
+    if len(scales) != len(counts):
+        raise ValueError(f"`window_scales` must hold one list per image, {len(counts)}; got {len(scales)}")
+    for i, (one, count) in enumerate(zip(scales, counts, strict=True)):
+        if one.ndim and len(one) != count:
+            where = f" of image {i}" if len(counts) > 1 else ""
+            raise ValueError(f"`window_scales` must hold one scale per token{where}, {count}; got {len(one)}")
+    return [np.broadcast_to(one, count) for one, count in zip(scales, counts, strict=True)]
+
+
+OUTSIDE = ("warn", "drop", "error")
+
+
+def check_outside(outside: Any) -> None:
+    """`ValueError` where it is none of `OUTSIDE`."""
+    if outside not in OUTSIDE:
+        raise ValueError(f"`outside` must be one of {', '.join(OUTSIDE)}; got {outside!r}")
+
+
+def inside_image(sets: list[np.ndarray], outside: str) -> list[np.ndarray]:
+    """
+    Which tokens lie on what the model sees.
+
+    Args:
+        sets (`list[np.ndarray]`): of each image, positions `(num_tokens, 2)`, model frame.
+        outside (`str`): of `OUTSIDE`: what becomes of tokens that the crop has removed. `"warn"`: they stay, and see repeated
+            border pixels.
+
+    Returns:
+        `list[np.ndarray]`: of each image, bool `(num_tokens,)`: the tokens to keep.
+
+    Raises:
+        `ValueError`: with `"error"`, where there are any; with `"drop"`, where an image would have none left.
+    """
+    inside: list[np.ndarray] = [np.all((one >= -EDGE_TOLERANCE) & (one <= 1 + EDGE_TOLERANCE), axis=-1) for one in sets]
+    num_tokens, num_outside = sum(map(len, sets)), sum(int((~one).sum()) for one in inside)
+    if not num_outside:
+        return inside
+    first = next(i for i, one in enumerate(inside) if not one.all())
+    subject = (
+        f"{num_outside} of {num_tokens} tokens lie outside of what the model sees of the image, such as one of image {first}"
+    )
+    if outside == "error":
+        raise ValueError(f"`coordinates`: {subject}: the crop removes them")
+    if outside == "drop":
+        empty = [i for i, one in enumerate(inside) if not one.any()]
+        if empty:
+            raise ValueError(f"`coordinates`: all tokens of image {empty[0]} lie outside of what the model sees of it")
+        return inside
+    warnings.warn(f"{subject}: they see repeated border pixels. `outside` can be 'drop' or 'error'", stacklevel=2)
+    return [np.ones_like(one) for one in inside]
+
+
+def check_window_scales(window_scales: Any) -> list[np.ndarray]:
+    """
+    Reads window scales that a person gave.
+
+    Args:
+        window_scales (`float`, `torch.Tensor`, `np.ndarray` or nested list): multiples of the distance between a window's
+            samples: one for all tokens, one per token `(num_tokens,)`, or one such list per image.
+
+    Returns:
+        `list[np.ndarray]`: one for all images, or one per image; float32, `()` or `(num_tokens,)`.
 
     Raises:
         `ValueError`: another shape, or a scale that is not finite and above 0.
     """
-    array = _to_array("window_scales", window_scales)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"`window_scales` must hold one scale per token, (num_tokens,); got shape {array.shape}")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        scales = array.astype(np.float32)
-    wrong = ~(np.isfinite(scales) & (scales > 0))
-    if wrong.any():
-        token = int(wrong.argmax())
-        raise ValueError(f"`window_scales` must be finite and above 0; that of token {token} is {array[token]}")
+    depth = _depth(window_scales)
+    arrays = [_to_array("window_scales", one) for one in ([window_scales] if depth < 2 else window_scales)]
+    scales = []
+    for array in arrays:
+        if array.ndim != min(depth, 1) or array.size == 0:
+            raise ValueError(
+                "`window_scales` must be one scale, one per token (num_tokens,), or one such list per image; got shape "
+                f"{np.shape(window_scales) if depth < 2 else array.shape}"
+            )
+        with np.errstate(over="ignore"):  # to infinity, which is refused
+            scales.append(array.astype(np.float32))
+        wrong = ~np.atleast_1d(np.isfinite(scales[-1]) & (scales[-1] > 0))
+        if wrong.any():
+            token = int(wrong.argmax())
+            raise ValueError(
+                f"`window_scales` must be finite and above 0; that of token {token} is {np.atleast_1d(array)[token]}"
+            )
     return scales
+
+
+# Of the image's width or height: what lies farther away was given in pixels.
+FARTHEST = 10.0
+
+
+def check_values(coordinates: torch.Tensor, window_scales: torch.Tensor | None) -> None:
+    """
+    `ValueError` for values of a model's input that no image processor gives: not finite, in pixels, or scales that are not
+    above 0. Reads the values, for which an accelerator has to be waited for.
+
+    Args:
+        coordinates (`torch.Tensor` of shape `(batch_size, num_tokens, 2)`): `(x, y)`, model frame.
+        window_scales (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): in patches.
+    """
+    wrong = ~(coordinates.detach().abs() <= FARTHEST).all(-1)  # also of NaN
+    if wrong.any():
+        image, token = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            "`coordinates` must be finite and relative to `pixel_values`, as (x, y): 0 and 1 are its edges; token "
+            f"{token} of image {image} is {coordinates[image, token].tolist()}. The image processor's "
+            "`coordinates_from_pixels` turns pixels into coordinates"
+        )
+    if window_scales is not None:
+        wrong = ~((window_scales.detach() > 0) & window_scales.detach().isfinite())
+        if wrong.any():
+            image, token = wrong.nonzero()[0].tolist()
+            value = window_scales[image, token].item()
+            raise ValueError(f"`window_scales` must be finite and above 0; that of token {token} of image {image} is {value}")

@@ -30,6 +30,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
+from .input_checks import check_values
 from .placement import grid
 from .positions import SpotViTPositionEmbeddings
 from .windows import sample_windows
@@ -219,6 +220,13 @@ def _fits_batch(tensor: torch.Tensor, batch_size: int) -> bool:
     return tensor.shape[0] == 1 or tensor.shape[0] == batch_size
 
 
+def _is_traced(tensor: torch.Tensor) -> bool:
+    """Whether it stands for tensors of any values, as while a graph is made: then it is of a class of its own, or a flag is
+    set."""
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain
+
+
 def _is_first_process() -> bool:
     """Of those that torchrun or `accelerate launch` started, if they did."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -354,7 +362,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
             `config.norm_after_pooling`, only in `pooler_output`.
 
         Raises:
-            `ValueError`: a tensor's shape or dtype is not as above.
+            `ValueError`: a tensor's shape or dtype is not as above; on the CPU, or with `config.check_inputs`, also a position
+                that is not finite or given in pixels, and a scale that is not above 0.
         """
         self._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
         if coordinates_mask is not None:
@@ -394,8 +403,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
         return mean if pooling == "mean" else torch.cat([hidden_states[:, 0], mean], dim=1)
 
     def _check_inputs(self, pixel_values, coordinates, coordinates_mask, window_scales):
-        """One `ValueError` that names the argument, before any compute. Shapes and dtypes only: values would need a
-        synchronisation of the device; the image processor has checked them."""
+        """One `ValueError` that names the argument, before any compute. Values only on the CPU, or with
+        `config.check_inputs`: elsewhere the device would have to be waited for, and the image processor has checked them."""
         if pixel_values is None:
             raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
         channels, patch_size = self.config.num_channels, self.config.patch_size
@@ -435,6 +444,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
                     f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
                     f"`coordinates`; got {tuple(value.shape)}"
                 )
+        if (coordinates.device.type == "cpu" or self.config.check_inputs) and not _is_traced(coordinates):
+            check_values(coordinates, window_scales)
 
 
 class SpotViTForImageClassification(SpotViTPreTrainedModel):

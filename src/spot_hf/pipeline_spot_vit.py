@@ -8,12 +8,13 @@ import torch
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 
-from .input_checks import check_window_scales
+from .placement import get_placement
 
 
-PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency")
+PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency", "boxes", "window_scales", "outside")
 # What one image, given as a dict, can have of its own. The row of a data set may have any other columns.
-INPUT_KEYS = ("image", "coordinates", "saliency", "image_id", "window_scales")
+INPUT_KEYS = ("image", "coordinates", "saliency", "boxes", "image_id", "window_scales")
+OWN_KEYS = ("coordinates", "saliency", "boxes", "window_scales")
 # How much of a key's letters must be those of one of these, in order, to be taken for its misspelling: `coordinate` and
 # `image_ids` are (0.94 and more), `image_index`, `coordinates_mask` and `saliency_map` are not (0.84 and less).
 MISSPELT = 0.85
@@ -45,6 +46,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         coordinates=None,
         seed=None,
         saliency=None,
+        boxes=None,
+        window_scales=None,
+        outside=None,
         return_coordinates=None,
     ):
         preprocess, forward, postprocess = super()._sanitize_parameters(
@@ -56,7 +60,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if coordinates is not None and placed:
             name, value = next(iter(placed.items()))
             raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
-        given = (num_tokens, placement, coordinates, seed, saliency)
+        for name, value in (("saliency", saliency), ("boxes", boxes)):
+            if value is not None and placement is not None and not get_placement(placement).saliency:
+                raise ValueError(f"`{name}` is for the placements salient and inverse_salient; got placement={placement!r}")
+        given = (num_tokens, placement, coordinates, seed, saliency, boxes, window_scales, outside)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         # Arguments of a call override those that the pipeline was made with.
         if coordinates is not None:
@@ -73,23 +80,31 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
         Args:
             inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
-                "coordinates": ...}` (also `"saliency"`, `"image_id"` and, with coordinates, `"window_scales"`, finite and
-                above 0), or a list, generator or data set of either. The row of a data set is such a dict, in particular
-                that of a coordinate data set joined with its images: other columns are ignored.
+                "coordinates": ...}` (also `"saliency"`, `"boxes"`, `"image_id"` and `"window_scales"`), or a list, generator
+                or data set of either. The row of a data set is such a dict, in particular that of a coordinate data set
+                joined with its images: other columns are ignored, and so are saliency and boxes where the placement that is
+                named, or saved, needs none.
             num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
             coordinates (*optional*): positions `(x, y)` relative to the original image, in [0, 1]: one set
                 `(num_tokens, 2)` for all images, or, for a list of images, one set per image.
             seed (`int`, *optional*): seed of random placements.
-            saliency (*optional*): for a list of images, one map `(rows, columns)` per image; one map for a single image.
+            saliency, boxes (*optional*): for a list of images, one map `(rows, columns)`, or one or several boxes
+                `[x_min, y_min, x_max, y_max]` in pixels, per image; one map, or the boxes, of a single image.
+            window_scales (*optional*): sizes of the windows in patches, above 0: one for all tokens, one per token, or, for a
+                list of images, one such list per image.
+            outside (`str`, *optional*): what becomes of coordinates that the model's crop removes: `"warn"`, `"drop"` or
+                `"error"`.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.
-            return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used.
+            return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used, and the
+                windows' scales where these are not all 1.
             function_to_apply, timeout, batch_size: as in transformers' image-classification pipeline.
 
         Returns:
             For each image a list of `{"label", "score"}`, best first. With `return_coordinates` instead a dict of
-            `"predictions"` (that list) and `"coordinates"` (`[[x, y], ...]`, relative to the original image).
+            `"predictions"` (that list), `"coordinates"` (`[[x, y], ...]`, relative to the original image) and, where they are
+            not all 1, `"window_scales"`.
 
         Raises:
             `ValueError`: as the image processor, before the model runs; a dict without `"image"`, or with a misspelt key.
@@ -102,18 +117,25 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return super().__call__(inputs, **kwargs)
 
     def _split_by_image(self, inputs: list, kwargs: dict[str, Any]) -> list:
-        """Moves arguments with one value per image (coordinates, saliency) into the images' own inputs."""
-        for name, single_ndim in (("coordinates", 2), ("saliency", None)):
+        """Moves arguments with one value per image into the images' own inputs."""
+        self._sanitize_parameters(**{name: kwargs[name] for name in PLACEMENT_PARAMETERS if name in kwargs})  # or raises
+        # How deep a value is that holds for all images, and what is accepted.
+        several = {
+            "coordinates": (2, "one set (num_tokens, 2) for all images or one set per image"),
+            "saliency": (None, "one map per image"),
+            "boxes": (None, "one or several boxes per image"),
+            "window_scales": (1, "one scale, one per token, or one list per image"),
+        }
+        for name, (single_ndim, accepted) in several.items():
             value = kwargs.get(name)
-            if value is None or (single_ndim is not None and _ndim(value) == single_ndim):
+            if value is None or (single_ndim is not None and _ndim(value) <= single_ndim):
                 continue
             if not hasattr(value, "__len__") or len(value) != len(inputs):
-                accepted = (
-                    "one set (num_tokens, 2) for all images or one set per image" if single_ndim else "one map per image"
-                )
                 count = len(value) if hasattr(value, "__len__") else value
                 raise ValueError(f"`{name}` must be {accepted}, {len(inputs)}; got {count}")
             kwargs.pop(name)
+            if name in ("saliency", "boxes") and not self._uses_saliency({**self._preprocess_params, **kwargs}):
+                kwargs["placement"] = "salient"
             inputs = [
                 {**(one if isinstance(one, dict) else {"image": one}), name: own}
                 for one, own in zip(inputs, value, strict=True)
@@ -121,28 +143,27 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return inputs
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
-        scales = None
         if isinstance(inputs, dict):
             _check_keys(inputs)
-            own = {key: inputs[key] for key in ("coordinates", "saliency") if inputs.get(key) is not None}
+            own = {key: inputs[key] for key in OWN_KEYS if inputs.get(key) is not None}
             if "coordinates" in own:  # an image's own positions override the call's placement
-                own.update(num_tokens=None, placement=None)
+                own.update(num_tokens=None, placement=None, saliency=None, boxes=None)
+            elif not self._uses_saliency(parameters):
+                own.pop("saliency", None)
+                own.pop("boxes", None)
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
-            if inputs.get("window_scales") is not None:
-                scales = torch.from_numpy(check_window_scales(inputs["window_scales"]))[None]
             parameters, inputs = {**parameters, **own}, inputs["image"]
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
-        if all(value is None for value in asked + saved):
+        salient = [parameters.get(name) for name in ("saliency", "boxes")]
+        if all(value is None for value in asked + saved + salient):
             parameters["placement"] = "grid"  # a batch may mix placed and full-grid images
         features = self.image_processor(images=image, return_tensors="pt", **parameters)
         num_tokens = features["coordinates"].shape[1]
-        if scales is not None and scales.shape[1] != num_tokens:
-            raise ValueError(f"`window_scales` must hold one scale per token, {num_tokens}; got {scales.shape[1]}")
         return {
-            **({} if scales is None else {"window_scales": scales}),
+            "window_scales": features.get("window_scales", torch.ones(1, num_tokens)),
             # Only pixels are cast: positions stay float32.
             "pixel_values": features["pixel_values"].to(self.dtype),
             "coordinates": features["coordinates"],
@@ -154,21 +175,36 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         image_size = model_inputs.pop("image_size")
         coordinates, mask = model_inputs["coordinates"], model_inputs["coordinates_mask"]
-        if bool(mask.all()):
-            model_inputs = {name: value for name, value in model_inputs.items() if name != "coordinates_mask"}
-        logits = self.model(**model_inputs).logits
-        return {"logits": logits, "coordinates": coordinates, "coordinates_mask": mask, "image_size": image_size}
+        scales = model_inputs["window_scales"].masked_fill(~mask, 1.0)  # padding was filled with zeros
+        model_inputs["window_scales"] = scales
+        # Without a mask and without scales there is less to compute.
+        unneeded = {"coordinates_mask": bool(mask.all()), "window_scales": bool((scales == 1).all())}
+        logits = self.model(**{name: one for name, one in model_inputs.items() if not unneeded.get(name)}).logits
+        return {
+            "logits": logits,
+            "coordinates": coordinates,
+            "coordinates_mask": mask,
+            "window_scales": scales,
+            "image_size": image_size,
+        }
 
     def postprocess(self, model_outputs, function_to_apply=None, top_k=5, return_coordinates=False):
         predictions = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
         if not return_coordinates:
             return predictions
-        used = model_outputs["coordinates"][0][model_outputs["coordinates_mask"][0]]
+        used = model_outputs["coordinates_mask"][0]
+        coordinates, scales = (model_outputs[name][0][used] for name in ("coordinates", "window_scales"))
         width, height = model_outputs["image_size"][0].tolist()
         return {
             "predictions": predictions,
-            "coordinates": self.image_processor.to_image_frame(used, (width, height)).tolist(),
+            "coordinates": self.image_processor.to_image_frame(coordinates, (width, height)).tolist(),
+            **({} if bool((scales == 1).all()) else {"window_scales": scales.tolist()}),
         }
+
+    def _uses_saliency(self, parameters: dict[str, Any]) -> bool:
+        """Whether the placement of a call, or else the saved one, takes what is salient."""
+        placement = parameters.get("placement") or self.image_processor.placement
+        return placement is not None and get_placement(placement).saliency
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """The last step of a push: by now transformers has put an empty card in the place of a missing one."""

@@ -6,9 +6,12 @@ relative to the image that the model sees (0 and 1 are its edges). Random ones t
 """
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -67,6 +70,11 @@ def generator_for(seed: int, image_id: str | int) -> torch.Generator:
     """A CPU generator whose stream is a function of the run's seed and the image alone."""
     digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def new_generator() -> torch.Generator:
+    """A CPU generator that is new at each call, seeded from torch's global one."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
 def uniform(num_tokens: int, generator: torch.Generator) -> torch.Tensor:
@@ -145,18 +153,35 @@ def edge_saliency(pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.where((strength > 0).flatten(-2).any(-1)[..., None, None], strength, 1.0)
 
 
+def edge(num_tokens: int, generator: torch.Generator, pixel_values: torch.Tensor) -> torch.Tensor:
+    """As [`salient`], of the strength of the image's edges."""
+    return salient(num_tokens, generator, edge_saliency(pixel_values))
+
+
 # ----------------------------------------------------------------------------------------------------------- registry
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A named prior, and what it needs beside the number of tokens."""
+    """
+    A prior, and what its function takes beside `num_tokens`, by keyword.
+
+    Attributes:
+        function: returns positions `(num_tokens, 2)`, `(x, y)` in [0, 1], relative to the image that the model sees.
+        random (`bool`): takes `generator`, a CPU `torch.Generator` whose stream is a function of the seed and the image.
+            Evaluations repeat such a placement with several seeds.
+        aspect_ratio (`bool`): takes `aspect_ratio`, width / height of the image.
+        saliency (`bool`): takes `saliency`, a map `(rows, columns)` of the image, which the caller must then give.
+        on_grid (`bool`): takes `cells`, the centres `(num_cells, 2)` of the model's grid, and has no more tokens than these.
+        pixels (`bool`): takes `pixel_values`, the image `(num_channels, height, width)` as the model sees it, on the CPU.
+    """
 
     function: Callable[..., torch.Tensor]
     random: bool = False
     aspect_ratio: bool = False
     saliency: bool = False
     on_grid: bool = False
+    pixels: bool = False
 
 
 PLACEMENTS = {
@@ -166,27 +191,112 @@ PLACEMENTS = {
     "uniform": Placement(uniform, random=True),
     "gaussian": Placement(gaussian, random=True),
     "sobol": Placement(sobol, random=True),
-    "edge": Placement(salient, random=True),
+    "edge": Placement(edge, random=True, pixels=True),
     "salient": Placement(salient, random=True, saliency=True),
     "inverse_salient": Placement(inverse_salient, random=True, saliency=True),
     "grid_subset": Placement(grid_subset, random=True, on_grid=True),
     "uniform_perturb": Placement(uniform_perturb, random=True, aspect_ratio=True),
     "gaussian_perturb": Placement(gaussian_perturb, random=True, aspect_ratio=True),
 }
+BUILT_IN = tuple(PLACEMENTS)
 MAX_TOKENS = 65536
+# What a function's parameters say of it.
+FLAG_OF = {
+    "generator": "random",
+    "aspect_ratio": "aspect_ratio",
+    "saliency": "saliency",
+    "cells": "on_grid",
+    "pixel_values": "pixels",
+}
 
 
-def check_placement(placement: str, num_tokens: int | None, num_cells: int | None = None) -> None:
+def register_placement(name: str, function: Callable[..., torch.Tensor]) -> Placement:
+    """
+    Makes a prior of your own known by a name: to image processors, pipelines, evaluation, oracle and training in this process.
+    On the command line, and in other processes, `module:function` names a function without registering it.
+
+    Args:
+        name (`str`): a Python identifier that is not built in. An earlier function of that name is replaced.
+        function: takes `num_tokens` and, of the following, those that it declares as parameters: `generator` (for random
+            numbers, so that a draw depends on the seed and the image alone), `aspect_ratio`, `saliency`, `cells`,
+            `pixel_values`: see [`Placement`]. Returns positions, a tensor or array `(num_tokens, 2)`: `(x, y)` in [0, 1],
+            relative to the image that the model sees.
+
+    Returns:
+        [`Placement`]: with the flags that follow from the function's parameters.
+
+    Raises:
+        `ValueError`: a name that there cannot be, or a function with other parameters.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or name in BUILT_IN:
+        raise ValueError(f"`name` must be a Python identifier, and none of {', '.join(BUILT_IN)}; got {name!r}")
+    PLACEMENTS[name] = _placement_of(function, f"`function` of {name!r}")
+    return PLACEMENTS[name]
+
+
+def _placement_of(function: Any, subject: str) -> Placement:
+    if not callable(function):
+        raise ValueError(f"{subject} must be a function; got {type(function).__name__}")
+    accepted = f"num_tokens and, as needed, {', '.join(FLAG_OF)}"
+    flags = {}
+    parameters = inspect.signature(function).parameters
+    for name, parameter in parameters.items():
+        if name in FLAG_OF:
+            flags[FLAG_OF[name]] = True
+        elif name != "num_tokens" and parameter.default is inspect.Parameter.empty:
+            raise ValueError(f"{subject} must take {accepted}; it takes {', '.join(parameters) or 'nothing'}")
+    if "num_tokens" not in parameters:
+        raise ValueError(f"{subject} must take {accepted}; it takes {', '.join(parameters) or 'nothing'}")
+    return Placement(function, **flags)
+
+
+def get_placement(placement: str | Callable[..., torch.Tensor]) -> Placement:
+    """
+    A prior by its name.
+
+    Args:
+        placement (`str` or `Callable`): a name of `PLACEMENTS`; `module:function`, which is imported; or a function, as
+            [`register_placement`] takes it.
+
+    Raises:
+        `ValueError`: there is no such prior.
+    """
+    if callable(placement):
+        return _placement_of(placement, "`placement`")
+    if isinstance(placement, str) and placement in PLACEMENTS:
+        return PLACEMENTS[placement]
+    if isinstance(placement, str) and is_import(placement):
+        module, _, function = placement.partition(":")
+        try:
+            return _placement_of(getattr(import_module(module), function), f"`placement` {placement!r}")
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"`placement` {placement!r} cannot be imported: {error}") from None
+    raise ValueError(f"`placement` must be one of {', '.join(PLACEMENTS)}, or module:function; got {placement!r}")
+
+
+def is_placement(name: str) -> bool:
+    """Whether it names a prior, as far as that can be told without importing anything."""
+    return name in PLACEMENTS or is_import(name)
+
+
+def is_import(placement: str) -> bool:
+    """Whether it is of the form `module:function`."""
+    module, colon, function = placement.partition(":")
+    return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def check_placement(
+    placement: str | Callable[..., torch.Tensor], num_tokens: int | None, num_cells: int | None = None
+) -> None:
     """
     Raises `ValueError` for a placement that does not exist, and for a number of tokens that it cannot place.
 
     Args:
-        placement (`str`): one of `PLACEMENTS`.
+        placement (`str` or `Callable`): as [`get_placement`] takes it.
         num_tokens (`int`, *optional*): needed by all placements but `grid`.
         num_cells (`int`, *optional*): number of the model's grid cells, where it is known already.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"`placement` must be one of {', '.join(PLACEMENTS)}; got {placement!r}")
+    spec = get_placement(placement)
     if num_tokens is None:
         if placement != "grid":
             raise ValueError(f"`placement={placement!r}` needs `num_tokens`, a positive integer; got none")
@@ -196,12 +306,12 @@ def check_placement(placement: str, num_tokens: int | None, num_cells: int | Non
     if num_cells is not None:
         if placement == "grid" and num_tokens != num_cells:
             raise ValueError(f"`num_tokens` must be {num_cells} (all cells) with placement='grid'; got {num_tokens}")
-        if placement == "grid_subset" and num_tokens > num_cells:
-            raise ValueError(f"`num_tokens` must be at most {num_cells} with placement='grid_subset'; got {num_tokens}")
+        if spec.on_grid and num_tokens > num_cells:
+            raise ValueError(f"`num_tokens` must be at most {num_cells} with placement={placement!r}; got {num_tokens}")
 
 
 def place(
-    placement: str,
+    placement: str | Callable[..., torch.Tensor],
     num_tokens: int | None,
     pixel_values: torch.Tensor,
     patch_size: int,
@@ -212,7 +322,7 @@ def place(
     Coordinates for one image by the name of the prior.
 
     Args:
-        placement (`str`): one of `PLACEMENTS`.
+        placement (`str` or `Callable`): as [`get_placement`] takes it.
         num_tokens (`int`, *optional*): number of tokens; not needed by `grid`.
         pixel_values (`torch.Tensor` of shape `(num_channels, height, width)`): the image as the model sees it. Its size
             gives grid and aspect ratio, its content the `edge` placement.
@@ -225,14 +335,15 @@ def place(
         `torch.Tensor` of shape `(num_tokens, 2)`: float32, `(x, y)` in [0, 1], relative to `pixel_values`.
 
     Raises:
-        `ValueError`: as [`check_placement`]; a saliency map that is needed and not given.
+        `ValueError`: as [`check_placement`]; a saliency map that is needed and not given; a function of your own that does not
+            return what it has to.
     """
     height, width = pixel_values.shape[-2:]
     num_cells = (height // patch_size) * (width // patch_size)
     check_placement(placement, num_tokens, num_cells)
-    spec = PLACEMENTS[placement]
     if placement == "grid":
         return grid(height, width, patch_size)
+    spec = get_placement(placement)
     inputs: dict = {"num_tokens": num_tokens}
     if spec.random:
         inputs["generator"] = generator if generator is not None else generator_for(0, "")
@@ -240,10 +351,27 @@ def place(
         inputs["aspect_ratio"] = width / height
     if spec.on_grid:
         inputs["cells"] = grid(height, width, patch_size)
-    if placement == "edge":
-        inputs["saliency"] = edge_saliency(pixel_values)
-    elif spec.saliency:
+    if spec.pixels:
+        inputs["pixel_values"] = pixel_values
+    if spec.saliency:
         if saliency is None:
             raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
         inputs["saliency"] = saliency
-    return spec.function(**inputs).float()
+    coordinates = spec.function(**inputs)
+    return coordinates.float() if placement in BUILT_IN else _checked(coordinates, placement, inputs["num_tokens"])
+
+
+def _checked(coordinates: Any, placement: Any, num_tokens: int) -> torch.Tensor:
+    """What a person's own function has returned."""
+    accepted = f"({num_tokens}, 2), (x, y) in [0, 1]"
+    try:
+        coordinates = torch.as_tensor(coordinates).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`placement` {placement!r} must return {accepted}; got {type(coordinates).__name__}") from None
+    if coordinates.shape != (num_tokens, 2):
+        raise ValueError(f"`placement` {placement!r} must return {accepted}; got shape {tuple(coordinates.shape)}")
+    outside = ~((coordinates >= 0) & (coordinates <= 1)).all(-1)  # also of NaN
+    if outside.any():
+        token = int(outside.nonzero()[0])
+        raise ValueError(f"`placement` {placement!r} must return {accepted}; token {token} is {coordinates[token].tolist()}")
+    return coordinates

@@ -29,14 +29,16 @@ from .conversion.convert import convert_checkpoint
 from .coordinates.loading import load_coordinates
 from .coordinates.show import ShowArguments, show_coordinates
 from .data.digits import DIGITS, DIGITS_SIZE
+from .data.labels import LabelledSource, match_labels
 from .data.source import DatasetSource, load_images
 from .evaluation.arguments import TransferArguments
 from .evaluation.transfer import evaluate_transfer, transfer_table
+from .hub.loading import open_model
 from .jobs.files import QUICKSTART_RESULTS, replaced_directory
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle.arguments import OracleArguments
 from .oracle.run import run_oracle
-from .placement import PLACEMENTS
+from .placement import BUILT_IN
 from .quickstart_report import place_all, write_report
 
 
@@ -50,7 +52,7 @@ ORACLE_STEPS, ORACLE_LEARNING_RATE = 10, 1e-2
 
 
 @dataclass(kw_only=True)
-class QuickstartArguments(DatasetSource):
+class QuickstartArguments(LabelledSource):
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Where results and models are written."})
     model: list[str] = field(
         default_factory=list,
@@ -179,7 +181,9 @@ def _one_model(
     if not isinstance(report.model, SpotViTForImageClassification):
         raise ValueError(f"`model` {source!r} has no classifier: the quickstart needs one")
     model, processor = report.model.eval(), report.image_processor
-    labels = torch.tensor(dataset["label"])
+    mapping = match_labels(dataset.features["label"], model.config, arguments)
+    logger.info(mapping.description)
+    labels = torch.from_numpy(mapping.of(dataset))
     pixel_values = torch.cat([
         processor([row.convert("RGB") for row in dataset[i : i + batch_size]["image"]], return_tensors="pt")["pixel_values"]
         for i in tqdm(range(0, len(dataset), batch_size), desc="decoding", unit="batch", leave=False)
@@ -194,7 +198,7 @@ def _one_model(
         patch_size=patch_size,
         num_labels=model.config.num_labels,
     )
-    accuracies: dict[str, dict[int, float]] = {name: {} for name in PLACEMENTS if name != "grid"}
+    accuracies: dict[str, dict[int, float]] = {name: {} for name in BUILT_IN if name != "grid"}
     counts = _token_counts(result["num_cells"])
     with tqdm(total=len(accuracies) * len(counts), desc="classifying with few tokens", unit="run") as progress:
         for placement, points in accuracies.items():
@@ -288,13 +292,11 @@ def _oracle(
 ) -> dict[str, Any]:
     """Positions for model a, what they are worth to model b, and a picture of one image."""
     coordinates = directory / "coordinates"
-    names = getattr(dataset.features["label"], "names", None)  # of integers without names, the numbers are all there is
-    known = len(names) if names else max(dataset["label"]) + 1
     images = {**vars(arguments.source()), "dataset_split": str(dataset.split)}
     images = {name: value for name, value in images.items() if name not in ("streaming", "saliency_column_name")}
     search = OracleArguments(
         model=str(directory / "spot-a"),
-        objective="label" if known <= models["a"]["num_labels"] else "distill",  # or the labels are not those of the model
+        objective="label",
         num_tokens=[max(1, models["a"]["num_cells"] // 4)],
         steps=ORACLE_STEPS,
         learning_rate=ORACLE_LEARNING_RATE,
@@ -332,9 +334,11 @@ def _oracle(
 
 def _draw_one(rows: datasets.Dataset, coordinates: Path, directory: Path, arguments: QuickstartArguments) -> None:
     """`oracle.png`: an image that the positions made right, if there is one."""
+    model = open_model(str(directory / "spot-a"))
+    class_of = match_labels(rows.features["label"], model.config, arguments)
     made_right = [
         row["image_id"] for row in rows.select_columns(["image_id", "label", "initial_prediction", "prediction"])
-        if row["prediction"] == row["label"] != row["initial_prediction"]
+        if row["prediction"] == class_of(row["label"]) != row["initial_prediction"]
     ]  # fmt: skip
     show = ShowArguments(
         coordinates=str(coordinates),

@@ -9,6 +9,7 @@ from spot_hf.coordinates.schema import check_config_name, coordinate_features
 from spot_hf.coordinates.shards import CoordinateDirectory, Shard, ShardFacts
 from spot_hf.coordinates.summary import DENSITY_CELLS, Summary, summarize
 from spot_hf.data.failures import FailedImage
+from spot_hf.data.labels import LabelMapping
 
 
 FAILED = FailedImage(5, "5.png", "OSError: gone")
@@ -79,7 +80,7 @@ def test_a_summary_is_that_of_all_rows(tmp_path):
     shards = [make_shard(count, seed) for seed, count in enumerate((5, 3))]
     for i, (shard, _) in enumerate(shards):
         shard.write(tmp_path / f"{i}.parquet")
-    summary = summarize(sorted(tmp_path.glob("*.parquet")))
+    summary = summarize(sorted(tmp_path.glob("*.parquet")), LabelMapping(5))
     rows = {name: np.concatenate([np.array(columns[name]) for _, columns in shards]) for name in shards[0][1]}
     assert (summary.num_images, summary.num_labelled, summary.num_steps, summary.failed) == (8, 8, 16, [FAILED] * 2)
     assert summary.accuracy_before == pytest.approx(100 * np.mean(rows["initial_prediction"] == rows["label"]), abs=1e-3)
@@ -99,7 +100,7 @@ def test_a_summary_is_that_of_all_rows(tmp_path):
 
 def test_a_summary_without_labels(tmp_path):
     make_shard(4, 0, labels=False)[0].write(tmp_path / "0.parquet")
-    summary = summarize([tmp_path / "0.parquet"])
+    summary = summarize([tmp_path / "0.parquet"], LabelMapping(5))
     assert summary.accuracy_before is summary.accuracy_after is None and summary.accuracy_per_step == []
     assert len(summary.loss_per_step) == 3
 

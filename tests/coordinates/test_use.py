@@ -1,5 +1,8 @@
 """Joined rows through processor, model and pipeline: they give what the run says."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +69,25 @@ def test_the_pipeline_takes_joined_rows(made, kind, batch_size, request):
     assert classifier(joined[3], top_k=1)[0]["label"] == CLASSES[joined[3]["prediction"]]
     streamed = classifier((row for row in joined), top_k=1, batch_size=batch_size)
     assert [answer[0]["label"] for answer in streamed] == [CLASSES[i] for i in joined["prediction"]]
+
+
+@pytest.mark.parametrize("kind", ["made", "nameless"])
+def test_the_cards_code_gives_every_prediction(made, kind, request, tmp_path):
+    """As it stands in the README, but for the paths of what is not on the Hub; of a run with window scales, and without."""
+    it = request.getfixturevalue(kind)
+    text = (Path(it.run) / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    local = {"DIR_OR_REPO": it.run, "PATH/TO/pictures": it.pictures, "PATH/TO/spot": made.model}
+    for name, path in local.items():
+        assert name in code, code
+        code = code.replace(name, path)
+    code = code.replace("from transformers import AutoModelForImageClassification, AutoImageProcessor",
+                        "from transformers import AutoModelForImageClassification\n"
+                        "from transformers.models.auto.image_processing_auto import AutoImageProcessor")  # fmt: skip
+    setup, used = code.split("row = joined[0]\n")
+    names: dict = {}
+    exec(setup, names)
+    assert len(names["joined"]) == len(it.rows) > 10
+    for row in names["joined"]:
+        exec(used, {**names, "row": row}, found := {})
+        assert found["prediction"] == row["prediction"]

@@ -257,8 +257,8 @@ def run_in_child(arguments: list[str], log: str) -> None:
 
 
 def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, tmp_path):
-    """Twenty SIGKILLs: a quarter as soon as so many shards are there, which is during the search on any machine, the others at
-    random instants: of the search, of a write, of the end. Where a run got through before its kill, its result is compared, and
+    """Twenty SIGKILLs: a quarter as soon as so many shards are there, which is in the search on any machine, the others at
+    random instants: of the search, a write, the end. Where a run got through before its kill, its result is compared, and
     the next begins anew."""
     # A server that has imported everything forks the processes: a kill then hits the run, and not its imports.
     context = multiprocessing.get_context("forkserver")

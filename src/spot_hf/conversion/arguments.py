@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..placement import PLACEMENTS, check_placement
+from ..placement import check_placement, get_placement
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,7 @@ class ConversionArguments:
         """`ValueError` that names the argument that no conversion can have. Needs no source."""
         if self.num_tokens is not None or self.placement is not None:
             check_placement(self.placement or "isotropic", self.num_tokens)
-        if self.placement is not None and PLACEMENTS[self.placement].saliency:
+        if self.placement is not None and get_placement(self.placement).saliency:
             raise ValueError(
                 f"`placement` {self.placement!r} cannot be a saved default: it needs a saliency map with every image"
             )

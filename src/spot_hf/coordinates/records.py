@@ -52,12 +52,17 @@ class Record:
         return getattr(self.dataset_features["label"], "names", None) or []
 
     @property
+    def source(self) -> tuple[str, str | None]:
+        """Name and config of the data set whose images the rows point at."""
+        return self.parameters["dataset_name"], self.parameters["dataset_config_name"]
+
+    @property
     def dataset(self) -> tuple[str, str | None]:
-        """Name and config of the data set whose images the rows point at; `ValueError` where it lay in a directory."""
-        name = self.parameters["dataset_name"]
+        """The same, for loading it; `ValueError` where it lay in a directory."""
+        name, config = self.source
         if name != DIGITS and name.count("/") != 1:
             raise ValueError(f"`dataset_name` is needed: the images lay in a local directory, {name!r}; got none")
-        return name, self.parameters["dataset_config_name"]
+        return name, config
 
 
 def load_record(path: str | Path, config: str, split: str, *, revision: str | None = None) -> Record:

@@ -1,6 +1,7 @@
 """`spot-hf show`: pictures of what the oracle did on single images."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     final = np.array(row["coordinates"], dtype=np.float32)
     # Without a saved trajectory, its ends.
     trajectory = np.array(row["trajectory"], dtype=np.float32) if "trajectory" in row else np.stack([initial, final])
-    names = record.class_names
+    names = _predicted_names(record)
     titles = [
         f"{row['image_id']}: paths of {len(final)} tokens",
         "start" + _class(names, row["initial_prediction"]),
@@ -130,8 +131,15 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
         )  # fmt: skip
 
 
-def _class(names: list[str], prediction: int | None) -> str:
+def _predicted_names(record: Record) -> dict[int, str]:
+    """Of the model's classes, those that the record knows: the data set's, by the model's numbers."""
+    if not record.results.num_labelled:  # the labels were not the model's classes
+        return {}
+    mapping = record.parameters.get("label_mapping")
+    return dict(enumerate(record.class_names)) if mapping is None else {number: name for name, number in mapping.items()}
+
+
+def _class(names: Mapping[int, str], prediction: int | None) -> str:
     if prediction is None:
         return ""
-    name = names[prediction].split(",")[0] if prediction < len(names) else str(prediction)
-    return f": seen as {name}"
+    return f": seen as {names[prediction].split(',')[0] if prediction in names else f'class {prediction}'}"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.failures import FailedImage
+from ..data.labels import LabelMapping
 from .shards import ShardFacts
 
 
@@ -54,8 +55,14 @@ class Summary:
         return cls(**{**values, "failed": [FailedImage(**one) for one in values["failed"]]})
 
 
-def summarize(shards: Iterable[Path]) -> Summary:
-    """Reads a config's shards, one at a time."""
+def summarize(shards: Iterable[Path], mapping: LabelMapping | None) -> Summary:
+    """
+    Reads a config's shards, one at a time.
+
+    Args:
+        shards: the files.
+        mapping ([`LabelMapping`], *optional*): knows the model's classes of the rows' labels, where they are such.
+    """
     totals = dict.fromkeys(("num_images", "num_labelled", "num_steps", "num_bytes", "download_size"), 0)
     failed: list[FailedImage] = []
     correct: np.ndarray | int = 0
@@ -73,8 +80,10 @@ def summarize(shards: Iterable[Path]) -> Summary:
         if not len(table):
             continue
         losses = losses + np.stack(table["losses"].to_numpy()).astype(np.float64).sum(0)
-        label, initial, final = (table[name].to_numpy() for name in ("label", "initial_prediction", "prediction"))
-        before, after = before + int((initial == label).sum()), after + int((final == label).sum())
+        initial, final = (table[name].to_numpy() for name in ("initial_prediction", "prediction"))
+        if mapping is not None:
+            truth = np.array([mapping(label) for label in table["label"].to_pylist()], dtype=float)  # NaN where there is none
+            before, after = before + int((initial == truth).sum()), after + int((final == truth).sum())
         for name, density in densities.items():
             points = _points(table[name])
             density += np.histogram2d(points[:, 1], points[:, 0], bins=DENSITY_CELLS, range=[[0, 1], [0, 1]])[0]

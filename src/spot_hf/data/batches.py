@@ -12,9 +12,10 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from ..placement import PLACEMENTS, generator_for, place
+from ..placement import generator_for, get_placement, place
 from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
 from .failures import FailedImage, UnreadableImageError, check_failures
+from .labels import LabelMapping
 from .saliency import read_saliency
 
 
@@ -90,15 +91,13 @@ class Batch:
         """Those that could not be read included."""
         return len(self.image_index) + len(self.failed)
 
-    def labels(self, num_labels: int, advice: str = "") -> torch.Tensor:
-        """`(batch_size,)`, int64; `ValueError` where an image has none of the model's classes."""
-        for image_id, label in zip(self.image_id, self.label, strict=True):
-            if not isinstance(label, int) or not 0 <= label < num_labels:
-                raise ValueError(
-                    f"`label_column_name`: image {image_id!r} has the label {label!r}; the model knows 0 to {num_labels - 1}"
-                    + advice
-                )
-        return torch.tensor(self.label)
+    def labels(self, mapping: LabelMapping) -> torch.Tensor:
+        """The model's classes, `(batch_size,)`, int64; `ValueError` where an image has none of them."""
+        classes = [mapping(label) for label in self.label]
+        for image_id, label, number in zip(self.image_id, self.label, classes, strict=True):
+            if number is None:
+                raise ValueError(f"`label_column_name`: image {image_id!r} has the label {label!r}; {mapping.accepted}")
+        return torch.tensor(classes)
 
 
 @dataclass
@@ -166,13 +165,13 @@ class Preparation(torch.utils.data.Dataset):
         decoded = image.decode()
         pixel_values = _pixel_values(self.image_processor, decoded)
         saliency = None
-        if any(PLACEMENTS[request.placement].saliency for request in placements):
+        if any(get_placement(request.placement).saliency for request in placements):
             saliency = model_saliency(image.saliency, decoded.size, image.image_id, self.image_processor)
             if not saliency.any():
                 raise UnreadableImageError("all that is salient lies outside of what the model sees")
         coordinates = {}
         for request in placements:
-            random = PLACEMENTS[request.placement].random
+            random = get_placement(request.placement).random
             generator = generator_for(request.seed, image.image_id) if random else None
             patch_size = self.image_processor.patch_size
             coordinates[request] = place(request.placement, request.num_tokens, pixel_values, patch_size, generator, saliency)

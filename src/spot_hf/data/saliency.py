@@ -5,6 +5,8 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..input_checks import boxes_to_map
+
 
 ACCEPTED = (
     "greyscale images or two-dimensional arrays (maps over the whole image), or boxes [x_min, y_min, x_max, y_max] in pixels "
@@ -54,7 +56,7 @@ def read_saliency(value: Any, image_size: tuple[int, int], image_id: str) -> np.
     if array.ndim != 2 or not array.size:
         text = repr(value)
         raise ValueError(f"{subject} must be of {ACCEPTED}; got {text if len(text) <= 80 else text[:77] + '...'}")
-    return _map_of_boxes(array, image_size, subject) if array.shape[1] == 4 else array
+    return boxes_to_map(array, image_size, subject) if array.shape[1] == 4 else array
 
 
 def _decode(content: bytes, subject: str) -> np.ndarray:
@@ -66,18 +68,3 @@ def _decode(content: bytes, subject: str) -> np.ndarray:
     if len(image.getbands()) != 1 or image.mode == "P":  # the numbers of a palette's colours are no strengths
         raise ValueError(f"{subject} must be a greyscale image; got one of mode {image.mode!r}")
     return np.asarray(image, dtype=np.float64)
-
-
-def _map_of_boxes(boxes: np.ndarray, image_size: tuple[int, int], subject: str) -> np.ndarray:
-    """Boxes `(num_boxes, 4)` to a map `(height, width)`."""
-    width, height = image_size
-    found = np.zeros((height, width))
-    for box in boxes:
-        x_min, y_min, x_max, y_max = box
-        if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):  # also refuses NaN
-            raise ValueError(
-                f"{subject} must be boxes [x_min, y_min, x_max, y_max] that are not empty and lie inside of the image, which "
-                f"is {width} wide and {height} high; got {box.tolist()}"
-            )
-        found[int(y_min) : int(np.ceil(y_max)), int(x_min) : int(np.ceil(x_max))] = 1
-    return found

@@ -42,6 +42,8 @@ class DatasetSource:
     # Without annotation: no fields, and so no options of jobs that lack them.
     saliency_column_name = None
     streaming = False
+    label_names = None
+    labels_by_number = False
 
     def __post_init__(self) -> None:
         if self.label_column_name is not None and self.label_column_name.lower() == "none":
@@ -59,7 +61,7 @@ class DatasetSource:
         """Which images alone, of a job's arguments; with `changes`, such as of the split."""
         values = {one.name: getattr(self, one.name) for one in fields(DatasetSource)}
         found = DatasetSource(**{**values, **{name: value for name, value in changes.items() if name in values}})
-        for name in ("saliency_column_name", "streaming"):
+        for name in ("saliency_column_name", "streaming", "label_names", "labels_by_number"):
             setattr(found, name, changes.get(name, getattr(self, name)))
         return found
 

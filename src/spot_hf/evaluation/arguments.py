@@ -2,20 +2,20 @@
 
 from dataclasses import asdict, dataclass, field, replace
 
-from ..data.source import DatasetSource
+from ..data.labels import LabelledSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
-from ..placement import PLACEMENTS, check_placement
+from ..placement import BUILT_IN, PLACEMENTS, check_placement, get_placement
 from .baselines import BASELINES
 
 
 def default_placements(with_saliency: bool = False) -> list[str]:
-    """All priors but `grid`, which is the baseline `full_grid`; with saliency, those that need it too."""
-    return [name for name, one in PLACEMENTS.items() if name != "grid" and (with_saliency or not one.saliency)]
+    """All built-in priors but `grid`, which is the baseline `full_grid`; with saliency, those that need it too."""
+    return [name for name in BUILT_IN if name != "grid" and (with_saliency or not PLACEMENTS[name].saliency)]
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(DatasetSource):
+class EvaluationArguments(LabelledSource):
     """
     What is evaluated. Results depend on all of these but where they are written and how images are read. A number of tokens
     above the grid's is left out where a method cannot have it.
@@ -125,7 +125,7 @@ class EvaluationArguments(DatasetSource):
         for name in self.placements:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
-            if PLACEMENTS[name].saliency and self.saliency_column_name is None:
+            if get_placement(name).saliency and self.saliency_column_name is None:
                 raise ValueError(
                     f"`placement` {name!r} needs the saliency of each image: give `saliency_column_name`, a column of maps or "
                     "boxes; got none"
@@ -148,6 +148,7 @@ class EvaluationArguments(DatasetSource):
         """On which results depend; the models' commits are added when these are known."""
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "revision",
+            "label_names", "labels_by_number",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), model={public_name(one): weights_digest(one) for one in self.model})
@@ -157,7 +158,7 @@ class EvaluationArguments(DatasetSource):
 
 
 @dataclass(kw_only=True)
-class TransferArguments(DatasetSource):
+class TransferArguments(LabelledSource):
     """What another model's positions are worth to a model."""
 
     model: str = field(metadata={"help": "The SpotViT classifier: a directory or a Hub id."})

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.batches import PlacementRequest, Shards
 from ..data.failures import FailedImage
-from ..placement import PLACEMENTS
+from ..placement import get_placement, is_placement
 from .arguments import EvaluationArguments
 
 
@@ -28,7 +28,7 @@ class Cell:
     @property
     def placement(self) -> PlacementRequest | None:
         """Where tokens are to be placed for it."""
-        if self.method in PLACEMENTS:
+        if is_placement(self.method):
             return PlacementRequest(self.method, self.num_tokens, self.seed or 0)
         return PlacementRequest("isotropic", self.num_tokens) if self.method in ("larger_windows", ORACLE) else None
 
@@ -46,9 +46,9 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
     cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
     for num_tokens in arguments.num_tokens:
         for name in arguments.placements:
-            if PLACEMENTS[name].on_grid and num_tokens > num_cells:
+            if get_placement(name).on_grid and num_tokens > num_cells:
                 continue
-            seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if PLACEMENTS[name].random else [None]
+            seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if get_placement(name).random else [None]
             cells += [Cell(name, num_tokens, seed) for seed in seeds]
         if num_tokens < num_cells:
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]

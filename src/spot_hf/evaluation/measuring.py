@@ -31,7 +31,7 @@ class Meter:
         found = Measurement(num_failed=[len(batch.failed)], failed=batch.failed)
         if batch.pixel_values is None:  # nothing to classify
             return found
-        labels = batch.labels(self.methods.model.config.num_labels)
+        labels = batch.labels(self.methods.labels)
         if cell not in self.warm:
             # Libraries allocate and choose once. Of a full batch: the figure is the same whichever batch is the first.
             with PeakMemory() as memory:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from ..data.batches import Batch
+from ..data.labels import LabelMapping
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
@@ -35,6 +36,7 @@ class Methods:
         cells (`list[Cell]`): to be measured.
         arguments ([`EvaluationArguments`]): of the evaluation.
         classes (`list[int]`, *optional*): among which images are classified.
+        labels ([`LabelMapping`]): from the images' labels to the model's classes.
     """
 
     def __init__(
@@ -46,10 +48,11 @@ class Methods:
         cells: list[Cell],
         arguments: EvaluationArguments,
         classes: list[int] | None,
+        labels: LabelMapping,
     ):
         self.model, self.saved, self.height, self.width = model, saved, height, width
         self.dtype = DTYPES[arguments.dtype]
-        self.arguments, self.classes = arguments, classes
+        self.arguments, self.classes, self.labels = arguments, classes, labels
         self.shrunken_sizes: dict[Cell, tuple[int, int]] = {}
         self.functions: dict[Cell, Callable[..., Outputs | OracleResult]] = {cell: self._function(cell) for cell in cells}
 
@@ -85,7 +88,7 @@ class Methods:
             scale = covering_scale(cell.num_tokens, self.height, self.width, self.model.config.patch_size)
             inputs["window_scales"] = torch.full(inputs["coordinates"].shape[:2], scale, device=device)
         if cell.steps is not None:
-            inputs["labels"] = batch.labels(self.model.config.num_labels).to(device)
+            inputs["labels"] = batch.labels(self.labels).to(device)
         if full:
             repeated = torch.arange(self.arguments.batch_size, device=device) % len(batch.image_index)
             inputs = {name: values[repeated] for name, values in inputs.items()}

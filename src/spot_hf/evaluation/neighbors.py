@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.batches import FailureCount, Preparation, Work, batches_of
-from ..data.labels import check_labels
+from ..data.labels import match_labels
 from ..data.source import load_images
 from .arguments import EvaluationArguments
 from .methods import Cell, Methods, Outputs
@@ -35,9 +35,9 @@ class Neighbors:
         shrinking: dict[tuple[int, int], Any],
         device: torch.device,
     ):
-        num_labels = methods.model.config.num_labels
         images: Any = load_images(arguments.source(dataset_split=arguments.knn_dataset_split, max_samples=None))
-        check_labels(images, arguments.label_column_name, num_labels)
+        mapping = match_labels(images.features["label"], methods.model.config, arguments)
+        mapping.of(images)  # every image has a class
         if len(images) > arguments.knn_samples:
             chosen = np.random.default_rng(arguments.seed).choice(len(images), arguments.knn_samples, replace=False)
             images = images.select(np.sort(chosen))
@@ -56,7 +56,7 @@ class Neighbors:
                 progress.update(batch.num_images)
                 if batch.pixel_values is None:
                     continue
-                labels += batch.labels(num_labels).tolist()
+                labels += batch.labels(mapping).tolist()
                 for cell in cells:
                     outputs = methods.prepare(cell, batch, device)()
                     assert isinstance(outputs, Outputs)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..data.failures import FailedImage
 from ..jobs.directory import Ledger
 from ..jobs.files import write_atomically
-from ..placement import PLACEMENTS
+from ..placement import is_placement
 from .results import Result
 
 
@@ -205,7 +205,7 @@ def plot(
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
         ticks.update(across)
-        baseline = method not in PLACEMENTS or method == "grid_subset"
+        baseline = not is_placement(method) or method == "grid_subset"
         axes.plot(
             across,
             up,

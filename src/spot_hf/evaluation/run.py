@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..data.batches import FailureCount, Plan, Preparation, batches_of
 from ..data.failures import FailedImage, check_failures, describe_failures
-from ..data.labels import check_labels, classes_of
+from ..data.labels import LabelMapping, match_labels
 from ..data.source import count_images, load_images, pinned
 from ..hub.loading import ModelSource, open_model
 from ..jobs.directory import JobDirectory, Ledger
@@ -90,10 +90,8 @@ class EvaluationRun:
         self.settings = [_setting(model, size, arguments) for model in models for size in sizes]
         self.images = load_images(arguments.source())
         self.num_images = count_images(self.images, arguments.max_samples)
-        self.classes: list[int] | None = None
-        if isinstance(self.images, datasets.Dataset):  # of a stream, batch by batch
-            check_labels(self.images, arguments.label_column_name, min(model.config.num_labels for model in models))
-            self.classes = classes_of(self.images) if arguments.among_labels else None
+        # By the model's name, from the data set's labels to its classes.
+        self.labels = {public_name(model.name): _labels_of(model, self.images, arguments) for model in models}
         self.directory = JobDirectory(arguments.output_dir)
         commits = {public_name(model.name): model.revision for model in models if model.revision is not None}
         parameters = {
@@ -101,10 +99,20 @@ class EvaluationRun:
             "dataset_split": str(self.images.split),
             "num_images": self.num_images,
             **({"revision": commits} if commits else {}),
+            **_recorded_labels(self.labels),
         }
-        ledger = Ledger(parameters=parameters, command=command, versions=versions(), device=device_name(state.device))
+        descriptions = {name: mapping.description for name, mapping in self.labels.items()}
+        ledger = Ledger(
+            parameters=parameters,
+            command=command,
+            versions=versions(),
+            device=device_name(state.device),
+            labels=descriptions,
+        )
         inputs = [*arguments.model, arguments.dataset_name]
         open_directory(state, self.directory, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
+        for name, description in descriptions.items():
+            logger.info("%s: %s", name, description)
 
     def run(self) -> EvaluationResults | None:
         """All that is missing, and the results."""
@@ -136,7 +144,9 @@ class EvaluationRun:
         saved = setting.model.load().to(device)
         assert isinstance(saved, SpotViTForImageClassification)
         model = _resized(saved, setting)
-        methods = Methods(model, saved, setting.height, setting.width, cells, arguments, self.classes)
+        mapping = self.labels[name]
+        classes = mapping.classes_of(self.images) if arguments.among_labels else None
+        methods = Methods(model, saved, setting.height, setting.width, cells, arguments, classes, mapping)
         shrinking = {size: setting.image_processor.resized(*size) for size in set(methods.shrunken_sizes.values())}
         neighbors = None
         if arguments.knn_dataset_split:
@@ -203,6 +213,20 @@ def _setting(model: ModelSource, image_size: int | None, arguments: EvaluationAr
             f"{height // patch_size} × {width // patch_size} cells of {model.name!r}"
         )
     return _Setting(model, image_size, image_processor, height, width, cells)
+
+
+def _labels_of(model: ModelSource, images: Any, arguments: EvaluationArguments) -> LabelMapping:
+    """`ValueError` for labels that are none of the model's classes; in a stream, batch by batch."""
+    mapping = match_labels(images.features["label"], model.config, arguments)
+    if isinstance(images, datasets.Dataset):
+        mapping.of(images)
+    return mapping
+
+
+def _recorded_labels(labels: dict[str, LabelMapping]) -> dict[str, Any]:
+    """By the model's name, of those whose numbers are others."""
+    recorded = {name: mapping.recorded()["label_mapping"] for name, mapping in labels.items() if mapping.numbers is not None}
+    return {"label_mapping": recorded} if recorded else {}
 
 
 def _resized(model: SpotViTForImageClassification, setting: _Setting) -> SpotViTForImageClassification:

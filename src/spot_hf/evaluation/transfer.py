@@ -17,7 +17,7 @@ from ..coordinates.records import load_record
 from ..data.batches import model_saliency
 from ..data.encoded import EncodedImage, encoded, encoded_image
 from ..data.failures import FailedImage, UnreadableImageError, check_failures, describe_failures
-from ..data.labels import check_labels, classes_of, likeliest_class
+from ..data.labels import LabelMapping, likeliest_class, match_labels
 from ..data.source import load_images, pinned
 from ..hub.loading import ModelSource, open_model
 from ..jobs.files import write_atomically
@@ -110,12 +110,17 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
         arguments = arguments.with_source(arguments.dataset_name, arguments.dataset_config_name, split)
     arguments = pinned(arguments)
     images: Any = load_images(arguments.source(max_samples=None))
-    check_labels(images, arguments.label_column_name, model.config.num_labels)
+    mapping = match_labels(images.features["label"], model.config, arguments)
+    logger.info(mapping.description)
+    classes = mapping.classes_of(images)  # and every image has one
     joined, failed = join_readable(images, rows, max_samples=arguments.max_samples)
-    measuring = _Transfer(model, arguments, classes_of(images) if arguments.among_labels else None, failed)
+    measuring = _Transfer(model, arguments, mapping, classes if arguments.among_labels else None, failed)
     measuring.run(joined)
     if not measuring.correct["initial"]:
         raise OSError(f"none of the images could be read, such as {measuring.failed[0]}")
+    if measuring.num_outside:
+        count = len(measuring.correct_at["shared"]) * len(joined[0]["coordinates"])
+        logger.info("%d of %d shared positions lie outside of what the model sees", measuring.num_outside, count)
     correct, saliency = measuring.correct_at, arguments.saliency_column_name
     result = TransferResult(
         model=public_name(arguments.model),
@@ -157,12 +162,20 @@ def _write(result: TransferResult, output_dir: str | None) -> None:
 class _Transfer:
     """Which images are classified correctly at each of `POSITIONS`, and what the positions are like, beside random ones."""
 
-    def __init__(self, model: ModelSource, arguments: TransferArguments, classes: list[int] | None, failed: list[FailedImage]):
-        self.arguments, self.classes, self.device = arguments, classes, default_device()
+    def __init__(
+        self,
+        model: ModelSource,
+        arguments: TransferArguments,
+        labels: LabelMapping,
+        classes: list[int] | None,
+        failed: list[FailedImage],
+    ):
+        self.arguments, self.labels, self.classes, self.device = arguments, labels, classes, default_device()
         self.model, self.image_processor = model.load().to(self.device), model.load_image_processor()
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
         self.failed = list(failed)  # images that could not be read, so far
+        self.num_outside = 0  # of the shared positions, that this model's crop removes
 
     @property
     def correct_at(self) -> dict[str, np.ndarray]:
@@ -206,25 +219,26 @@ class _Transfer:
     def _classify(self, images: list[Any], rows: list[dict[str, Any]], others: dict[str, list]) -> dict[str, np.ndarray]:
         """A batch: name of `POSITIONS` → `(batch_size,)`, bool. `others` are rows of other images, for the control."""
         sizes = [image.size for image in images]
-        # Positions in the model frame, several sets per image, from one decoding of it.
-        inputs = self.image_processor(images, coordinates=[row["coordinates"] for row in rows], return_tensors="pt")
+        pixel_values = self.image_processor(images, placement="grid", return_tensors="pt")["pixel_values"]
+        shared = self._in_model_frame([row["coordinates"] for row in rows], sizes)
+        self.num_outside += int(((shared < 0) | (shared > 1)).any(-1).sum())
         initial = self._in_model_frame([row["initial_coordinates"] for row in rows], sizes)
         moved = [self._in_model_frame(others[name], others["image_size"]) for name in ("coordinates", "initial_coordinates")]
         patch_size = self.model.config.patch_size
         sets = {
             "initial": initial,
-            "shared": inputs["coordinates"],
-            "snapped": snap_to_grid(inputs["coordinates"], inputs["pixel_values"], patch_size),
+            "shared": shared,
+            "snapped": snap_to_grid(shared, pixel_values, patch_size),
             "control": (initial + moved[0] - moved[1]).clamp(0, 1),
         }
-        saliency = self._saliency(rows, sizes, inputs["pixel_values"])
+        saliency = self._saliency(rows, sizes, pixel_values)
         for name, coordinates in {**sets, "random": _random_like(initial, [row["image_id"] for row in rows])}.items():
             height, width = saliency.shape[-2:]
             self.described[name].append(describe_positions(coordinates, height, width, patch_size, saliency))
         scales = {}
         if "window_scales" in rows[0]:
             scales["window_scales"] = torch.tensor([row["window_scales"] for row in rows]).to(self.device)
-        pixel_values, labels = inputs["pixel_values"].to(self.device), np.array([row["label"] for row in rows])
+        pixel_values, labels = pixel_values.to(self.device), np.array([self.labels(row["label"]) for row in rows])
         correct, dtype = {}, DTYPES[self.arguments.dtype]
         for name, coordinates in sets.items():
             # Windows have their own sizes at the positions for which these were found.

@@ -15,8 +15,9 @@ from jinja2 import Template
 
 from ..coordinates.records import Record
 from ..coordinates.schema import OBJECTIVE_DESCRIPTIONS
+from ..data.digits import DIGITS
 from ..jobs.versions import public_command
-from ..placement import PLACEMENTS
+from ..placement import BUILT_IN
 
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "has_classifier": has_classifier,
         "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
         "few": few,
-        "placements": ", ".join(f"`{name}`" for name in PLACEMENTS),
+        "placements": ", ".join(f"`{name}`" for name in BUILT_IN),
     }
 
 
@@ -214,16 +215,36 @@ def coordinates_card(
     config, split = min(SPLIT_SECTIONS.findall(text))
     if (config, split) in records:
         parameters = records[config, split].parameters
+        # Only a classifier has predictions; the objective `feature` serves both.
+        has_classifier = parameters["objective"] != "feature" or bool(records[config, split].results.num_labelled)
         general = {
             "repo_id": repo_id,
             "config": config,
             "split": split,
-            "source": parameters["dataset_name"],
-            "source_config": parameters["dataset_config_name"],
+            "model": _path_or_id(parameters["model"]),
+            "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
+            "has_classifier": has_classifier,
+            "label_mapping": parameters.get("label_mapping"),
+            "source": _path_or_id(parameters["dataset_name"]),
+            "load_images": _load_images(*records[config, split].source, split),
             "license": data.get("license"),
         }
         text = with_section(text, GENERAL, _render("coordinates_card.md", general), first=True)
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
+
+
+def _path_or_id(name: str) -> str:
+    """What a reader of the card loads: of what lay in a local directory, the record knows the name alone."""
+    return name if name == DIGITS or name.count("/") == 1 else f"PATH/TO/{name}"
+
+
+def _load_images(name: str, config: str | None, split: str) -> str:
+    """The expression that loads the images of a source."""
+    if name == DIGITS:
+        return f'load_digits()["{split}"]'
+    words = [f'"{_path_or_id(name)}"', *([f'"{config}"'] if config else []), f'split="{split}"']
+    where = "" if name.count("/") == 1 else "  # your own copy: they lay in a local directory"
+    return f"load_dataset({', '.join(words)}){where}"
 
 
 def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, split: str, record: Record) -> None:

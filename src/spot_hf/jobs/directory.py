@@ -25,6 +25,7 @@ class Ledger:
         parameters (`dict`): on which the results depend. A job with others is another job.
         command (`str`, *optional*): how the job was started.
         versions (`dict`): of the libraries; device (`str`): on which it ran.
+        labels (`dict` or `str`, *optional*): how the data set's labels were matched with the models' classes.
         results (`dict`, *optional*): are there when all is done.
     """
 
@@ -32,6 +33,7 @@ class Ledger:
     command: str | None = None
     versions: dict[str, str] | None = None
     device: str | None = None
+    labels: dict[str, str] | str | None = None
     results: dict[str, Any] | None = None
 
     @classmethod
@@ -47,7 +49,7 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
-        return values if self.results is not None else {name: value for name, value in values.items() if name != "results"}
+        return {name: value for name, value in values.items() if name not in ("labels", "results") or value is not None}
 
 
 class JobDirectory:

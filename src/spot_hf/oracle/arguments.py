@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ..coordinates.schema import check_config_name
-from ..data.source import DatasetSource
+from ..data.labels import LabelledSource
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
-from ..placement import PLACEMENTS, check_placement
+from ..placement import check_placement, get_placement
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
@@ -91,7 +91,7 @@ class SearchArguments:
 
 
 @dataclass(kw_only=True)
-class OracleArguments(SearchArguments, DatasetSource):
+class OracleArguments(SearchArguments, LabelledSource):
     """
     What a run of the oracle does. Its rows depend on all of these but where they are written and how images are read.
     """
@@ -131,7 +131,7 @@ class OracleArguments(SearchArguments, DatasetSource):
 
     def __post_init__(self) -> None:
         SearchArguments.__post_init__(self)
-        DatasetSource.__post_init__(self)
+        LabelledSource.__post_init__(self)
 
     def check(self) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
@@ -141,7 +141,7 @@ class OracleArguments(SearchArguments, DatasetSource):
             raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)
-        if PLACEMENTS[self.placement].saliency:
+        if get_placement(self.placement).saliency:
             raise ValueError(
                 f"`placement` {self.placement!r} needs a saliency map per image, which data sets do not have here"
             )
@@ -173,7 +173,7 @@ class OracleArguments(SearchArguments, DatasetSource):
         """On which the rows depend; the model and its commit are added by [`ModelSource.recorded`]."""
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "license", "push_to_hub",
-            "hub_dataset_id", "hub_private",
+            "hub_dataset_id", "hub_private", "label_names", "labels_by_number",
         )  # fmt: skip
         return {
             **{name: value for name, value in asdict(self).items() if name not in not_recorded},

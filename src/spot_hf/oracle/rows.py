@@ -7,11 +7,12 @@ import torch
 
 from ..coordinates.shards import Shard
 from ..data.batches import Batch
+from ..data.labels import LabelMapping
 from .search import OracleResult
 
 
-def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: Any) -> None:
-    """Appends a batch's rows to a shard."""
+def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: Any, mapping: LabelMapping | None) -> None:
+    """Appends a batch's rows to a shard. `mapping` knows the classes of their labels, where these are the model's."""
 
     def image_frame(coordinates: torch.Tensor) -> np.ndarray:
         mapped = [
@@ -37,9 +38,10 @@ def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: 
     if result.predictions is not None and result.initial_prediction is not None and result.prediction is not None:
         columns["initial_prediction"] = result.initial_prediction.cpu().numpy()
         columns["prediction"] = result.prediction.cpu().numpy()
-        labelled = torch.tensor([label is not None for label in batch.label])
+        classes = [mapping(label) if mapping is not None else None for label in batch.label]
+        labelled = torch.tensor([number is not None for number in classes])
         shard.num_labelled += int(labelled.sum())
-        truth = torch.tensor([-1 if label is None else label for label in batch.label])
+        truth = torch.tensor([-1 if number is None else number for number in classes])
         right = (result.predictions.cpu() == truth[:, None]) & labelled[:, None]
         shard.correct_per_step = shard.correct_per_step + right.sum(0).numpy()
     if result.window_scales is not None:

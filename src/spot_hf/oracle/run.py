@@ -23,7 +23,7 @@ from ..coordinates.summary import Summary, summarize
 from ..data.batches import Batch, FailureCount, PlacementRequest, Plan, Preparation, Shards, batches_of
 from ..data.encoded import check_image_ids
 from ..data.failures import check_failures, describe_failures
-from ..data.labels import check_label_column, check_labels, classes_of
+from ..data.labels import ForeignLabelsError, LabelMapping, check_label_column, match_labels
 from ..data.source import count_images, load_images, pinned
 from ..hub.cards import coordinates_card
 from ..hub.loading import ModelSource, open_model
@@ -77,16 +77,25 @@ class OracleRun:
         self.split = str(self.images.split)
         self.num_images = count_images(self.images, arguments.max_samples)
         self.directory = CoordinateDirectory(arguments.output_dir)
-        self._check_images()
+        self.labels = self._check_images()
         parameters = {
             **arguments.recorded(),
             **self.model.recorded(),
             "dataset_split": self.split,
             "num_images": self.num_images,
+            **(self.labels.recorded() if self.labels is not None else {}),
         }
-        ledger = Ledger(parameters=parameters, command=command, versions=versions(), device=device_name(state.device))
+        ledger = Ledger(
+            parameters=parameters,
+            command=command,
+            versions=versions(),
+            device=device_name(state.device),
+            labels=self.labels.description if self.labels is not None else None,
+        )
         inputs = [arguments.model, arguments.dataset_name]
         open_directory(state, self.directory, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
+        if self.labels is not None:
+            logger.info(self.labels.description)
         # A budget's search begins where its tokens are placed.
         self.configs = {
             PlacementRequest(arguments.placement, num_tokens, arguments.seed): name
@@ -113,16 +122,30 @@ class OracleRun:
         self.state.wait_for_everyone()
         return summaries
 
-    def _check_images(self) -> None:
-        """`ValueError` where the rows could not be told apart, or their labels are none of the model's classes."""
-        arguments, advice = self.arguments, NO_LABELS_NEEDED
+    def _check_images(self) -> LabelMapping | None:
+        """
+        From the labels to the model's classes, where there are both. `ValueError` where the rows could not be told apart, or
+        their labels are none of the model's classes and yet are needed.
+        """
+        arguments = self.arguments
         begins = arguments.overwrite_output_dir or not (self.directory.directory / LEDGER).exists()
         if begins and isinstance(self.images, datasets.Dataset):
             check_image_ids(self.images)
-        if arguments.label_column_name is not None:
-            check_label_column(self.images.features["label"], arguments.label_column_name)
+        if arguments.label_column_name is None:
+            return None
+        check_label_column(self.images.features["label"], arguments.label_column_name)
+        if not self.model.has_classifier:
+            return None
+        try:
+            mapping = match_labels(self.images.features["label"], self.model.config, arguments, advice=NO_LABELS_NEEDED)
+        except ForeignLabelsError as error:
+            if arguments.objective == "label" or arguments.among_labels:
+                raise
+            logger.info("accuracy is not measured: %s", error)
+            return None
         if arguments.objective == "label" and isinstance(self.images, datasets.Dataset):
-            check_labels(self.images, arguments.label_column_name, self.model.config.num_labels, advice)
+            mapping.of(self.images)
+        return mapping
 
     def _shards(self) -> Shards:
         """Which are done. A task is where a budget's search begins."""
@@ -136,7 +159,7 @@ class OracleRun:
         _check_processor(image_processor)
         oracle = SpotOracle(
             self.model.load().to(device),
-            classes=classes_of(self.images) if arguments.among_labels else None,
+            classes=self._classes(),
             **arguments.search(),
         )
         plan = Plan(shards, self.images, self.state, arguments.batch_size)
@@ -145,12 +168,12 @@ class OracleRun:
         open_shards: dict[PlacementRequest, Shard] = {}
         with progress.bar:
             for batch in batches_of(Preparation(self.images, image_processor), plan, arguments.num_workers, failures):
-                results = _optimize(oracle, batch, device)
+                results = _optimize(oracle, batch, device, self.labels)
                 for request in batch.work.placements:
                     shard = open_shards.setdefault(request, Shard(self._features(request.num_tokens)))
                     shard.failed += batch.failed
                     if request in results:
-                        add_rows(shard, batch, results[request], image_processor)
+                        add_rows(shard, batch, results[request], image_processor, self.labels)
                     if batch.work.closes_shard:
                         path = self.directory.shard_path(self.configs[request], self.split, batch.work.shard, shards.total)
                         shard.write(path)
@@ -158,6 +181,10 @@ class OracleRun:
                     progress.show(request.num_tokens, shard, finished=batch.work.closes_shard)
                 progress.bar.update(batch.num_images)
         return plan.num_seen
+
+    def _classes(self) -> list[int] | None:
+        """Among which images are classified."""
+        return self.labels.classes_of(self.images) if self.arguments.among_labels and self.labels is not None else None
 
     def _features(self, num_tokens: int) -> datasets.Features:
         """The columns of a budget's config."""
@@ -185,7 +212,7 @@ class OracleRun:
         image_processor = self.model.load_image_processor().to_dict()
         summaries, records = {}, {}
         for request, config in self.configs.items():
-            summary = summarize(directory.shards(config, split).values())
+            summary = summarize(directory.shards(config, split).values(), self.labels)
             check_failures(summary.failed, summary.num_images + len(summary.failed), self.arguments.max_failed_share)
             record = Record(
                 parameters={**ledger.parameters, "num_tokens": request.num_tokens},
@@ -211,13 +238,16 @@ class OracleRun:
         return summaries
 
 
-def _optimize(oracle: SpotOracle, batch: Batch, device: torch.device) -> dict[PlacementRequest, OracleResult]:
+def _optimize(
+    oracle: SpotOracle, batch: Batch, device: torch.device, mapping: LabelMapping | None
+) -> dict[PlacementRequest, OracleResult]:
     """Runs the oracle on a batch, for each budget."""
     if batch.pixel_values is None:
         return {}
     pixel_values, labels, targets = batch.pixel_values.to(device), None, None
     if oracle.objective == "label":
-        labels = batch.labels(oracle.model.config.num_labels, NO_LABELS_NEEDED).to(device)
+        assert mapping is not None
+        labels = batch.labels(mapping).to(device)
     else:
         targets = oracle.full_grid_targets(pixel_values)
     return {

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configuration_spot_vit import SpotViTConfig
+from ..data.labels import LabelledSource
 from ..data.source import DatasetSource, pinned
 from ..jobs.arguments import json_object
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..placement import PLACEMENTS, check_placement
+from ..placement import check_placement, get_placement
 from .augmentation import Augmentation
 from .data import TrainingImages
 from .placements import TrainingPlacements, token_buckets
@@ -22,7 +23,8 @@ CLASSIFIERS = ("keep", "new")
 STATE = "trainer_state.json"  # the file that Trainer writes last into a checkpoint
 
 # How a run is done, and not what: neither recorded nor compared when a run is resumed.
-NOT_RECORDED = ("overwrite_output_dir", "benchmark_input", "max_failed_share")
+# Labels are recorded by what comes of them.
+NOT_RECORDED = ("overwrite_output_dir", "benchmark_input", "max_failed_share", "label_names", "labels_by_number")
 
 Arguments = TypeVar("Arguments", bound="TrainingInputArguments")
 
@@ -87,7 +89,7 @@ class TrainingInputArguments(DatasetSource):
 
 
 @dataclass(kw_only=True)
-class TrainArguments(TrainingInputArguments):
+class TrainArguments(TrainingInputArguments, LabelledSource):
     """What is fine-tuned on what. How, beyond this, is [`SpotTrainingArguments`]."""
 
     model: str = field(metadata={"help": "The SpotViT classifier to start from: a directory or a Hub id."})
@@ -252,7 +254,7 @@ class TrainArguments(TrainingInputArguments):
                 check_placement(self.eval_placement, num_tokens, num_cells)
             except ValueError as error:
                 raise ValueError(f"`eval_placement` or `eval_num_tokens`: {error}") from None
-        if PLACEMENTS[self.eval_placement].saliency:
+        if get_placement(self.eval_placement).saliency:
             raise ValueError(f"`eval_placement` {self.eval_placement!r} needs a saliency map per image, which training lacks")
 
     @property

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..data.encoded import encoded, encoded_image
 from ..data.failures import FailedImage, TooManyFailedImagesError, UnreadableImageError, check_failures
+from ..data.labels import LabelMapping
 from .augmentation import Augmentation
 from .draws import PIXELS, hashed_seed, seeded_by
 
@@ -65,6 +66,7 @@ class TrainingImages(Dataset):
         seed (`int`): of the run.
         max_failed_share (`float`): where more of the images than this share turn out unreadable in a row,
             [`TooManyFailedImagesError`].
+        mapping ([`LabelMapping`], *optional*): from the labels to the model's classes, where these are others.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TrainingImages(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         max_failed_share: float = 0.01,
+        mapping: LabelMapping | None = None,
     ):
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"`crop_scale` must be the lowest and the highest share, in (0, 1]; got {list(crop_scale)}")
@@ -91,7 +94,7 @@ class TrainingImages(Dataset):
         self.crop = ResizedCropGenerator((height, width), crop_scale, crop_ratio)
         self.flip, self.seed = flip, seed
         self.augmentation = augmentation or Augmentation()
-        self.max_failed_share = max_failed_share
+        self.max_failed_share, self.mapping = max_failed_share, mapping
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,7 +110,7 @@ class TrainingImages(Dataset):
         row, view, pixels, failed = self._view(draw)
         found: dict[str, Any] = {"pixels": pixels, "draw": draw, "failed": failed}
         if row.get("label") is not None:
-            found["labels"] = row["label"]
+            found["labels"] = _class_of(row["label"], self.mapping)
         if "coordinates" in row:
             found["coordinates"] = view.positions(torch.tensor(row["coordinates"]))
         if self.augmentation.mixes:
@@ -117,7 +120,7 @@ class TrainingImages(Dataset):
                 found.update(pixels=mixing(pixels, others), failed=[*failed, *more])
             if "labels" in found:
                 box = (0, 0, 0, 0) if mixing is None else mixing.box
-                found["other_labels"] = row["label"]
+                found["other_labels"] = _class_of(row["label"], self.mapping)
                 found["mixed_weight"] = 0.0 if mixing is None else mixing.weight
                 found["mixed_box"] = torch.tensor(box, dtype=torch.float32)
         return found
@@ -177,6 +180,7 @@ class EvaluationImages(Dataset):
         image_processor: of the model.
         num_tokens (`int`), placement (`str`): as the image processor takes them.
         max_failed_share (`float`): an evaluation that cannot read more of the images than this share fails.
+        mapping ([`LabelMapping`], *optional*): from the labels to the model's classes, where these are others.
     """
 
     def __init__(
@@ -186,9 +190,11 @@ class EvaluationImages(Dataset):
         num_tokens: int,
         placement: str,
         max_failed_share: float = 0.01,
+        mapping: LabelMapping | None = None,
     ):
         self.images, self.split, self.image_processor = encoded(images), str(images.split), image_processor
         self.num_tokens, self.placement, self.max_failed_share = num_tokens, placement, max_failed_share
+        self.mapping = mapping
 
     def __len__(self) -> int:
         return len(self.images)
@@ -200,7 +206,7 @@ class EvaluationImages(Dataset):
             [`FailedImage`]; where given, `labels`, -100 for an image that could not be read.
         """
         image = encoded_image(self.images[index], index, self.split)
-        label, failed = image.label, []
+        label, failed = None if image.label is None else _class_of(image.label, self.mapping), []
         try:
             decoded = image.decode()
         except UnreadableImageError as error:
@@ -214,6 +220,11 @@ class EvaluationImages(Dataset):
         )
         found = {"pixel_values": inputs["pixel_values"][0], "coordinates": inputs["coordinates"][0], "failed": failed}
         return {**found, "labels": label} if image.label is not None else found
+
+
+def _class_of(label: int, mapping: LabelMapping | None) -> int:
+    number = label if mapping is None else mapping(label)
+    return NO_LABEL if number is None else number
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

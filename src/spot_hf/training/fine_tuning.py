@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import datasets
-import numpy as np
 from torch import nn
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.joining import join_coordinates
 from ..coordinates.loading import load_coordinates
-from ..data.labels import check_labels
+from ..data.labels import LabelMapping, match_labels
 from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
@@ -55,11 +55,18 @@ def run_training(
     if arguments.benchmark_input:
         run.log(str(benchmark_input(found.images, training.train_batch_size, training.dataloader_num_workers)))
         return None
-    pins = {**found.model.recorded(), "teacher_revision": found.teacher.revision if arguments.teacher_model else None}
+    pins = {
+        **found.model.recorded(),
+        "teacher_revision": found.teacher.revision if arguments.teacher_model else None,
+        **(found.labels.recorded() if found.labels is not None else {}),
+    }
     inputs = [arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates]
-    finished = run.open(arguments, pins, len(found.images), inputs, command)
+    labels = found.labels.description if found.labels is not None else None
+    finished = run.open(arguments, pins, len(found.images), inputs, command, labels)
     if finished is not None:
         return finished
+    if labels is not None:
+        run.log(labels)
     set_seed(training.seed)
     trainer = _make_trainer(arguments, training, found)
     results = run.train(trainer)
@@ -85,9 +92,9 @@ class _Ingredients:
     model: ModelSource
     teacher: ModelSource  # by default the model itself
     processor: Any
-    num_labels: int
     class_names: list[str] | None  # of a new classifier
-    classes: list[int] | None  # that occur; none without labels
+    labels: LabelMapping | None  # to the model's classes; none without labels
+    classes: list[int] | None  # that occur; likewise
     placements: TrainingPlacements
     images: TrainingImages
     evaluation: dict[str, EvaluationImages] | None  # by number of tokens, `n25` and so on
@@ -102,8 +109,8 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
     arguments.check_eval_placement((height // config.patch_size) * (width // config.patch_size))
     images = _load_training_images(arguments)
     class_names = _class_names(images, arguments) if arguments.classifier == "new" else None
-    num_labels = config.num_labels if class_names is None else len(class_names)
-    classes = _check_labels(arguments, images, num_labels) if arguments.has_labels else None
+    labels = _match_labels(arguments, images, config, class_names) if arguments.has_labels else None
+    classes = labels.classes_of(images) if labels is not None else None
     teacher = model
     if arguments.needs_teacher:
         if arguments.teacher_model is not None:
@@ -113,12 +120,14 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
         model=model,
         teacher=teacher,
         processor=processor,
-        num_labels=num_labels,
         class_names=class_names,
+        labels=labels,
         classes=classes,
         placements=placements,
-        images=arguments.training_images(images, processor, training.seed, augmentation=arguments.augmentation(training.seed)),
-        evaluation=_evaluation_images(arguments, training, processor, num_labels, classes),
+        images=arguments.training_images(
+            images, processor, training.seed, augmentation=arguments.augmentation(training.seed), mapping=labels
+        ),
+        evaluation=_evaluation_images(arguments, training, processor, config, class_names, classes),
     )
 
 
@@ -168,7 +177,8 @@ def _evaluation_images(
     arguments: TrainArguments,
     training: SpotTrainingArguments,
     processor: Any,
-    num_labels: int,
+    config: SpotViTConfig,
+    class_names: list[str] | None,
     classes: list[int] | None,
 ) -> dict[str, EvaluationImages] | None:
     if training.eval_strategy == IntervalStrategy.NO:
@@ -183,22 +193,30 @@ def _evaluation_images(
             f"`eval_dataset_split` must be named, or `eval_strategy` be no: {arguments.dataset_name!r} has no split test or "
             f"validation beside {arguments.dataset_split!r}"
         )
-    others = set(_check_labels(arguments, images, num_labels)) - set(classes or [])
+    labels = _match_labels(arguments, images, config, class_names)
+    others = set(labels.classes_of(images)) - set(classes or [])
     if arguments.among_labels and others:
         raise ValueError(
             f"`among_labels` needs the evaluation's classes among those of training; {str(images.split)!r} also has "
             f"{', '.join(map(str, sorted(others)[:5]))}"
         )
     return {
-        f"n{num_tokens}": EvaluationImages(images, processor, num_tokens, arguments.eval_placement, arguments.max_failed_share)
+        f"n{num_tokens}": EvaluationImages(
+            images, processor, num_tokens, arguments.eval_placement, arguments.max_failed_share, labels
+        )
         for num_tokens in arguments.evaluated_num_tokens
     }
 
 
-def _check_labels(arguments: TrainArguments, images: datasets.Dataset, num_labels: int) -> list[int]:
-    """The classes that occur; `ValueError` for labels that the model does not know."""
-    advice = "" if arguments.classifier == "new" else ". `classifier='new'` takes the data set's classes"
-    return np.unique(check_labels(images, arguments.label_column_name, num_labels, advice)).tolist()
+def _match_labels(
+    arguments: TrainArguments, images: datasets.Dataset, config: SpotViTConfig, class_names: list[str] | None
+) -> LabelMapping:
+    """`ValueError` for labels that are none of the classes: `class_names`, of a new classifier, or those of the model."""
+    if class_names is not None:
+        config = SpotViTConfig(id2label=dict(enumerate(class_names)))
+        return match_labels(images.features["label"], config, arguments)
+    advice = ". `classifier='new'` takes the data set's classes"
+    return match_labels(images.features["label"], config, arguments, advice=advice, new_classifier=True)
 
 
 def _class_names(images: datasets.Dataset, arguments: TrainArguments) -> list[str]:
@@ -220,9 +238,7 @@ def _load_model(arguments: TrainArguments, found: _Ingredients) -> SpotViTForIma
     if names is None:
         return load_weights(SpotViTForImageClassification, found.model, **changes)
     changes.update(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-    model = load_weights(
-        SpotViTForImageClassification, found.model, anew=["classifier."], num_labels=found.num_labels, **changes
-    )
+    model = load_weights(SpotViTForImageClassification, found.model, anew=["classifier."], num_labels=len(names), **changes)
     # One for as many other classes would have been kept.
     classifier: Any = model.classifier
     nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)

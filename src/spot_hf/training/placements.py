@@ -12,12 +12,15 @@ from itertools import accumulate
 import torch
 
 from ..placement import (
-    PLACEMENTS,
+    BUILT_IN,
     center,
     check_placement,
     edge_saliency,
+    generator_for,
+    get_placement,
     grid,
     isotropic_cells,
+    place,
 )
 from .draws import CELLS, CHOICE, COUNT, JITTER, OWN, POSITIONS, SCALES, normals, uniforms
 
@@ -68,7 +71,7 @@ class TrainingPlacements:
         for name in self.placement:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens, None if name == "grid" else num_cells)
-            if name == "grid" or PLACEMENTS[name].saliency:
+            if name == "grid" or get_placement(name).saliency:
                 reason = "needs a saliency map per image" if name != "grid" else f"is isotropic with {num_cells} tokens"
                 raise ValueError(f"`placement` {name!r} is not for training: it {reason}")
         if not 0 <= self.jitter < math.inf:
@@ -122,6 +125,13 @@ class TrainingPlacements:
 
     def _prior(self, name: str, draws: torch.Tensor, num_tokens: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_tokens, 2)`: the prior of that name in `placement.py`, for each image."""
+        if name not in BUILT_IN:  # a person's own function is of one image, on the CPU
+            images, numbers = pixel_values.cpu(), draws.tolist()
+            sets = [
+                place(name, num_tokens, image, self.patch_size, generator_for(self.seed, draw))
+                for image, draw in zip(images, numbers, strict=True)
+            ]
+            return torch.stack(sets).to(draws.device)
         device, aspect_ratio = draws.device, self.width / self.height
 
         def random(count: int, size: int = 2) -> torch.Tensor:

@@ -90,6 +90,7 @@ class TrainingRun:
         num_images: int,
         inputs: Iterable[str | None],
         command: str | None,
+        labels: str | None = None,
     ) -> TrainingResults | None:
         """
         Begins it, or resumes it; `ValueError` where the directory holds a run with other parameters.
@@ -100,6 +101,7 @@ class TrainingRun:
             num_images (`int`): to train on.
             inputs (`list[str]`): models and data that must not be overwritten, as far as they lie on this machine.
             command (`str`, *optional*): how this run was started, for the record.
+            labels (`str`, *optional*): how the data set's labels were matched with the model's classes.
 
         Returns:
             [`TrainingResults`] of a run that is finished already.
@@ -110,7 +112,13 @@ class TrainingRun:
             "total_train_batch_size": total_batch_size(self.training, num_images),
             "num_images": num_images,
         }
-        ledger = Ledger(parameters=parameters, command=command, versions=versions(), device=device_name(self.training.device))
+        ledger = Ledger(
+            parameters=parameters,
+            command=command,
+            versions=versions(),
+            device=device_name(self.training.device),
+            labels=labels,
+        )
         state: Any = self.training.distributed_state
         open_directory(state, self.run, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
         path = self.directory / self.results_name

@@ -52,6 +52,8 @@ class SpotTrainingArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Early stopping continues its count in a resumed run."}
     )
+    # No option, and always transformers' default: `--label_names` is the data set's option of that name.
+    label_names: list[str] | None = field(init=False, default=None)
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be False."})
 
     def __post_init__(self) -> None:
