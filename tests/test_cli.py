@@ -46,7 +46,7 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == {
         "README.md", "config.json", "conversion_report.json", "model.safetensors", "preprocessor_config.json",
         "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py",
-        "placement.py", "windows.py", "positions.py", "frames.py", "input_checks.py", "pretraining_spot_vit.py",
+        "placement.py", "windows.py", "positions.py", "frames.py", "drawing.py", "input_checks.py", "pretraining_spot_vit.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
@@ -172,8 +172,8 @@ def test_benchmark_writes_its_figures(converted, tiny_vit, tmp_path, capsys):
 @pytest.mark.slow
 def test_quickstart_on_given_models(tiny_vit, tmp_path, capsys):
     """The story without its training; `make quickstart` runs all of it."""
-    output = tmp_path / "story"
-    assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "12", "--output_dir", str(output)]) == 0
+    output, images = tmp_path / "story", ["--dataset_name", str(save_images(tmp_path / "images", 12))]
+    assert main(["quickstart", "--model", str(tiny_vit), *images, "--output_dir", str(output)]) == 0
     results = json.loads((output / "results.json").read_text())
     assert results["models"]["a"]["max_logit_difference"] <= 1e-4 and results["num_images"] == 12
     assert results["remote_code"]["num_tokens"] == [4] * 4
@@ -189,7 +189,10 @@ def test_quickstart_on_given_models(tiny_vit, tmp_path, capsys):
     assert (tmp_path / "mine" / "precious.txt").read_text() == "mine"
     (tmp_path / "mine" / "results.json").write_text('{"accuracy": 1}')  # not a quickstart's
     assert main(["quickstart", "--model", str(tiny_vit), "--output_dir", str(tmp_path / "mine")]) == 2
-    assert main(["quickstart", "--model", str(tiny_vit), "--max_samples", "3", "--output_dir", str(output)]) == 0
+    assert main(["quickstart", "--model", str(tiny_vit), *images, "--max_samples", "3", "--output_dir", str(output)]) == 0
+    # Digits are none of the model's classes.
+    assert main(["quickstart", "--model", str(tiny_vit), "--output_dir", str(output)]) == 2
+    assert "10 of the 10 classes of 'label' are none of the model's" in capsys.readouterr().err
 
 
 @pytest.mark.slow

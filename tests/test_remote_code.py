@@ -13,6 +13,7 @@ from transformers.utils import is_torchvision_available
 CODE = {
     "configuration_spot_vit.py",
     "frames.py",
+    "drawing.py",
     "image_processing_spot_vit.py",
     "input_checks.py",
     "modeling_spot_vit.py",

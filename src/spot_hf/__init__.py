@@ -1,7 +1,9 @@
 """Vision Transformers whose patch tokens sit at continuous, subpixel positions (SPoT, arXiv 2507.01654).
 
-Importing this package registers SpotViT with transformers' Auto classes and `pipeline`. A saved model needs neither: it
-carries the same files as remote code.
+Importing this package registers SpotViT with transformers' Auto classes and `pipeline`: a model then loads without
+`trust_remote_code`. A saved model does not need this package: it carries the same files as remote code. Since it also names
+its own pipeline, `pipeline("spot-image-classification", model=...)` takes `trust_remote_code=True` in any case, or
+`pipeline_class=spot_hf.SpotImageClassificationPipeline`.
 
 Names are imported when they are first used, and registration waits until transformers is imported: `spot-hf --help` needs
 neither it nor torch.
@@ -26,6 +28,12 @@ _HOMES = {
     "conversion.convert": ["ConversionReport", "convert_checkpoint"],
     "conversion.errors": ["ConversionError"],
     "oracle.search": ["OracleResult", "SpotOracle"],
+    "training.trainer": ["SpotTrainer"],
+    "training.trainer_arguments": ["SpotTrainingArguments"],
+    "training.data": ["EvaluationImages", "TrainingImages"],
+    "training.batches": ["BatchPreparation"],
+    "training.placements": ["TrainingPlacements"],
+    "hub.models": ["push_model"],
     "coordinates.joining": ["join_coordinates"],
     "coordinates.loading": ["load_coordinates"],
     "conversion.official_coordinates": [

@@ -1,5 +1,6 @@
 """Images in, classes out: what `spot-hf classify` does, on the pipeline."""
 
+import itertools
 import json
 import logging
 import sys
@@ -7,14 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 from transformers.image_utils import load_image
 
+from .coordinates.own import OWN_COORDINATES, read_own_coordinates
 from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
+from .data.saliency import boxes_of_images
 from .hub.loading import open_model
-from .image_processing_spot_vit import check_coordinates
+from .input_checks import check_outside
+from .jobs.files import write_atomically
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import check_placement, get_placement
 
@@ -30,10 +36,22 @@ class ClassifyArguments:
     model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     num_tokens: int | None = field(default=None, metadata={"help": "Tokens per image (default: what the model saved)."})
-    placement: str | None = field(default=None, metadata={"help": "The prior that places them (default: the same)."})
-    coordinates: str | None = field(
+    placement: str | None = field(
+        default=None, metadata={"help": "The prior that places them, or module:function (default: the same)."}
+    )
+    coordinates: str | None = field(default=None, metadata={"help": OWN_COORDINATES})
+    boxes_csv: str | None = field(
         default=None,
-        metadata={"help": "JSON file: one list of [x, y] for all images, or an object from image name to such a list."},
+        metadata={
+            "help": "CSV file of boxes around what is salient, with the columns image, x_min, y_min, x_max, y_max, in pixels: "
+            "for the placements salient (the default with it) and inverse_salient."
+        },
+    )
+    outside: str = field(
+        default="warn", metadata={"help": "Coordinates that the model's crop removes: warn and keep, drop, or error."}
+    )
+    draw: str | None = field(
+        default=None, metadata={"help": "Directory for pictures: each image with what the model sees of it."}
     )
     seed: int | None = field(default=None, metadata={"help": "Seed of random placements."})
     top_k: int = field(default=5, metadata={"help": "Classes per image."})
@@ -55,8 +73,15 @@ class ClassifyArguments:
             check_placement(self.placement or "isotropic", 1 if self.num_tokens is None else self.num_tokens)
             if self.coordinates is not None:
                 raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
-        if self.placement is not None and get_placement(self.placement).saliency:
-            raise ValueError(f"`placement` {self.placement!r} needs a saliency map per image: use the Python pipeline")
+        check_outside(self.outside)
+        is_salient = self.placement is not None and get_placement(self.placement).saliency
+        if is_salient and self.boxes_csv is None:
+            raise ValueError(f"`placement` {self.placement!r} needs `boxes_csv`, or a saliency map in Python; got none")
+        if self.boxes_csv is not None and ((self.placement is not None and not is_salient) or self.coordinates is not None):
+            other = "coordinates" if self.coordinates is not None else "placement"
+            raise ValueError(
+                f"`boxes_csv` is for the placements salient and inverse_salient; got `{other}` {getattr(self, other)!r}"
+            )
 
 
 @dataclass
@@ -66,6 +91,8 @@ class Result:
     image: str
     predictions: list[dict[str, Any]] | None = None
     coordinates: list[list[float]] | None = None
+    window_scales: list[float] | None = None  # where not all 1
+    picture: str | None = None  # where it was drawn
     error: str | None = None
 
 
@@ -75,7 +102,7 @@ def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> i
 
     Args:
         arguments ([`ClassifyArguments`]): how.
-        images: paths of files or directories, and URLs.
+        images: paths of files, or of directories, which are searched with all their folders; and URLs.
 
     Returns:
         `int`: the exit status: 1 where more than `max_failed_share` of the images could not be read, else 0.
@@ -86,6 +113,8 @@ def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> i
     arguments.check()
     names = list(_expand(images))
     failed = print_results(classify_images(arguments, names), arguments.json)  # each failure is named when it comes
+    if arguments.draw is not None and not arguments.json:
+        print(f"pictures written to {arguments.draw}")
     if failed and len(names) > 1:
         print(f"{len(failed)} of {len(names)} images could not be read", file=sys.stderr)
     return int(len(failed) > arguments.max_failed_share * len(names))
@@ -102,28 +131,62 @@ def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Itera
     Yields:
         [`Result`], in the order of the images. One that cannot be read has an `error`.
     """
-    positions = _read_coordinates(arguments.coordinates, names) if arguments.coordinates else {}
+    tokens: dict[str, dict[str, Any]] = {}  # of an image
+    if arguments.coordinates is not None:
+        tokens = read_own_coordinates(arguments.coordinates, names)
+    elif arguments.boxes_csv is not None:
+        boxes = boxes_of_images(arguments.boxes_csv, names)
+        tokens = {name: {"boxes": own} for name, own in zip(names, boxes, strict=True)}
     classifier = _load(arguments.model, arguments.revision)
-    given = {name: getattr(arguments, name) for name in ("num_tokens", "placement", "seed", "top_k")}
+    given = {name: getattr(arguments, name) for name in ("num_tokens", "placement", "seed", "top_k", "outside")}
     parameters = {name: value for name, value in given.items() if value is not None}
+    if arguments.boxes_csv is not None:
+        parameters.setdefault("placement", "salient")
+    pictures = _Pictures(arguments.draw, classifier.image_processor) if arguments.draw is not None else None
     for start in range(0, len(names), arguments.batch_size):
         results, inputs = [], []
         for name in names[start : start + arguments.batch_size]:
             result = Result(name)
-            own = {"coordinates": positions[name]} if name in positions else {}
             try:
-                inputs.append({"image": _read(name), **own})
+                inputs.append({"image": _read(name), **tokens.get(name, {})})
             except Exception as error:  # whatever a decoder or a server makes of a broken image
                 result.error = reason_of(error)
             results.append(result)
         outputs = iter(
             classifier(inputs, batch_size=arguments.batch_size, return_coordinates=True, **parameters) if inputs else []
         )
+        read = iter(inputs)
         for result in results:
             if result.error is None:
                 output = next(outputs)
                 result.predictions, result.coordinates = output["predictions"], output["coordinates"]
+                result.window_scales = output.get("window_scales")
+                if pictures is not None:
+                    result.picture = str(pictures.draw(result, next(read)["image"]))
             yield result
+
+
+class _Pictures:
+    """Draws what the model sees of images into a directory, each under a name of its own."""
+
+    def __init__(self, directory: str, image_processor: Any):
+        self.directory, self.image_processor = Path(directory), image_processor
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"`draw` must be a directory; {directory!r} is a file")
+        self.taken: set[str] = set()
+
+    def draw(self, result: Result, image: Image.Image) -> Path:
+        coordinates = self.image_processor.to_model_frame(np.array(result.coordinates, dtype=np.float32), image.size)
+        inputs = {"coordinates": coordinates[None]}
+        if result.window_scales is not None:
+            inputs["window_scales"] = np.array([result.window_scales])
+        stem = Path(urlsplit(result.image).path if result.image.startswith(URL) else result.image).stem or "image"
+        names = (f"{stem}{suffix}.png" for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))))
+        path = self.directory / next(name for name in names if name not in self.taken)
+        self.taken.add(path.name)
+        with write_atomically(path) as file:
+            self.image_processor.draw(image, inputs).save(file, format="PNG")
+        return path
 
 
 def _read(name: str) -> Image.Image:
@@ -140,38 +203,15 @@ def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
 
 
 def _expand(images: Sequence[str]) -> Iterator[str]:
-    """Directories become the images in them, by name."""
+    """Directories become the images in them and in their folders, by path."""
     for name in images:
         if not name.startswith(URL) and Path(name).is_dir():
-            files = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise ValueError(f"`images`: the directory {name!r} holds no image files")
             yield from files
         else:
             yield name
-
-
-def _read_coordinates(file: str, names: Sequence[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`coordinates` must be a JSON file; {file!r}: {error}") from None
-    if isinstance(value, list):
-        sets, one_set = check_coordinates(value)
-        if not one_set:
-            raise ValueError(f"`coordinates` {file!r} must be one list of [x, y], or an object from image name to such a list")
-        return dict.fromkeys(names, sets[0].tolist())
-    if not isinstance(value, dict):
-        raise ValueError(f"`coordinates` {file!r} must be a list or an object; got {type(value).__name__}")
-    found = {name: value.get(name, value.get(Path(name).name)) for name in names}
-    absent = [name for name, own in found.items() if own is None]
-    if absent:
-        raise ValueError(
-            f"`coordinates` {file!r} has no entry for {absent[0]!r}" + (f" and {len(absent) - 1} more" if absent[1:] else "")
-        )
-    for own in found.values():
-        check_coordinates(own)
-    return found
 
 
 def print_results(results: Iterator[Result], as_json: bool = False) -> list[FailedImage]:
@@ -203,4 +243,6 @@ def _as_json(result: Result) -> dict[str, Any]:
         "num_tokens": len(result.coordinates or []),
         "predictions": result.predictions,
         "coordinates": result.coordinates,
+        **({} if result.window_scales is None else {"window_scales": result.window_scales}),
+        **({} if result.picture is None else {"picture": result.picture}),
     }

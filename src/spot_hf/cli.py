@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -64,7 +65,7 @@ COMMANDS = {
         records_command=True,
     ),
     "push": Command(
-        "Publish a finished run of `spot-hf oracle` as a data set on the Hub.",
+        "Publish the coordinates of a finished run of `spot-hf oracle` on the Hub. (Models: spot_hf.push_model, in Python.)",
         "hub.uploads:run_push",
         ("hub.uploads:PushArguments",),
     ),
@@ -94,7 +95,7 @@ COMMANDS = {
         records_command=True,
     ),
     "card": Command(
-        "Put the results of an evaluation on a model's card: metadata that the Hub reads, and a table with the command.",
+        "Write a model's card where it lacks one, and put the results of an evaluation on it: metadata and a table.",
         "evaluation.model_card:add_results",
         ("evaluation.model_card:CardArguments",),
     ),
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spot-hf: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        with _console_log():
+        with _console_log(), _console_warnings(f"spot-hf {name}"):
             status = _run(name, rest)
         _end_process_group()
         return status
@@ -253,6 +254,22 @@ def _console_log() -> Iterator[None]:
         logger.propagate = propagate
 
 
+@contextmanager
+def _console_warnings(program: str) -> Iterator[None]:
+    """What the package warns of is one line on stderr; other warnings stay as they are."""
+    package, show = os.path.dirname(__file__), warnings.showwarning
+
+    def show_line(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        if file is None and filename.startswith(package):
+            print(f"{program}: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_line  # type: ignore[assignment]
+        yield
+
+
 def _is_users_mistake(error: Exception) -> bool:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -296,6 +313,7 @@ def _end_process_group() -> None:
 
 def main_and_exit() -> NoReturn:
     """The console script: also quiet where the reader of a pipe has gone."""
+    sys.path.append(os.getcwd())  # as `python -m` has it: where `--placement module:function` may lie
     try:
         status = main()
         sys.stdout.flush()

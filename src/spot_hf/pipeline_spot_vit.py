@@ -34,6 +34,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     ```
 
     Batches (`batch_size=`) may mix token counts: shorter sets are padded with a mask.
+
+    A saved model names its own pipeline, so that transformers asks for `trust_remote_code=True` also where `spot_hf` is
+    imported. There, `pipeline_class=SpotImageClassificationPipeline` instead runs the installed code alone.
     """
 
     def _sanitize_parameters(

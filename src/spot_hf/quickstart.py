@@ -293,7 +293,7 @@ def _oracle(
     """Positions for model a, what they are worth to model b, and a picture of one image."""
     coordinates = directory / "coordinates"
     images = {**vars(arguments.source()), "dataset_split": str(dataset.split)}
-    images = {name: value for name, value in images.items() if name not in ("streaming", "saliency_column_name")}
+    images = {name: value for name, value in images.items() if name not in ("streaming", "saliency_column_name", "boxes_csv")}
     search = OracleArguments(
         model=str(directory / "spot-a"),
         objective="label",

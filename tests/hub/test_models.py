@@ -17,6 +17,7 @@ CODE = {
     "pretraining_spot_vit.py",
     "image_processing_spot_vit.py",
     "frames.py",
+    "drawing.py",
     "input_checks.py",
     "placement.py",
     "pipeline_spot_vit.py",

@@ -69,13 +69,22 @@ def join_readable(
     kept, found = finder.find(stored, range(len(images)))
     if not kept:
         failed = f" that can be read, {len(finder.failed)} cannot" if finder.failed else ""
-        raise ValueError(f"`coordinates` hold none of the {len(images)} images{failed}: are they of this data set and split?")
+        raise ValueError(
+            f"`coordinates` hold none of the {len(images)} images{failed}: are they of this data set and split? "
+            f"{_ids_of(coordinates, finder)}. `map` drops the file names of the images that it returns: join before it"
+        )
     kept, found = kept[:max_samples], found[:max_samples]
     columns = coordinates.select_columns(_new_columns(images, coordinates))
     table = datasets.table.InMemoryTable(columns.with_format("arrow")[found])
     beside = datasets.Dataset(table, info=datasets.DatasetInfo(features=columns.features))
     joined = datasets.concatenate_datasets([_select_without_copy(images, np.array(kept)), beside], axis=1)
     return joined, [one for one in finder.failed if max_samples is None or one.image_index < kept[-1]]
+
+
+def _ids_of(coordinates: datasets.Dataset, finder: "_Finder") -> str:
+    """Examples of either side's ids, for a message."""
+    theirs = coordinates["image_id"][0] if len(coordinates) else "none"
+    return f"The ids of the coordinates are such as {theirs!r}, those of the images such as {finder.first_id!r}"
 
 
 def _check_image_column(images: datasets.Dataset | datasets.IterableDataset, image_column_name: str) -> None:
@@ -106,6 +115,7 @@ class _Finder:
             self.rows_of.setdefault(image_id, []).append(row)
         self.used: set[int] = set()  # rows whose image was there
         self.failed: list[FailedImage] = []  # images that have coordinates, and cannot be read
+        self.first_id: str | None = None  # of the images
 
     def find(self, stored: Iterable[dict[str, Any]], indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """Which of these undecoded images have coordinates, by their place among them, and which rows those are."""
@@ -114,6 +124,7 @@ class _Finder:
             image = encoded_image({"image": one}, index, self.split)
             if image.image_id.startswith("/"):
                 raise ValueError("`split` is needed: images without file names are known by their split; got none")
+            self.first_id = self.first_id or image.image_id
             rows = self.rows_of.get(image.image_id, [])
             if image.unreadable is not None:
                 if rows:

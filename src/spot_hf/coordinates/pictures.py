@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
 
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from .summary import Summary
 
 
-def draw_windows(axes: Axes, image: Image.Image, coordinates: np.ndarray, patch_size: float, title: str) -> None:
+def draw_windows(
+    axes: Axes,
+    image: Image.Image,
+    coordinates: np.ndarray,
+    patch_size: float,
+    title: str,
+    window_scales: np.ndarray | None = None,
+) -> None:
     """
     Draws an image, dimmed where no token looks.
 
@@ -25,18 +33,23 @@ def draw_windows(axes: Axes, image: Image.Image, coordinates: np.ndarray, patch_
         axes: where to draw.
         image: as the model sees it: resized and cropped.
         coordinates (`np.ndarray` of shape `(num_tokens, 2)`): window centres `(x, y)`, relative to that image.
-        patch_size: side of a window in pixels of that image.
+        patch_size: side of a window of scale 1, in pixels of that image.
         title: written above.
+        window_scales (`np.ndarray` of shape `(num_tokens,)`, *optional*): in patches.
     """
     width, height = image.size
     pixels = np.asarray(image.convert("RGB")).astype(np.float32) / 255
+    sides = patch_size * (np.ones(len(coordinates)) if window_scales is None else np.asarray(window_scales))
+    corners = coordinates * (width, height) - sides[:, None] / 2
     seen = np.zeros((height, width), dtype=bool)
-    for x, y in coordinates * (width, height) - patch_size / 2:
+    for (x, y), side in zip(corners, sides, strict=True):
         left, top = max(0, round(x)), max(0, round(y))
-        seen[top : max(0, round(y + patch_size)), left : max(0, round(x + patch_size))] = True
+        seen[top : max(0, round(y + side)), left : max(0, round(x + side))] = True
     axes.imshow(np.where(seen[..., None], pixels, 0.25 * pixels), interpolation="nearest", extent=(0, width, height, 0))
-    for x, y in coordinates * (width, height) - patch_size / 2:
-        axes.add_patch(Rectangle((x, y), patch_size, patch_size, fill=False, edgecolor="#ffb000", linewidth=0.7))
+    for corner, side in zip(corners, sides, strict=True):
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="#ffb000", linewidth=0.7))
+    axes.set_xlim(0, width)  # windows may reach out of the image
+    axes.set_ylim(height, 0)
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
 
@@ -92,7 +105,7 @@ def save_reconstruction_picture(
 
 def draw_trajectories(axes: Axes, image: Image.Image, trajectory: np.ndarray, title: str) -> None:
     """
-    Draws the path of every token over the image: dark where the search began, bright where it ended.
+    Draws the path of every token over the image in grey: dark where the search began, bright where it ended; with a legend.
 
     Args:
         axes: where to draw.
@@ -102,16 +115,20 @@ def draw_trajectories(axes: Axes, image: Image.Image, trajectory: np.ndarray, ti
     """
     width, height = image.size
     points = trajectory.astype(np.float32) * (width, height)
-    pixels = np.asarray(image.convert("L")).astype(np.float32)
-    # Pale, so that the colours of the paths stand out.
-    axes.imshow(160 + pixels * (95 / 255), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    axes.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
     segments = np.stack([points[:-1], points[1:]], axis=2).transpose(1, 0, 2, 3)  # (num_tokens, steps, 2 ends, 2)
     shade = np.linspace(0, 0.85, max(1, len(points) - 1))
     colors = matplotlib.colormaps["inferno"](np.tile(shade, len(segments)))
-    axes.add_collection(LineCollection(list(segments.reshape(-1, 2, 2)), colors=colors, linewidths=1.4, capstyle="round"))
-    for at, shade_at in ((0, 0.0), (-1, 0.85)):
+    halo = [Stroke(linewidth=2.8, foreground="white"), Normal()]  # on dark and on bright images alike
+    lines = LineCollection(list(segments.reshape(-1, 2, 2)), colors=colors, linewidths=1.4, capstyle="round")
+    lines.set_path_effects(halo)
+    axes.add_collection(lines)
+    for at, shade_at, name in ((0, 0.0, "start"), (-1, 0.85, "last step")):
         color = matplotlib.colormaps["inferno"](shade_at)
-        axes.scatter(points[at][:, 0], points[at][:, 1], s=3, color=[color], linewidths=0, zorder=3)
+        axes.scatter(
+            points[at][:, 0], points[at][:, 1], s=14, color=[color], edgecolors="white", linewidths=0.6, zorder=3, label=name
+        )
+    axes.legend(loc="lower left", fontsize=7, framealpha=0.8)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_title(title, fontsize=8)
@@ -127,6 +144,7 @@ def save_oracle_picture(
     final: np.ndarray,
     patch_size: float,
     titles: Sequence[str],
+    final_scales: np.ndarray | None = None,
 ) -> None:
     """
     Writes a PNG of what the oracle did on one image: the paths of the tokens, and the windows at start and end.
@@ -139,12 +157,13 @@ def save_oracle_picture(
         initial, final (`np.ndarray` of shape `(num_tokens, 2)`): window centres relative to that.
         patch_size: side of a window in pixels of that.
         titles: of the three parts.
+        final_scales (`np.ndarray` of shape `(num_tokens,)`, *optional*): of the windows at the end.
     """
     figure = Figure(figsize=(10.5, 3.8))
     axes = figure.subplots(1, 3, squeeze=False)
     draw_trajectories(axes[0][0], image, trajectory, titles[0])
     draw_windows(axes[0][1], seen, initial, patch_size, titles[1])
-    draw_windows(axes[0][2], seen, final, patch_size, titles[2])
+    draw_windows(axes[0][2], seen, final, patch_size, titles[2], final_scales)
     figure.tight_layout(pad=0.6)
     figure.savefig(file, dpi=150, format="png")
 

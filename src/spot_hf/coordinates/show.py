@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.image_utils import load_image
 
 from ..data.source import DatasetSource, load_images
+from ..hub.loading import open_model
 from ..image_processing_spot_vit import SpotViTImageProcessorPil
 from ..jobs.files import write_atomically
 from .joining import join_coordinates
 from .loading import load_coordinates
+from .own import OWN_COORDINATES, read_own_coordinates
 from .pictures import save_oracle_picture
 from .records import Record, load_record
 
@@ -24,8 +27,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class ShowArguments:
-    coordinates: str = field(metadata={"help": "A coordinate data set: a directory or a Hub id."})
-    image_id: list[str] = field(metadata={"help": "Images, by the column image_id."})
+    coordinates: str = field(
+        metadata={"help": f"A coordinate data set: a directory or a Hub id. Or, with --image and --model, a {OWN_COORDINATES}"}
+    )
+    image_id: list[str] = field(default_factory=list, metadata={"help": "Images of a data set, by the column image_id."})
+    image: list[str] = field(default_factory=list, metadata={"help": "Files, with coordinates that you wrote yourself."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "For these: the SpotViT that sees them, a directory or a Hub id. Its weights are not read."},
+    )
     output_dir: str = field(metadata={"help": "Where the pictures are written."})
     config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
     split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
@@ -38,11 +48,12 @@ class ShowArguments:
 
 def show_coordinates(arguments: ShowArguments) -> list[Path]:
     """
-    Writes a PNG per image: the paths of its tokens over the image, and the windows that the model saw at start and end. Needs
-    no model: the record of the run knows the image processor.
+    Writes a PNG per image. Of a coordinate data set: the paths of its tokens over the image, and the windows that the model
+    saw at start and end, with true label, predictions and losses; the record of the run knows the image processor, no model is
+    needed. Of coordinates in a JSON file: the windows that `model` sees.
 
     Args:
-        arguments ([`ShowArguments`]): which images of which data set.
+        arguments ([`ShowArguments`]): which images, and whose coordinates.
 
     Returns:
         `list[Path]`: the files.
@@ -50,6 +61,9 @@ def show_coordinates(arguments: ShowArguments) -> list[Path]:
     Raises:
         `ValueError`: no such image. `OSError`: no such data set.
     """
+    _check(arguments)
+    if arguments.image:
+        return _show_own(arguments)
     rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split)
     chosen = _rows_of(rows, arguments)
     record = load_record(arguments.coordinates, rows.info.config_name, str(rows.split))
@@ -72,6 +86,38 @@ def show_coordinates(arguments: ShowArguments) -> list[Path]:
         if path in written:
             path = path.with_name(f"{name}_{row['image_index']}_n{num_tokens}.png")
         _draw(path, row, processor, record)
+        logger.info("written to %s", path)
+        written.append(path)
+    return written
+
+
+def _check(arguments: ShowArguments) -> None:
+    """`ValueError` where neither images of a data set are named, nor files."""
+    is_file = Path(arguments.coordinates).is_file()
+    if bool(arguments.image) == bool(arguments.image_id):
+        given = "both" if arguments.image else "neither"
+        raise ValueError(
+            f"`image_id` names images of a coordinate data set, `image` files with your own: give one; got {given}"
+        )
+    if is_file != bool(arguments.image):
+        kind = "a file" if is_file else "no file"
+        raise ValueError(f"`image` goes with a JSON file of `coordinates`, `image_id` with a data set; got {kind}")
+    if bool(arguments.image) != (arguments.model is not None):
+        raise ValueError("`model` goes with `image`: it says what of the images is seen")
+
+
+def _show_own(arguments: ShowArguments) -> list[Path]:
+    tokens = read_own_coordinates(arguments.coordinates, arguments.image)
+    processor = open_model(str(arguments.model)).load_image_processor()
+    written: list[Path] = []
+    for name, own in tokens.items():
+        image = load_image(name)
+        picture = processor.draw(image, processor(image, **own, return_tensors="np"))
+        path = Path(arguments.output_dir) / f"{Path(name).stem}_n{len(own['coordinates'])}.png"
+        if path in written:
+            path = path.with_name(f"{path.stem}_{len(written) + 1}.png")
+        with write_atomically(path) as file:
+            picture.save(file, format="PNG")
         logger.info("written to %s", path)
         written.append(path)
     return written
@@ -119,16 +165,24 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     # Without a saved trajectory, its ends.
     trajectory = np.array(row["trajectory"], dtype=np.float32) if "trajectory" in row else np.stack([initial, final])
     names = _predicted_names(record)
+    scales = row.get("window_scales")
     titles = [
-        f"{row['image_id']}: paths of {len(final)} tokens",
-        "start" + _class(names, row["initial_prediction"]),
-        "best found" + _class(names, row["prediction"]),
+        f"{row['image_id']}: paths of {len(final)} tokens" + _true_label(record, row["label"]),
+        f"start{_class(names, row['initial_prediction'])}, loss {row['losses'][0]:.3f}",
+        f"best found{_class(names, row['prediction'])}, loss {min(row['losses']):.3f}",
     ]
     with write_atomically(path) as file:
         save_oracle_picture(
             file, image, trajectory, seen, processor.to_model_frame(initial, image.size), inputs["coordinates"][0],
-            record.patch_size, titles,
+            record.patch_size, titles, None if scales is None else np.array(scales),
         )  # fmt: skip
+
+
+def _true_label(record: Record, label: int | None) -> str:
+    if label is None:
+        return ""
+    names = record.class_names
+    return f"\ntrue label: {names[label].split(',')[0] if label < len(names) else label}"
 
 
 def _predicted_names(record: Record) -> dict[int, str]:

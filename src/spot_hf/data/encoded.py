@@ -130,12 +130,17 @@ def image_id_of(path: str | None, index: int, split: str) -> str:
     return member.partition("://")[2] if chained else Path(path).name
 
 
+def image_ids(images: datasets.Dataset) -> list[str]:
+    """Of all images of a split, in order. Reads no image."""
+    column = encoded(images).with_format("arrow")["image"][:]
+    paths = (path for chunk in column.chunks for path in chunk.field("path").to_pylist())
+    return [image_id_of(path, index, str(images.split)) for index, path in enumerate(paths)]
+
+
 def check_image_ids(images: datasets.Dataset) -> None:
     """`ValueError` where two images of a split have one id. Reads no image."""
-    column = encoded(images).with_format("arrow")["image"][:]
     rows: dict[str, int] = {}
-    for index, path in enumerate(path for chunk in column.chunks for path in chunk.field("path").to_pylist()):
-        image_id = image_id_of(path, index, str(images.split))
+    for index, image_id in enumerate(image_ids(images)):
         if image_id in rows:
             raise ValueError(
                 f"`dataset_name`: images {rows[image_id]} and {index} of {str(images.split)!r} share the id {image_id!r}, by "

@@ -1,5 +1,9 @@
-"""Where images are salient, as a column of their data set says: maps, or boxes around objects."""
+"""Where images are salient: maps, or boxes around objects, in a column of their data set or in a file beside it."""
 
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,6 +16,75 @@ ACCEPTED = (
     "greyscale images or two-dimensional arrays (maps over the whole image), or boxes [x_min, y_min, x_max, y_max] in pixels "
     "of the original image, one or a list"
 )
+
+
+BOXES_HEADER = ("image", "x_min", "y_min", "x_max", "y_max")
+
+
+def read_boxes_csv(file: str) -> dict[str, list[list[float]]]:
+    """
+    Boxes in a CSV file.
+
+    Args:
+        file (`str`): with the columns `image` (a file's name, or its path), `x_min`, `y_min`, `x_max` and `y_max` (in pixels
+            of the original image, 0 being its left or top edge), and perhaps others; a row per box.
+
+    Returns:
+        `dict`: image → its boxes.
+
+    Raises:
+        `ValueError`: no such file, a column that is not there, or a value that is no number.
+    """
+    try:
+        with Path(file).expanduser().open(newline="", encoding="utf-8-sig") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"`boxes_csv` must be a CSV file; {file!r}: {error}") from None
+    header = list(rows[0]) if rows else []
+    missing = [name for name in BOXES_HEADER if name not in header]
+    if missing:
+        raise ValueError(
+            f"`boxes_csv` must have rows with the columns {', '.join(BOXES_HEADER)}; {file!r} lacks {', '.join(missing)}"
+        )
+    found: dict[str, list[list[float]]] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            box = [float(row[name]) for name in BOXES_HEADER[1:]]
+        except (TypeError, ValueError):
+            box = [math.nan]
+        if not all(map(math.isfinite, box)):
+            raise ValueError(
+                f"`boxes_csv` must have numbers in {', '.join(BOXES_HEADER[1:])}; line {number} of {file!r} has not"
+            )
+        found.setdefault(row["image"], []).append(box)
+    return found
+
+
+def boxes_of_images(file: str, images: Iterable[str]) -> list[list[list[float]]]:
+    """
+    The boxes that a CSV file has for each of some images.
+
+    Args:
+        file (`str`): as [`read_boxes_csv`] takes it.
+        images: names or paths. A path is found by itself, or by its file's name.
+
+    Raises:
+        `ValueError`: as [`read_boxes_csv`]; or there are images without a box.
+    """
+    boxes = read_boxes_csv(file)
+    by_name = {Path(name).name: own for name, own in boxes.items()}
+    found, absent = [], []
+    for image in images:
+        own = boxes.get(image) or by_name.get(Path(image).name)
+        found.append(own or [])
+        if not own:
+            absent.append(image)
+    if absent:
+        raise ValueError(
+            f"`boxes_csv` must have a box for each image; {file!r} has none for {len(absent)} of {len(found)}, such as "
+            f"{absent[0]!r}; it names images such as {next(iter(boxes))!r}"
+        )
+    return found
 
 
 def check_saliency_column(feature: Any, column_name: str) -> None:

@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,11 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
 from ..jobs.versions import hub_commit, public_name
+from ..placement import get_placement
 from .digits import DIGITS, load_digits
-from .encoded import encoded
+from .encoded import encoded, image_ids
 from .failures import check_max_failed_share
-from .saliency import check_saliency_column
+from .saliency import boxes_of_images, check_saliency_column, read_boxes_csv
 
 
 @dataclass(kw_only=True)
@@ -41,6 +43,7 @@ class DatasetSource:
 
     # Without annotation: no fields, and so no options of jobs that lack them.
     saliency_column_name = None
+    boxes_csv = None
     streaming = False
     label_names = None
     labels_by_number = False
@@ -61,7 +64,7 @@ class DatasetSource:
         """Which images alone, of a job's arguments; with `changes`, such as of the split."""
         values = {one.name: getattr(self, one.name) for one in fields(DatasetSource)}
         found = DatasetSource(**{**values, **{name: value for name, value in changes.items() if name in values}})
-        for name in ("saliency_column_name", "streaming", "label_names", "labels_by_number"):
+        for name in ("saliency_column_name", "boxes_csv", "streaming", "label_names", "labels_by_number"):
             setattr(found, name, changes.get(name, getattr(self, name)))
         return found
 
@@ -69,6 +72,52 @@ class DatasetSource:
         """For a job's record: of what lies on this machine the name, not the path. Not how it is read."""
         values = {one.name: getattr(self, one.name) for one in fields(DatasetSource) if one.name != "max_failed_share"}
         return {**values, "dataset_name": public_name(self.dataset_name)}
+
+
+@dataclass(kw_only=True)
+class SalientSource(DatasetSource):
+    """Which images, and where these are salient: for jobs that place tokens by it."""
+
+    saliency_column_name: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Column of saliency maps (greyscale images, arrays) or boxes [x_min, y_min, x_max, y_max] in pixels: what "
+            "is salient, for the placements salient and inverse_salient, and where positions are described."
+        },
+    )
+    boxes_csv: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Instead, a CSV file of boxes with the columns image, x_min, y_min, x_max, y_max, in pixels."},
+    )
+
+    def check_source(self, needs_labels: bool = False) -> None:
+        super().check_source(needs_labels)
+        if self.boxes_csv is None:
+            return
+        if self.saliency_column_name is not None or self.streaming:
+            other = "streaming" if self.saliency_column_name is None else "saliency_column_name"
+            raise ValueError(f"`boxes_csv` and `{other}` exclude each other; got both")
+        read_boxes_csv(self.boxes_csv)
+
+    @property
+    def has_saliency(self) -> bool:
+        """Whether it is known where images are salient."""
+        return self.saliency_column_name is not None or self.boxes_csv is not None
+
+    def check_saliency_of(self, placement: str) -> None:
+        """`ValueError` where a placement needs to know what is salient, and nothing says it."""
+        if get_placement(placement).saliency and not self.has_saliency:
+            raise ValueError(
+                f"`placement` {placement!r} needs the saliency of each image: give `saliency_column_name`, a column of maps "
+                "or boxes, or `boxes_csv`; got none"
+            )
+
+    def recorded_saliency(self) -> dict[str, Any]:
+        """For a job's record: of a file its name and digest. Nothing where there is none, as before there were such files."""
+        if self.boxes_csv is None:
+            return {}
+        digest = sha256(Path(self.boxes_csv).expanduser().read_bytes()).hexdigest()
+        return {"boxes_csv": public_name(self.boxes_csv), "boxes_csv_sha256": digest}
 
 
 Source = TypeVar("Source", bound=DatasetSource)
@@ -81,8 +130,10 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     Args:
         source ([`DatasetSource`]): which. Without a label column the data set has images only. `saliency_column_name`: a
             column of saliency maps (greyscale images, or two-dimensional arrays) or of boxes `[x_min, y_min, x_max, y_max]`
-            in pixels of the original image, one or a list: see [`read_saliency`]. `streaming`: the source is read as it is
-            iterated, and nothing stored. Digits are in memory anyway.
+            in pixels of the original image, one or a list: see [`read_saliency`]; `boxes_csv`: such boxes in a file.
+            `streaming`: the source is read as it is iterated, and nothing stored. Digits, and what `save_to_disk` wrote, are
+            there anyway. A column of class names becomes a `ClassLabel`. Where an ImageFolder has a file of metadata, for
+            which `load_dataset` drops the labels, the folders' names still are the labels.
 
     Returns:
         `datasets.Dataset`, or, streaming, `datasets.IterableDataset`, with the columns `image` (decoded to `PIL.Image`),
@@ -91,7 +142,7 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     Raises:
         `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
     """
-    dataset = _load_split(source)
+    dataset = _with_class_labels(_load_split(source), source)
     columns = _check_columns(source, dataset.features)
     for column in ("saliency", "image"):
         # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
@@ -100,11 +151,13 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     dataset = dataset.select_columns(list(columns.values()))
     dataset = dataset.rename_columns({old: new for new, old in columns.items() if old != new})
     dataset = dataset.cast_column("image", datasets.Image())
-    if source.max_samples is None:
-        return dataset
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset.take(source.max_samples)
-    return dataset.select(range(min(source.max_samples, len(dataset))))
+    if source.max_samples is not None and isinstance(dataset, datasets.IterableDataset):
+        dataset = dataset.take(source.max_samples)
+    elif source.max_samples is not None:
+        dataset = dataset.select(range(min(source.max_samples, len(dataset))))
+    if source.boxes_csv is not None:
+        dataset = dataset.add_column("saliency", boxes_of_images(source.boxes_csv, image_ids(dataset)))
+    return dataset
 
 
 def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDataset:
@@ -118,6 +171,41 @@ def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     dataset = splits[split]
     # Of a stream whose source does not state them: reads its first rows.
     return dataset if dataset.features is not None else dataset._resolve_features()
+
+
+def _with_class_labels(dataset: Any, source: DatasetSource) -> Any:
+    """With labels as class numbers that have names, where they are names, or the names of the images' folders."""
+    column, image_column = source.label_column_name, source.image_column_name
+    if isinstance(dataset, datasets.IterableDataset) or column is None:
+        return dataset
+    if column in dataset.features:
+        if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
+            return dataset
+        values = dataset.with_format("arrow")[column][:].to_pylist()
+        dataset = dataset.remove_columns(column)
+    elif column == "label" and isinstance(dataset.features.get(image_column), datasets.Image):
+        values = _folders_of(dataset, image_column, Path(source.dataset_name).expanduser())
+        if values is None:
+            return dataset
+    else:
+        return dataset
+    names = sorted({value for value in values if value is not None})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [numbers.get(value) for value in values]
+    return dataset.add_column(column, labels, feature=datasets.ClassLabel(names=names))
+
+
+def _folders_of(dataset: datasets.Dataset, image_column: str, local: Path) -> list[str] | None:
+    """Of an ImageFolder with a file of metadata, the folder of each image; `None` where folders are no classes."""
+    if not local.is_dir() or not any(local.rglob("metadata.*")):
+        return None
+    stored = encoded(dataset, image_column).with_format("arrow")[image_column][:]
+    paths = [Path(path) for chunk in stored.chunks for path in chunk.field("path").to_pylist() if path]
+    folders = {path.parent for path in paths}
+    same_depth = len({len(folder.parts) for folder in folders}) == 1
+    if len(paths) != len(dataset) or not same_depth or len(folders) < 2 or any(one == local.resolve() for one in folders):
+        return None
+    return [path.parent.name for path in paths]
 
 
 def _check_columns(source: DatasetSource, features: datasets.Features) -> dict[str, str]:
@@ -143,6 +231,8 @@ def _check_columns(source: DatasetSource, features: datasets.Features) -> dict[s
 def _load_splits(source: DatasetSource) -> Any:
     dataset_name = source.dataset_name
     local = Path(dataset_name).expanduser()
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return _load_from_disk(local)
     try:
         splits = datasets.load_dataset(
             str(local) if local.exists() else dataset_name,
@@ -167,6 +257,15 @@ def _load_splits(source: DatasetSource) -> Any:
         if isinstance(error, ValueError) and "BuilderConfig" in str(error):
             raise ValueError(f"`dataset_config_name`: {str(error).splitlines()[0]}") from None
         raise
+
+
+def _load_from_disk(local: Path) -> Any:
+    """The splits of what `save_to_disk` wrote."""
+    try:
+        found = datasets.load_from_disk(str(local))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise OSError(f"`dataset_name` {str(local)!r}: {str(error).splitlines()[0]}") from None
+    return found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
 
 
 def _is_gated(error: BaseException | None) -> bool:

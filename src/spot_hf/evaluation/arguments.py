@@ -1,11 +1,14 @@
 """Arguments of `spot-hf evaluate`: of an evaluation by tokens and placement, and, with `--coordinates`, of a transfer."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from ..data.labels import LabelledSource
+from ..data.source import SalientSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
-from ..placement import BUILT_IN, PLACEMENTS, check_placement, get_placement
+from ..placement import BUILT_IN, PLACEMENTS, check_placement
 from .baselines import BASELINES
 
 
@@ -14,25 +17,30 @@ def default_placements(with_saliency: bool = False) -> list[str]:
     return [name for name in BUILT_IN if name != "grid" and (with_saliency or not PLACEMENTS[name].saliency)]
 
 
+def _named(model: str) -> tuple[str, str]:
+    """Name and place of a model that was given as `DIRECTORY`, `HUB_ID` or `NAME=DIRECTORY`."""
+    name, equals, place = model.partition("=")
+    if equals and not Path(model).expanduser().exists() and re.fullmatch(r"[\w.-]+", name) and place:
+        return name, place
+    return public_name(model), model
+
+
 @dataclass(kw_only=True)
-class EvaluationArguments(LabelledSource):
+class EvaluationArguments(LabelledSource, SalientSource):
     """
     What is evaluated. Results depend on all of these but where they are written and how images are read. A number of tokens
     above the grid's is left out where a method cannot have it.
     """
 
-    model: list[str] = field(metadata={"help": "SpotViT classifiers: directories or Hub ids."})
+    model: list[str] = field(
+        metadata={
+            "help": "SpotViT classifiers: directories or Hub ids; or NAME=DIRECTORY, to call one otherwise in the results."
+        }
+    )
     revision: list[str] | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the models' Hub ids: one for all, or one per model."}
     )
     dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
-    saliency_column_name: str | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Column of saliency maps (greyscale images, arrays) or boxes [x_min, y_min, x_max, y_max] in pixels, for "
-            "the placements salient and inverse_salient."
-        },
-    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the data set while it is used, and store nothing. Every process reads all of it."},
@@ -40,7 +48,10 @@ class EvaluationArguments(LabelledSource):
     num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
     placement: list[str] | None = field(
         default=None,
-        metadata={"help": "Priors that place them (default: all; salient and inverse_salient with --saliency_column_name)."},
+        metadata={
+            "help": "Priors that place them, or module:function (default: all built-in ones; salient and inverse_salient "
+            "where it is known what is salient)."
+        },
     )
     baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})
     image_size: list[int] | None = field(
@@ -75,7 +86,7 @@ class EvaluationArguments(LabelledSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.placement is None:
-            self.placement = default_placements(self.saliency_column_name is not None)
+            self.placement = default_placements(self.has_saliency)
         if self.baselines is None:
             self.baselines = list(BASELINES)
         elif self.baselines == ["none"]:
@@ -91,11 +102,16 @@ class EvaluationArguments(LabelledSource):
         """`baselines`, with the default filled in."""
         return self.baselines or []
 
-    def revision_of(self, model: str) -> str | None:
-        """What was asked for."""
+    @property
+    def named_models(self) -> dict[str, str]:
+        """What a model is called in the results → its directory or Hub id."""
+        return dict(map(_named, self.model))
+
+    def revision_of(self, name: str) -> str | None:
+        """What was asked for, of a model by its name in the results."""
         if not self.revision:
             return None
-        return self.revision[0] if len(self.revision) == 1 else self.revision[self.model.index(model)]
+        return self.revision[0] if len(self.revision) == 1 else self.revision[list(self.named_models).index(name)]
 
     def check(self) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
@@ -115,9 +131,12 @@ class EvaluationArguments(LabelledSource):
         check_dtype(self.dtype)
 
     def _check_models(self) -> None:
-        names = [public_name(model) for model in self.model]
+        names = [_named(model)[0] for model in self.model]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"`model` must be one or several models with different names; got {', '.join(names) or 'none'}. "
+                "NAME=DIRECTORY gives a model another name"
+            )
         if self.revision is not None and len(self.revision) not in (1, len(self.model)):
             raise ValueError(f"`revision` must be one for all models or one per model, {len(self.model)}; got {self.revision}")
 
@@ -125,11 +144,7 @@ class EvaluationArguments(LabelledSource):
         for name in self.placements:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
-            if get_placement(name).saliency and self.saliency_column_name is None:
-                raise ValueError(
-                    f"`placement` {name!r} needs the saliency of each image: give `saliency_column_name`, a column of maps or "
-                    "boxes; got none"
-                )
+            self.check_saliency_of(name)
             if name == "grid":
                 raise ValueError("`placement` 'grid' is the baseline 'full_grid'; got it as a placement")
         for name in self.chosen_baselines:
@@ -148,17 +163,18 @@ class EvaluationArguments(LabelledSource):
         """On which results depend; the models' commits are added when these are known."""
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "revision",
-            "label_names", "labels_by_number",
+            "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
-        recorded.update(self.recorded_source(), model={public_name(one): weights_digest(one) for one in self.model})
+        recorded.update(self.recorded_source(), **self.recorded_saliency())
+        recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})
         if self.image_size is not None:  # until 0.1.0, the position kernel alone said what lies between the table's cells
             recorded["position_interpolation"] = "source"
         return recorded
 
 
 @dataclass(kw_only=True)
-class TransferArguments(LabelledSource):
+class TransferArguments(LabelledSource, SalientSource):
     """What another model's positions are worth to a model."""
 
     model: str = field(metadata={"help": "The SpotViT classifier: a directory or a Hub id."})
@@ -173,9 +189,6 @@ class TransferArguments(LabelledSource):
     split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
     dataset_name: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
-    )
-    saliency_column_name: str | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Column of saliency maps or boxes, of which positions may see much (default: edges)."}
     )
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}

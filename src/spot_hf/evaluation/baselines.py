@@ -219,8 +219,8 @@ def covering_scale(num_tokens: int, height: int, width: int, patch_size: int) ->
 
 # By name, with a description.
 BASELINES = {
-    "full_grid": "the source model, all cells",
-    "shrunken_image": "the source model on an image shrunk to that many cells, position table interpolated as the source does",
+    "full_grid": "the model on all cells of its grid",
+    "shrunken_image": "the model on an image shrunk to that many cells, position table interpolated as the source does",
     "larger_windows": "isotropic, with windows so large that they cover the image",
     "token_merging": "ToMe, merging down to that many tokens by the last layer",
     "token_merging_same_cost": "ToMe, merging as much as makes it as cheap as that many tokens",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..hub.cards import with_section
+from ..hub.cards import with_section, write_model_card
+from ..hub.loading import ModelSource, open_model
 from ..jobs.files import write_atomically
 from ..jobs.versions import public_command
 from .report import EvaluationResults, tables
@@ -21,25 +22,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class CardArguments:
-    results: str = field(metadata={"help": "What `spot-hf evaluate` wrote."})
-    model: str = field(metadata={"help": "Directory of the model, with its card."})
+    model: str = field(metadata={"help": "Directory of the model. Where it holds no README.md, a card is written."})
+    results: str | None = field(default=None, metadata={"help": "What `spot-hf evaluate` wrote (default: none)."})
     model_name: str | None = field(default=None, metadata={"help": "Its name in the results (default: the directory's)."})
 
 
 def add_results(arguments: CardArguments) -> Path:
     """
-    Puts the results of [`run_evaluation`] on a model's card: as `model-index` metadata, which the Hub reads, and as a table
-    with the command. What a person wrote stays; a section of earlier results is replaced.
+    Writes the card of a model that has none, such as what a Trainer saved, and puts the results of [`run_evaluation`] on it:
+    as `model-index` metadata, which the Hub reads, and as a table with the command. What a person wrote stays; a section of
+    earlier results is replaced.
 
     Returns:
         `Path` of the card.
 
     Raises:
-        `ValueError`: no card there, no results there, or none of this model.
+        `ValueError`: no SpotViT there, no results there, or none of this model; or neither is there anything to add nor a card
+            to write.
     """
-    card_path, results_path = Path(arguments.model) / "README.md", Path(arguments.results) / RESULTS
-    if not card_path.is_file():
-        raise ValueError(f"`model` must be the directory of a model with a card; {arguments.model!r} holds no README.md")
+    directory = Path(arguments.model).expanduser()
+    if not directory.is_dir():
+        raise ValueError(f"`model` must be the directory of a SpotViT; got {arguments.model!r}")
+    card_path, source = directory / "README.md", open_model(arguments.model)
+    if arguments.results is None:
+        if card_path.is_file():
+            raise ValueError(f"`results` is needed: {arguments.model!r} has a card already; got none")
+        return _write_card(source, card_path)
+    results_path = Path(arguments.results) / RESULTS
     try:
         results = EvaluationResults.from_json(json.loads(results_path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
@@ -49,12 +58,27 @@ def add_results(arguments: CardArguments) -> Path:
     if not own:
         known = ", ".join(dict.fromkeys(row.model for row in results.results))
         raise ValueError(f"`results` must hold the model {name!r}; {arguments.results!r} has {known}")
+    if not card_path.is_file():
+        _write_card(source, card_path)
     card = ModelCard.load(card_path)
     card.data.model_name = name
     card.data.eval_results = [_metadata(row, results) for row in own]
     card.text = with_section(card.text.strip(), "results", "\n".join(_section(own, results)))
     with write_atomically(card_path) as file:
         file.write(f"---\n{card.data.to_yaml()}\n---\n\n{card.text}\n".encode())
+    logger.info("written to %s", card_path)
+    return card_path
+
+
+def _write_card(source: ModelSource, card_path: Path) -> Path:
+    image_processor = source.load_image_processor()
+    write_model_card(
+        source.load(),
+        card_path.parent,
+        repo_id=card_path.parent.resolve().name,
+        num_tokens=image_processor.num_tokens,
+        placement=image_processor.placement,
+    )
     logger.info("written to %s", card_path)
     return card_path
 

@@ -109,7 +109,7 @@ def tables(rows: list[Result]) -> list[str]:
         if method != "full_grid":
             lines.append(f"| {method} | " + " | ".join(_accuracy(points.get(count), best[count]) for count in counts) + " |")
     if full is not None:
-        lines += ["", f"Full grid ({full.num_tokens} tokens), the source model: {_accuracy(full, None)}."]
+        lines += ["", f"Full grid ({full.num_tokens} tokens): {_accuracy(full, None)}."]
     if any(row.knn is not None for row in rows):
         lines += ["", "In brackets: accuracy of the nearest neighbours among the features of a training split."]
     return [*lines, *_details(rows)]
@@ -122,21 +122,24 @@ def _details(rows: list[Result]) -> list[str]:
         ("top_1_spread", "spread over seeds", ".2f"), ("peak_mib", "peak MiB", ".0f"),
     ]  # fmt: skip
     measured = [one for one in measured if any(getattr(row, one[0]) is not None for row in rows)]
+    is_paired = any(row.difference_to_grid_subset is not None for row in rows)
+    names = ["tokens", "top-1, % (95 %)", *(["to grid_subset, points (95 %, paired)"] if is_paired else [])]
+    names += [name for _, name, _ in measured]
     lines = [
         "",
         "<details><summary>All that was measured</summary>",
         "",
-        "| | tokens | top-1, % (95 %) | to grid_subset, points (95 %, paired) | "
-        + " | ".join(name for _, name, _ in measured)
-        + " |",
-        "|---|---:|---:|---:|" + "---:|" * len(measured),
+        f"| | {' | '.join(names)} |",
+        "|---|" + "---:|" * len(names),
     ]
     for row in rows:
-        difference = row.difference_to_grid_subset
-        paired = f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})" if difference else ""
+        cells = [str(row.num_tokens), _interval(row)]
+        if is_paired:
+            difference = row.difference_to_grid_subset
+            cells.append(f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})" if difference else "")
         values = [(getattr(row, name), spec) for name, _, spec in measured]
-        cells = [format(value, spec) if value is not None else "" for value, spec in values]
-        lines.append(f"| {row.method} | {row.num_tokens} | {_interval(row)} | {paired} | {' | '.join(cells)} |")
+        cells += [format(value, spec) if value is not None else "" for value, spec in values]
+        lines.append(f"| {row.method} | {' | '.join(cells)} |")
     return [*lines, "", "</details>"]
 
 

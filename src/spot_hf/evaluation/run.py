@@ -23,7 +23,7 @@ from ..data.source import count_images, load_images, pinned
 from ..hub.loading import ModelSource, open_model
 from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
-from ..jobs.versions import device_name, public_name, versions
+from ..jobs.versions import device_name, versions
 from ..modeling_spot_vit import SpotViTForImageClassification
 from .arguments import EvaluationArguments
 from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of
@@ -64,6 +64,7 @@ def run_evaluation(arguments: EvaluationArguments, *, command: str | None = None
 class _Setting:
     """A model at an image size, with the processor that makes it, and its cells."""
 
+    name: str  # of the model, in the results
     model: ModelSource
     image_size: int | None
     image_processor: Any
@@ -73,8 +74,7 @@ class _Setting:
 
     @property
     def title(self) -> str:
-        name = public_name(self.model.name)
-        return name if self.image_size is None else f"{name}, {self.image_size} px"
+        return self.name if self.image_size is None else f"{self.name}, {self.image_size} px"
 
 
 class EvaluationRun:
@@ -83,17 +83,17 @@ class EvaluationRun:
     def __init__(self, arguments: EvaluationArguments, state: PartialState, command: str | None):
         self.state = state
         self.arguments = arguments = pinned(arguments)
-        models = [open_model(model, arguments.revision_of(model)) for model in arguments.model]
-        for model in models:
+        models = {name: open_model(one, arguments.revision_of(name)) for name, one in arguments.named_models.items()}
+        for model in models.values():
             model.check_classifier()
         sizes: list[int | None] = [*arguments.image_size] if arguments.image_size else [None]
-        self.settings = [_setting(model, size, arguments) for model in models for size in sizes]
+        self.settings = [_setting(name, model, size, arguments) for name, model in models.items() for size in sizes]
         self.images = load_images(arguments.source())
         self.num_images = count_images(self.images, arguments.max_samples)
         # By the model's name, from the data set's labels to its classes.
-        self.labels = {public_name(model.name): _labels_of(model, self.images, arguments) for model in models}
+        self.labels = {name: _labels_of(model, self.images, arguments) for name, model in models.items()}
         self.directory = JobDirectory(arguments.output_dir)
-        commits = {public_name(model.name): model.revision for model in models if model.revision is not None}
+        commits = {name: model.revision for name, model in models.items() if model.revision is not None}
         parameters = {
             **arguments.recorded(),
             "dataset_split": str(self.images.split),
@@ -109,7 +109,7 @@ class EvaluationRun:
             device=device_name(state.device),
             labels=descriptions,
         )
-        inputs = [*arguments.model, arguments.dataset_name]
+        inputs = [*arguments.named_models.values(), arguments.dataset_name]
         open_directory(state, self.directory, ledger, overwrite=arguments.overwrite_output_dir, inputs=inputs)
         for name, description in descriptions.items():
             logger.info("%s: %s", name, description)
@@ -128,7 +128,7 @@ class EvaluationRun:
 
     def _measure(self, setting: _Setting, lines: Lines, done: list[Line]) -> None:
         """Appends the lines that a model lacks at an image size; `done` are those that were there."""
-        arguments, name, device = self.arguments, public_name(setting.model.name), device_of(self.state)
+        arguments, name, device = self.arguments, setting.name, device_of(self.state)
         done_by_cell: dict[Cell, set[int]] = {cell: set() for cell in setting.cells}
         for line in done:
             if (line.model, line.image_size) == (name, setting.image_size):
@@ -198,7 +198,7 @@ def _failed(lines: list[Line]) -> list[FailedImage]:
     return [found[index] for index in sorted(found)]
 
 
-def _setting(model: ModelSource, image_size: int | None, arguments: EvaluationArguments) -> _Setting:
+def _setting(name: str, model: ModelSource, image_size: int | None, arguments: EvaluationArguments) -> _Setting:
     """`ValueError` where a model can have nothing at that size. Loads no weights."""
     image_processor, patch_size = model.load_image_processor(), model.config.patch_size
     if image_size is not None:
@@ -212,7 +212,7 @@ def _setting(model: ModelSource, image_size: int | None, arguments: EvaluationAr
             f"`placement` and `baselines` leave nothing to measure with `num_tokens` {arguments.num_tokens} on the "
             f"{height // patch_size} × {width // patch_size} cells of {model.name!r}"
         )
-    return _Setting(model, image_size, image_processor, height, width, cells)
+    return _Setting(name, model, image_size, image_processor, height, width, cells)
 
 
 def _labels_of(model: ModelSource, images: Any, arguments: EvaluationArguments) -> LabelMapping:

@@ -121,7 +121,7 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
     if measuring.num_outside:
         count = len(measuring.correct_at["shared"]) * len(joined[0]["coordinates"])
         logger.info("%d of %d shared positions lie outside of what the model sees", measuring.num_outside, count)
-    correct, saliency = measuring.correct_at, arguments.saliency_column_name
+    correct, saliency = measuring.correct_at, arguments.saliency_column_name or arguments.boxes_csv
     result = TransferResult(
         model=public_name(arguments.model),
         revision=model.revision,
@@ -139,7 +139,7 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
         },
         difference_to_control=Difference.of(correct["control"], correct["shared"]),
         among_labels=arguments.among_labels,
-        saliency="edge saliency" if saliency is None else f"saliency by `{saliency}`",
+        saliency="edge saliency" if saliency is None else f"saliency by `{Path(saliency).name}`",
         analysis={name: means(parts) for name, parts in measuring.described.items()},
         failed=measuring.failed,
     )
@@ -250,7 +250,7 @@ class _Transfer:
 
     def _saliency(self, rows: list[dict[str, Any]], sizes: list[tuple[int, int]], pixel_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, height, width)`: what the data set states, or how strong edges are."""
-        if self.arguments.saliency_column_name is None:
+        if not self.arguments.has_saliency:
             return torch.stack([edge_saliency(image) for image in pixel_values])
         return torch.stack([
             model_saliency(row["saliency"], size, row["image_id"], self.image_processor)

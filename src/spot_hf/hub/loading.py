@@ -13,6 +13,8 @@ from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 
 
+ADAPTER = "adapter_config.json"
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -61,9 +63,15 @@ def open_model(model: str, revision: str | None = None) -> ModelSource:
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
-        `ValueError`: it is no SpotViT. `OSError`: there is no such model.
+        `ValueError`: it is no SpotViT, or only its adapters. `OSError`: there is no such model.
     """
-    if not Path(model).expanduser().is_dir() and (Path(model).exists() or model.count("/") != 1):
+    directory = Path(model).expanduser()
+    if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
+        raise ValueError(
+            f"`model` {model!r} holds adapters of PEFT, not a whole model: merge it first. Load them onto their model with "
+            "`peft.PeftModel.from_pretrained`, call `merge_and_unload()`, and save the result and its image processor"
+        )
+    if not directory.is_dir() and (Path(model).exists() or model.count("/") != 1):
         raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
     commit = hub_commit(model, revision, "model")
     config = AutoConfig.from_pretrained(model, revision=commit, trust_remote_code=False)

@@ -94,7 +94,9 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
 @dataclass(kw_only=True)
 class PushArguments:
     output_dir: str = field(metadata={"help": "What `spot-hf oracle` wrote."})
-    hub_dataset_id: str = field(metadata={"help": "Data set to push to, such as user/name."})
+    hub_dataset_id: str = field(
+        metadata={"help": "Data set to push to, such as user/name. Log in first: `hf auth login`, or set HF_TOKEN."}
+    )
     hub_private: bool = field(default=False, metadata={"help": "Create it as a private one."})
     license: str = field(default="cc-by-4.0", metadata={"help": "Licence of the coordinates, for a card that states none."})
 
@@ -109,7 +111,8 @@ def push_coordinates(
     """
     Publishes the finished run of a directory: its shards, records, pictures and card. Uploads what the repository lacks or has
     otherwise, and leaves other configs and a person's text on the card as they are. May be interrupted at any time and done
-    again, and others may push other configs to the same repository meanwhile.
+    again, and others may push other configs to the same repository meanwhile. Log in first, with `hf auth login`, or set
+    `HF_TOKEN`; the token must be one that may write.
 
     Args:
         output_dir (`str`): what `spot-hf oracle` wrote; it stays as it is.
@@ -126,6 +129,11 @@ def push_coordinates(
         `OSError`: the Hub refused, in one line.
     """
     check_repo_id("hub_dataset_id", repo_id)
+    if (Path(output_dir) / "config.json").is_file():
+        raise ValueError(
+            f"`output_dir` {str(output_dir)!r} holds a model: this publishes coordinates. For a model, call "
+            "`spot_hf.push_model(model, image_processor, repo_id)` in Python, or give `--push_to_hub` to what makes it"
+        )
     push = _Push(CoordinateDirectory(output_dir), repo_id, license)
     with _explained(repo_id, output_dir):
         url = _retry(

@@ -9,9 +9,10 @@ from torch import nn
 
 from ..coordinates.schema import check_config_name
 from ..data.labels import LabelledSource
+from ..data.source import SalientSource
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
-from ..placement import check_placement, get_placement
+from ..placement import check_placement
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
@@ -91,7 +92,7 @@ class SearchArguments:
 
 
 @dataclass(kw_only=True)
-class OracleArguments(SearchArguments, LabelledSource):
+class OracleArguments(SearchArguments, LabelledSource, SalientSource):
     """
     What a run of the oracle does. Its rows depend on all of these but where they are written and how images are read.
     """
@@ -106,7 +107,9 @@ class OracleArguments(SearchArguments, LabelledSource):
     num_tokens: list[int] = field(
         default_factory=lambda: [49], metadata={"help": "Tokens per image; several numbers make several configs."}
     )
-    placement: str = field(default="isotropic", metadata={"help": "The prior from which the search begins."})
+    placement: str = field(
+        default="isotropic", metadata={"help": "The prior from which the search begins, or module:function."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of random placements, which are drawn per image."})
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
@@ -131,7 +134,7 @@ class OracleArguments(SearchArguments, LabelledSource):
 
     def __post_init__(self) -> None:
         SearchArguments.__post_init__(self)
-        LabelledSource.__post_init__(self)
+        SalientSource.__post_init__(self)
 
     def check(self) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
@@ -141,10 +144,7 @@ class OracleArguments(SearchArguments, LabelledSource):
             raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)
-        if get_placement(self.placement).saliency:
-            raise ValueError(
-                f"`placement` {self.placement!r} needs a saliency map per image, which data sets do not have here"
-            )
+        self.check_saliency_of(self.placement)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
@@ -173,9 +173,9 @@ class OracleArguments(SearchArguments, LabelledSource):
         """On which the rows depend; the model and its commit are added by [`ModelSource.recorded`]."""
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "license", "push_to_hub",
-            "hub_dataset_id", "hub_private", "label_names", "labels_by_number",
+            "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
-        return {
-            **{name: value for name, value in asdict(self).items() if name not in not_recorded},
-            **self.recorded_source(),
-        }
+        recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
+        if self.saliency_column_name is None:  # as before there was that option
+            del recorded["saliency_column_name"]
+        return {**recorded, **self.recorded_source(), **self.recorded_saliency()}

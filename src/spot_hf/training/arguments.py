@@ -123,7 +123,7 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
     )
     placement: list[str] = field(
         default_factory=lambda: ["isotropic", "center", "uniform", "gaussian", "sobol"],
-        metadata={"help": "Priors; each image is placed by one of them."},
+        metadata={"help": "Priors, or module:function; each image is placed by one of them."},
     )
     placement_weights: list[float] | None = field(
         default=None, metadata={"help": "Relative frequency of each prior (default: equal)."}
@@ -349,7 +349,7 @@ class PretrainArguments(TrainingInputArguments):
     )
     placement: list[str] = field(
         default_factory=lambda: ["isotropic", "sobol", "uniform"],
-        metadata={"help": "Priors; each image is placed by one of them."},
+        metadata={"help": "Priors, or module:function; each image is placed by one of them."},
     )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.2, 1.0],

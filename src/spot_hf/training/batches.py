@@ -32,7 +32,7 @@ class BatchPreparation:
     """
 
     def __init__(self, placements: TrainingPlacements, image_processor: Any):
-        self.placements = placements
+        self.placements, self.image_processor = placements, image_processor
         normalized = image_processor.do_normalize
         self.mean = torch.tensor(image_processor.image_mean if normalized else [0.0] * 3)[:, None, None]
         self.std = torch.tensor(image_processor.image_std if normalized else [1.0] * 3)[:, None, None]

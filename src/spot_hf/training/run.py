@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from transformers.trainer_utils import sort_checkpoints
 
-from ..data.failures import FailedImage, TooManyFailedImagesError, describe_failures
+from ..data.failures import FailedImage, describe_failures
 from ..hub.cards import write_model_card
 from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.files import write_atomically
@@ -135,11 +135,7 @@ class TrainingRun:
         if checkpoint is not None:
             self.log(f"resuming from {checkpoint}")
             resumed_at = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["global_step"]
-        try:
-            output = trainer.train(resume_from_checkpoint=checkpoint)
-        except TooManyFailedImagesError as error:
-            # A worker process sends its traceback along, which ends with the message.
-            raise TooManyFailedImagesError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+        output = trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.failed_images:
             self.log(describe_failures(trainer.failed_images), logging.WARNING)
         return TrainingResults(

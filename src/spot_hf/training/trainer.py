@@ -9,10 +9,11 @@ Everything that Trainer does still works: several processes and machines, bf16, 
 `batches.py` (on the device) → `placements.py` (where tokens sit) → here.
 """
 
+import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,7 @@ from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.objectives import distill_loss, feature_loss
 from .batches import BatchPreparation, TrainingBatch
 from .data import NO_LABEL, DrawSampler, EvaluationImages, TrainingImages, collate
+from .own_datasets import adopt_datasets
 
 
 EMA_WEIGHTS = "ema.safetensors"
@@ -46,8 +48,22 @@ class SpotTrainer(Trainer):
     Trainer for [`SpotViTForImageClassification`]: trains on batches of [`TrainingImages`], whose tokens it places, and
     evaluates on batches of the model's own inputs, such as of [`EvaluationImages`]. The model may carry PEFT adapters.
 
+    ```python
+    >>> trainer = SpotTrainer(
+    ...     model=model, args=SpotTrainingArguments("out"), train_dataset=train, eval_dataset=test,
+    ...     processing_class=image_processor, num_tokens=[25, 49], placement="isotropic",
+    ... )
+    ```
+
+    Data sets may be of `datasets`, with the columns `image` and `label`: training images are cropped, flipped and placed anew
+    in each epoch; an evaluation is of each number of tokens, with the first placement. Labels are matched with the model's
+    classes by name. A data set with a transform of its own (`with_transform`), or of another class, gives the model's inputs.
+
     Args:
-        preparation ([`BatchPreparation`]): turns a batch's bytes into inputs.
+        num_tokens (`int` or `list[int]`, *optional*): token counts; each batch has one of them. The processor's saved default
+            where not given.
+        placement (`str` or `list[str]`, *optional*, defaults to `"isotropic"`): priors; each image is placed by one of them.
+        preparation ([`BatchPreparation`], *optional*): instead of these two: turns a batch's bytes into inputs.
         classes (`list[int]`, *optional*): restrict loss and accuracy to these.
         teacher ([`SpotViTForImageClassification`], *optional*): of the distillation; sees the full grid.
         cross_entropy_weight, distill_weight, distill_temperature, feature_weight, layer_decay, ema_decay: as in
@@ -65,7 +81,9 @@ class SpotTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        preparation: BatchPreparation,
+        num_tokens: int | Sequence[int] | None = None,
+        placement: str | Sequence[str] = "isotropic",
+        preparation: BatchPreparation | None = None,
         classes: list[int] | None = None,
         teacher: SpotViTForImageClassification | None = None,
         cross_entropy_weight: float = 1.0,
@@ -76,11 +94,18 @@ class SpotTrainer(Trainer):
         ema_decay: float | None = None,
         **kwargs: Any,
     ):
-        kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", Accuracies(classes))
-        super().__init__(*args, **kwargs)
+        given = dict(inspect.signature(Trainer.__init__).bind_partial(None, *args, **kwargs).arguments)
+        del given["self"]
+        preparation = adopt_datasets(given, num_tokens, placement, preparation)
+        defaults = {"data_collator": collate, "compute_metrics": Accuracies(classes), "processing_class": None}
+        for name, value in defaults.items():
+            given[name] = value if given.get(name) is None else given[name]
+        if given["processing_class"] is None and preparation is not None:
+            given["processing_class"] = preparation.image_processor  # or what is saved is no whole model
+        super().__init__(**given)
         self.model_accepts_loss_kwargs = False  # our loss is the mean over a batch
-        self.preparation, self.classes = preparation, classes
+        self.preparation: Any = preparation  # none where batches are the model's inputs
+        self.classes = classes
         self.cross_entropy_weight, self.distill_weight = cross_entropy_weight, distill_weight
         self.distill_temperature, self.feature_weight = distill_temperature, feature_weight
         self.layer_decay = layer_decay
@@ -97,6 +122,14 @@ class SpotTrainer(Trainer):
         self.failed_images: list[FailedImage] = []
         self.failed_eval_images: list[FailedImage] = []
         self.add_callback(_MergeFailedImages(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer does. Too many images that cannot be read are an error in one line, from worker processes, too."""
+        try:
+            return super().train(*args, **kwargs)
+        except TooManyFailedImagesError as error:
+            # A worker process sends its traceback along, which ends with the message.
+            raise TooManyFailedImagesError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
     # ------------------------------------------------------------------------------------------------------------ data
 

@@ -19,9 +19,9 @@ RECORDED = (
 
 @dataclass(kw_only=True)
 class SpotTrainingArguments(TrainingArguments):
-    """transformers' own, with defaults for fine-tuning a ViT."""
+    """transformers' own, with defaults for fine-tuning a ViT. `output_dir` may be given by position, as there."""
 
-    output_dir: str = field(metadata={"help": "Where the model is written. The same command resumes a run."})
+    output_dir: str = field(kw_only=False, metadata={"help": "Where the model is written. The same command resumes a run."})
     learning_rate: float = field(
         default=1e-4, metadata={"help": "Of the classifier; `layer_decay` lowers it towards the first layer."}
     )
