@@ -126,9 +126,9 @@ def draw_trajectories(axes: Axes, image: Image.Image, trajectory: np.ndarray, ti
     for at, shade_at, name in ((0, 0.0, "start"), (-1, 0.85, "last step")):
         color = matplotlib.colormaps["inferno"](shade_at)
         axes.scatter(
-            points[at][:, 0], points[at][:, 1], s=14, color=[color], edgecolors="white", linewidths=0.6, zorder=3, label=name
+            points[at][:, 0], points[at][:, 1], s=6, color=[color], edgecolors="white", linewidths=0.4, zorder=3, label=name
         )
-    axes.legend(loc="lower left", fontsize=7, framealpha=0.8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2, fontsize=7, frameon=False, borderpad=0.1)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_title(title, fontsize=8)

@@ -167,7 +167,7 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     names = _predicted_names(record)
     scales = row.get("window_scales")
     titles = [
-        f"{row['image_id']}: paths of {len(final)} tokens" + _true_label(record, row["label"]),
+        f"{row['image_id'][-30:]}, {len(final)} tokens{_true_label(record, row['label'])}",
         f"start{_class(names, row['initial_prediction'])}, loss {row['losses'][0]:.3f}",
         f"best found{_class(names, row['prediction'])}, loss {min(row['losses']):.3f}",
     ]
@@ -182,7 +182,7 @@ def _true_label(record: Record, label: int | None) -> str:
     if label is None:
         return ""
     names = record.class_names
-    return f"\ntrue label: {names[label].split(',')[0] if label < len(names) else label}"
+    return f", true label: {names[label].split(',')[0] if label < len(names) else label}"
 
 
 def _predicted_names(record: Record) -> dict[int, str]:

@@ -71,6 +71,8 @@ def open_model(model: str, revision: str | None = None) -> ModelSource:
             f"`model` {model!r} holds adapters of PEFT, not a whole model: merge it first. Load them onto their model with "
             "`peft.PeftModel.from_pretrained`, call `merge_and_unload()`, and save the result and its image processor"
         )
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        raise ValueError(f"`model` must be the directory of a SpotViT, or a Hub id; {model!r} holds no config.json")
     if not directory.is_dir() and (Path(model).exists() or model.count("/") != 1):
         raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
     commit = hub_commit(model, revision, "model")
