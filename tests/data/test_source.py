@@ -1,0 +1,154 @@
+"""Images and labels as people have them: folders with metadata, names instead of numbers, `save_to_disk`, boxes in a file."""
+
+import json
+import os
+
+import datasets
+import numpy as np
+import pytest
+from coordinate_runs import CLASSES, picture, write_pictures
+
+from spot_hf import join_coordinates
+from spot_hf.cli import main
+from spot_hf.data.saliency import read_boxes_csv
+from spot_hf.data.source import DatasetSource, SalientSource, load_images
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An ImageFolder of twelve pictures in five classes."""
+    files = write_pictures(tmp_path / "pictures")
+    return tmp_path / "pictures", files
+
+
+def load(directory, **options):
+    return load_images(DatasetSource(dataset_name=str(directory), **options))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_folders_stay_labels_beside_metadata(folders, suffix):
+    directory, files = folders
+    names = [str(file.relative_to(directory / "test")) for file in files]
+    if suffix == "csv":
+        lines = ["file_name,photographer", *(f"{name},p{i}" for i, name in enumerate(names))]
+    else:
+        lines = [json.dumps({"file_name": name, "photographer": f"p{i}"}) for i, name in enumerate(names)]
+    (directory / "test" / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
+    plain = datasets.load_dataset(str(directory), split="test")
+    assert "label" not in plain.features and "photographer" in plain.features  # or this is needed no more
+    found = load(directory)
+    assert found.features["label"].names == CLASSES and len(found) == 12
+    by_file = dict(zip(names, (os.path.dirname(name) for name in names), strict=True))
+    assert [CLASSES[label] for label in found["label"]] == list(by_file.values())
+    assert found[3]["image"].size == datasets.load_dataset(str(directory), split="test")[3]["image"].size
+
+
+def test_a_metadata_file_of_a_single_folder_makes_no_labels(tmp_path):
+    picture(0, (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\na.png,b\n")
+    with pytest.raises(ValueError, match="`label_column_name` must be one of image, caption; got 'label'"):
+        load(tmp_path)
+    assert load(tmp_path, label_column_name=None).column_names == ["image"]
+
+
+def test_names_in_a_column_are_classes(folders):
+    directory, files = folders
+    kinds = {name: f"kind of {name}" for name in CLASSES}
+    lines = [f"{file.relative_to(directory / 'test')},{kinds[file.parent.name]}" for file in files]
+    (directory / "test" / "metadata.csv").write_text("\n".join(["file_name,kind", *lines]) + "\n")
+    found = load(directory, label_column_name="kind")
+    assert found.features["label"].names == sorted(kinds.values())
+    assert [found.features["label"].names[label] for label in found["label"]] == [kinds[file.parent.name] for file in files]
+
+
+@pytest.mark.parametrize("kind", ["data set", "splits"])
+def test_what_save_to_disk_wrote(folders, tmp_path, kind):
+    directory, _ = folders
+    splits = datasets.load_dataset(str(directory))
+    (splits["test"] if kind == "data set" else splits).save_to_disk(str(tmp_path / "saved"))
+    found, expected = load(tmp_path / "saved"), load(directory)
+    assert str(found.split) == "test" and found.features == expected.features and found["label"][:] == expected["label"][:]
+    assert [np.asarray(one).tobytes() for one in found["image"]] == [np.asarray(one).tobytes() for one in expected["image"]]
+    with pytest.raises(ValueError, match="`dataset_split` must be one of test; got 'train'"):
+        load(tmp_path / "saved", dataset_split="train")
+
+
+def test_what_is_left_of_save_to_disk(tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(OSError, match="`dataset_name`"):
+        load(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------- boxes
+
+
+def test_boxes_come_beside_their_images(folders, tmp_path):
+    directory, files = folders
+    lines = ["image,x_min,y_min,x_max,y_max,score"]
+    for i, file in enumerate(files):
+        lines.append(f"{file.name},0,0,{i + 1},5,0.5")
+    lines.append(f"{files[2].name},7,8,9,10,1")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    source = SalientSource(dataset_name=str(directory), boxes_csv=str(tmp_path / "boxes.csv"), max_samples=5)
+    source.check_source()
+    found = load_images(source.source())
+    assert [row["saliency"][0][2] for row in found] == [1, 2, 3, 4, 5] and found[2]["saliency"][1] == [7, 8, 9, 10]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines[:4]))
+    with pytest.raises(ValueError, match=r"has none for 2 of 5, such as 'bee0.jpg'; it names images such as 'ant0.jpg'"):
+        load_images(source.source())
+    with pytest.raises(ValueError, match="`boxes_csv` and `streaming` exclude each other"):
+        other = SalientSource(dataset_name=str(directory), boxes_csv=str(tmp_path / "boxes.csv"))
+        other.streaming = True
+        other.check_source()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("image,x_min,y_min,x_max\na,1,2,3\n", "lacks y_max"),
+        ("", "lacks image, x_min, y_min, x_max, y_max"),
+        ("image,x_min,y_min,x_max,y_max\na,1,2,3,4\nb,1,2,3,four\n", "line 3 of"),
+        ("image,x_min,y_min,x_max,y_max\na,1,2,nan,4\n", "line 2 of"),
+        ("image,x_min,y_min,x_max,y_max\na,1,2\n", "line 2 of"),
+    ],
+)
+def test_files_that_hold_no_boxes(tmp_path, content, words):
+    (tmp_path / "boxes.csv").write_text(content)
+    with pytest.raises(ValueError, match=f"`boxes_csv` must have .*{words}"):
+        read_boxes_csv(str(tmp_path / "boxes.csv"))
+    with pytest.raises(ValueError, match="`boxes_csv` must be a CSV file"):
+        read_boxes_csv(str(tmp_path / "absent.csv"))
+
+
+def test_jobs_place_tokens_in_boxes(made, tmp_path):
+    """The oracle begins in the boxes, the evaluation places there, the transfer describes positions by them."""
+    lines = ["image,x_min,y_min,x_max,y_max", *(f"{file.name},4,4,24,24" for file in made.files)]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    source = ["--dataset_name", made.pictures, "--boxes_csv", str(tmp_path / "boxes.csv")]
+    own = ["--model", made.model, "--placement", "salient", "--num_tokens", "6"]
+    assert main(["oracle", *own, *source, "--steps", "0", "--num_workers", "0", "--output_dir", str(tmp_path / "oracle")]) == 0
+    rows = datasets.load_dataset(str(tmp_path / "oracle"), split="test")
+    for row in rows:
+        width, height = row["image_size"]
+        points = np.array(row["initial_coordinates"]) * (width, height)
+        # To a pixel of the model's 32 per side.
+        assert points[:, 0].max() < 24 + width / 32 and points[:, 1].max() < 24 + height / 32 and points.min() > 2
+    parameters = json.loads((tmp_path / "oracle/run.json").read_text())["parameters"]
+    assert parameters["boxes_csv"] == "boxes.csv" and len(parameters["boxes_csv_sha256"]) == 64
+    words = ["evaluate", *own, *source, "--baselines", "none", "--num_workers", "0", "--num_seeds", "1"]
+    assert main([*words, "--output_dir", str(tmp_path / "evaluation")]) == 0
+    assert json.loads((tmp_path / "evaluation/run.json").read_text())["parameters"]["boxes_csv"] == "boxes.csv"
+    (tmp_path / "boxes.csv").write_text("\n".join(lines).replace("24,24", "20,24"))
+    assert main([*words, "--output_dir", str(tmp_path / "evaluation")]) == 2  # other boxes, another run
+    transfer = ["evaluate", "--model", made.model, "--coordinates", made.run, "--config", made.config, *source]
+    assert main([*transfer, "--output_dir", str(tmp_path / "transfer")]) == 0
+    assert json.loads((tmp_path / "transfer/transfer.json").read_text())["saliency"] == "saliency by `boxes.csv`"
+
+
+def test_a_join_that_finds_nothing_says_why(made):
+    """`map` encodes what it returns anew, without a name."""
+    mapped = made.images.map(lambda row: {"image": row["image"].convert("RGB")})
+    with pytest.raises(ValueError, match="`map` drops the file names") as error:
+        join_coordinates(mapped, made.rows, split="test")
+    assert "those of the coordinates" not in str(error.value) and "are such as 'ant0.jpg'" in str(error.value)
+    assert "'test/0'" in str(error.value)
