@@ -8,12 +8,15 @@ the model's own answer on all tokens: it needs no label, as that of a ceiling do
 
 import sys
 
-from spot_hf import join_coordinates, load_coordinates
+from spot_hf import (
+    OracleArguments,
+    TransferArguments,
+    evaluate_transfer,
+    join_coordinates,
+    load_coordinates,
+    run_oracle,
+)
 from spot_hf.data.digits import load_digits
-from spot_hf.evaluation.arguments import TransferArguments
-from spot_hf.evaluation.transfer import evaluate_transfer
-from spot_hf.oracle.arguments import OracleArguments
-from spot_hf.oracle.run import run_oracle
 
 
 if __name__ == "__main__":  # the jobs start processes of their own, which import this file
@@ -31,4 +34,4 @@ if __name__ == "__main__":  # the jobs start processes of their own, which impor
 
     transfer = evaluate_transfer(TransferArguments(model=other, coordinates=output_dir, dataset_name="digits"))
     print({name: round(accuracy.value, 1) for name, accuracy in transfer.accuracy.items()})
-    # To share them: spot_hf.hub.uploads.push_coordinates(output_dir, "user/name"), or `spot-hf push`, after `hf auth login`.
+    # To share them: `spot_hf.push_coordinates(output_dir, "user/name")`, or `spot-hf push`, after `hf auth login`.
