@@ -55,7 +55,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages("src"), "spot_hf.hub_cards"],
     package_dir={"": "src", "spot_hf.hub_cards": "hub_cards"},
-    package_data={"spot_hf.evaluation": ["metrics/*/*"], "spot_hf.hub_cards": ["*.md"]},
+    package_data={
+        "spot_hf.data": ["*.txt"],
+        "spot_hf.evaluation": ["metrics/*/*"],
+        "spot_hf.hub_cards": ["*.md"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["spot-hf=spot_hf.cli:main_and_exit"]},

@@ -6,6 +6,7 @@ levels, and not for cycles: a cycle is what an import can stumble over.
 
 import ast
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,3 +182,21 @@ def test_any_other_name_is_an_attribute_error():
         spot_hf.SpotViTForNothing  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         from spot_hf import nothing  # noqa: F401
+
+
+def test_files_that_are_no_code_are_installed(monkeypatch):
+    """By what `setup.py` hands over: an editable install, as of the tests, would not miss any."""
+    setuptools = pytest.importorskip("setuptools", reason="setuptools builds the package; Python 3.12 does not bring it")
+    given: dict = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "setup.py"))
+    installed = {
+        path
+        for package, patterns in given["package_data"].items()
+        for pattern in patterns
+        for path in (ROOT / "src" / package.replace(".", "/")).glob(pattern)
+    }
+    files = {path for path in (ROOT / "src/spot_hf").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} <= installed
+    assert "spot_hf.hub_cards" in given["packages"]
