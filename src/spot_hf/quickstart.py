@@ -34,7 +34,7 @@ from .data.source import DatasetSource, load_images
 from .evaluation.arguments import TransferArguments
 from .evaluation.transfer import evaluate_transfer, transfer_table
 from .hub.loading import open_model
-from .jobs.files import QUICKSTART_RESULTS, replaced_directory
+from .jobs.files import is_written_by_quickstart, replaced_directory
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle.arguments import OracleArguments
 from .oracle.run import run_oracle
@@ -92,7 +92,7 @@ def run_quickstart(arguments: QuickstartArguments) -> dict[str, Any]:
     arguments.check()
     start = time.time()
     dataset: Any = load_images(arguments.source())
-    overwrite = arguments.overwrite_output_dir or _is_quickstart(Path(arguments.output_dir))
+    overwrite = arguments.overwrite_output_dir or is_written_by_quickstart(Path(arguments.output_dir))
     with replaced_directory(arguments.output_dir, overwrite, inputs=arguments.model) as directory:
         name = arguments.dataset_name
         results: dict[str, Any] = {
@@ -116,15 +116,6 @@ def run_quickstart(arguments: QuickstartArguments) -> dict[str, Any]:
     written = "README.md, results.json, pictures, the models, and the coordinates in coordinates/"
     logger.info("written to %s: %s", arguments.output_dir, written)
     return results
-
-
-def _is_quickstart(directory: Path) -> bool:
-    """Whether an earlier run of this command wrote the directory: it may be replaced unasked."""
-    try:
-        results = json.loads((directory / QUICKSTART_RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(results, dict) and {"models", "remote_code", "num_images"} <= set(results)
 
 
 def _sources(arguments: QuickstartArguments, directory: Path) -> dict[str, str]:

@@ -80,6 +80,7 @@ def push_without_token():
 def test_refused_without_a_token_in_one_line(hub, fresh_process):
     line = fresh_process(push_without_token, hub=hub)
     assert "hf auth login" in line and "HF_TOKEN" in line and "\n" not in line
+    assert "is complete" not in line  # the folder is gone
 
 
 @pytest.mark.parametrize(

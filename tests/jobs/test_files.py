@@ -18,7 +18,7 @@ from spot_hf.jobs.files import check_output_dir, is_written_by_us, replaced_dire
 OURS = {
     "run.json": {"parameters": {"seed": 0}},
     "conversion_report.json": {"source_model": "a/b"},
-    "results.json": {"remote_code": {}},
+    "results.json": {"remote_code": {}, "models": {}, "num_images": 1},
 }
 
 

@@ -45,7 +45,7 @@ def push_model(
         raise ValueError(f"`image_processor` must be a SpotViT's; got {type(image_processor).__name__}")
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, image_processor, folder, repo_id=repo_id, measured=measured)
-        return push_folder(folder, repo_id, private=private, message=commit_message)
+        return push_folder(folder, repo_id, private=private, message=commit_message, is_temporary=True)
 
 
 def save_model(model: Any, image_processor: Any, directory: str | Path, *, repo_id: str, measured: str | None = None) -> None:

@@ -58,7 +58,15 @@ def check_push(push_to_hub: bool, argument: str, repo_id: str | None) -> None:
         check_repo_id(argument, repo_id)
 
 
-def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, message: str, repo_type: str = "model") -> str:
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    message: str,
+    repo_type: str = "model",
+    is_temporary: bool = False,
+) -> str:
     """
     Uploads a folder in one commit, creating the repository where there is none. A README that is there stays.
 
@@ -68,6 +76,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
         private (`bool`): for a repository that is created.
         message (`str`): of the commit.
         repo_type (`str`): `"model"` or `"dataset"`.
+        is_temporary (`bool`): whether the folder goes when this fails: then an error does not name it.
 
     Returns:
         `str`: the commit's URL.
@@ -76,7 +85,7 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool = False, mess
         `OSError`: the Hub refused, in one line.
     """
     api = HfApi()
-    with _explained(repo_id, folder):
+    with _explained(repo_id, None if is_temporary else folder):
         _retry(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True), FIRST_ATTEMPTS)
         # A card that is there already may hold a person's own text.
         keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else None
@@ -305,8 +314,9 @@ def _reason(error: BaseException | None) -> str:
 
 
 @contextmanager
-def _explained(repo_id: str, folder: str | Path) -> Iterator[None]:
-    """Turns what the client raises into an `OSError` of one line that says what to do."""
+def _explained(repo_id: str, folder: str | Path | None) -> Iterator[None]:
+    """Turns what the client raises into an `OSError` of one line that says what to do, and that `folder` is complete."""
+    left = "" if folder is None else f"; {folder} is complete"
     try:
         yield
     except Exception as error:
@@ -315,7 +325,7 @@ def _explained(repo_id: str, folder: str | Path) -> Iterator[None]:
             reason = _reason(cause)
             if cause.response.status_code in (401, 403):
                 reason += "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-            raise OSError(f"the Hub refused to take {repo_id!r} ({reason}); {folder} is complete") from None
+            raise OSError(f"the Hub refused to take {repo_id!r} ({reason}){left}") from None
         if cause is None and not isinstance(error, OSError):
             raise
-        raise OSError(f"could not push to {repo_id!r}: {_reason(cause or error)}; {folder} is complete") from None
+        raise OSError(f"could not push to {repo_id!r}: {_reason(cause or error)}{left}") from None

@@ -18,14 +18,25 @@ TEMPORARY = ".*.tmp"  # what a killed process may leave of a file
 
 def is_written_by_us(directory: Path) -> bool:
     """Whether a job, a conversion or a quickstart wrote the directory."""
-    for name, key in ((LEDGER, "parameters"), (CONVERSION_REPORT, "source_model"), (QUICKSTART_RESULTS, "remote_code")):
-        try:
-            values = json.loads((directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(values, dict) and key in values:
-            return True
-    return False
+    return (
+        _holds(directory / LEDGER, "parameters")
+        or _holds(directory / CONVERSION_REPORT, "source_model")
+        or is_written_by_quickstart(directory)
+    )
+
+
+def is_written_by_quickstart(directory: Path) -> bool:
+    """Whether a quickstart wrote the directory: another one may replace it unasked."""
+    return _holds(directory / QUICKSTART_RESULTS, "models", "remote_code", "num_images")
+
+
+def _holds(path: Path, *keys: str) -> bool:
+    """Whether it is a JSON file of an object with these keys."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and set(keys) <= set(values)
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
