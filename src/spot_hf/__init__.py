@@ -24,7 +24,8 @@ _HOMES = {
     "pretraining_spot_vit": ["SpotViTForPreTraining"],
     "image_processing_spot_vit": ["SpotViTImageProcessor", "SpotViTImageProcessorPil"],
     "pipeline_spot_vit": ["SpotImageClassificationPipeline"],
-    "placement": ["PLACEMENTS", "place", "register_placement"],
+    "placement": ["PLACEMENTS", "place", "place_windows", "register_placement"],
+    "foveation": ["foveate"],
     "conversion.convert": ["ConversionReport", "convert_checkpoint"],
     "conversion.errors": ["ConversionError"],
     "oracle.search": ["OracleResult", "SpotOracle"],
@@ -72,7 +73,7 @@ _REGISTERED = {
     f"{__name__}.{name}"
     for name in (
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
-        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "input_checks",
+        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
     )
 }  # fmt: skip
 _imported: set[str] = set()

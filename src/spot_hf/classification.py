@@ -22,7 +22,7 @@ from .hub.loading import open_model
 from .input_checks import check_outside
 from .jobs.files import write_atomically
 from .pipeline_spot_vit import SpotImageClassificationPipeline
-from .placement import check_placement, get_placement
+from .placement import check_placement, get_placement, scale_policy
 
 
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
@@ -40,6 +40,13 @@ class ClassifyArguments:
         default=None, metadata={"help": "The prior that places them, or module:function (default: the same)."}
     )
     coordinates: str | None = field(default=None, metadata={"help": OWN_COORDINATES})
+    window_scales: str | None = field(
+        default=None,
+        metadata={
+            "help": "Size of all windows, in patches, or cover: their areas sum to the image's (default: what the placement "
+            "or the model says)."
+        },
+    )
     boxes_csv: str | None = field(
         default=None,
         metadata={
@@ -74,6 +81,8 @@ class ClassifyArguments:
             if self.coordinates is not None:
                 raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
         check_outside(self.outside)
+        if self.window_scales is not None:
+            scale_policy(self.window_scales)
         is_salient = self.placement is not None and get_placement(self.placement).saliency
         if is_salient and self.boxes_csv is None:
             raise ValueError(f"`placement` {self.placement!r} needs `boxes_csv`, or a saliency map in Python; got none")
@@ -140,6 +149,8 @@ def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Itera
     classifier = _load(arguments.model, arguments.revision)
     given = {name: getattr(arguments, name) for name in ("num_tokens", "placement", "seed", "top_k", "outside")}
     parameters = {name: value for name, value in given.items() if value is not None}
+    if arguments.window_scales is not None:
+        parameters["window_scales"] = scale_policy(arguments.window_scales)
     if arguments.boxes_csv is not None:
         parameters.setdefault("placement", "salient")
     pictures = _Pictures(arguments.draw, classifier.image_processor) if arguments.draw is not None else None

@@ -38,11 +38,23 @@ from .input_checks import (
     inside_image,
     shorten,
 )
-from .placement import PLACEMENTS, check_placement, generator_for, get_placement, grid, new_generator, place
+from .placement import (
+    COVER,
+    PLACEMENTS,
+    check_placement,
+    check_scale_policy,
+    generator_for,
+    get_placement,
+    grid,
+    new_generator,
+    place_windows,
+    scales_of,
+)
 
 
 # Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
 FLOAT32_INPUTS = ("coordinates", "window_scales")
+SALIENT = "salient, inverse_salient and foveated"  # that take a saliency map or boxes
 
 
 class SpotViTBatchFeature(BatchFeature):
@@ -75,14 +87,15 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
         One id per image for random placements; by default a digest of the image's pixels.
     saliency (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         One map `(rows, columns)` per image over the whole original image, no larger than it: not negative, not all zero.
-        For the placements `"salient"` and `"inverse_salient"`.
+        For the placements `"salient"`, `"inverse_salient"` and `"foveated"`.
     boxes (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         Instead of a saliency map, `[x_min, y_min, x_max, y_max]` in pixels of the original image, 0 being its left or top
         edge: for one image a box `(4,)` or several `(num_boxes, 4)`, for a list of images as many of these. What lies in a
         box is salient.
-    window_scales (`float`, `torch.Tensor`, `np.ndarray` or nested list, *optional*):
+    window_scales (`float`, `str`, `torch.Tensor`, `np.ndarray` or nested list, *optional*):
         Sizes of the tokens' windows in patches, above 0: one for all, one per token `(num_tokens,)`, or one such list per
-        image. 1 where not given.
+        image; or `"cover"`: as large as makes the windows' areas sum to the image's. Where not given, those of the
+        placement, which the foveated ones have, or 1.
     outside (`str`, *optional*, defaults to `"warn"`):
         What becomes of `coordinates` that the centre crop removes: `"warn"`: they stay, see repeated border pixels, and a
         warning counts them; `"drop"`; or `"error"`.
@@ -125,6 +138,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     placement = None
     seed = 0
     outside = "warn"
+    window_scales = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -137,6 +151,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if self.num_tokens is not None:
             check_placement("isotropic", self.num_tokens)
         check_outside(self.outside)
+        if self.window_scales is not None:
+            check_scale_policy(self.window_scales)
 
     def preprocess(self, images, *args, **kwargs) -> SpotViTBatchFeature:
         """
@@ -145,8 +161,9 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         Args:
             images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path or URL.
             coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside, patch_size: see
-                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `outside` and `patch_size` default to what
-                `preprocessor_config.json` says. Without any of them the model uses its full grid.
+                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `window_scales` (a number or `"cover"`),
+                `outside` and `patch_size` default to what `preprocessor_config.json` says. Without any of them the model
+                uses its full grid.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
             kwargs: any other keyword of a transformers image processor (`size`, `do_center_crop`, ...).
 
@@ -160,7 +177,9 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             `ValueError`: any input that is not as described, by name, before any image is processed.
         """
         check_outside(kwargs.get("outside", self.outside))
-        if kwargs.get("window_scales") is not None:
+        if kwargs.get("window_scales") is None:
+            kwargs.pop("window_scales", None)  # the saved one
+        else:
             kwargs["window_scales"] = check_window_scales(kwargs["window_scales"])
         salient = [name for name in ("saliency", "boxes") if kwargs.get(name) is not None]
         if len(salient) == 2:
@@ -174,10 +193,9 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement"), bool(salient)))
             placement = kwargs["placement"]
             if salient and not get_placement(placement).saliency:
-                raise ValueError(
-                    f"`{salient[0]}` is for the placements salient and inverse_salient; got placement={placement!r}"
-                )
-            if placement is None and kwargs.get("window_scales") is not None:
+                raise ValueError(f"`{salient[0]}` is for the placements {SALIENT}; got placement={placement!r}")
+            scales = kwargs.get("window_scales", self.window_scales)
+            if placement is None and scales is not None and scales != COVER:
                 kwargs["placement"] = "grid"  # all of its windows have a size, too
         return super().preprocess(images, *args, **kwargs)
 
@@ -219,9 +237,12 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
         sets = scales = maps = None
+        policy = window_scales if isinstance(window_scales, (int, float, str)) else None  # of all tokens
         if coordinates is not None:
             sets = self._map_sets(coordinates, frames)
-            if window_scales is not None:
+            if policy is not None:
+                scales = [_scales_of(policy, len(one), frame, patch_size) for one, frame in zip(sets, frames, strict=True)]
+            elif window_scales is not None:
                 scales = expand_window_scales(window_scales, list(map(len, sets)))
             kept = inside_image(sets, outside)
             sets = [one[keep] for one, keep in zip(sets, kept, strict=True)]
@@ -230,13 +251,13 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             cells = [(frame.model_size[1] // patch_size) * (frame.model_size[0] // patch_size) for frame in frames]
             for num_cells in cells:
                 check_placement(placement, num_tokens, num_cells)
-            if window_scales is not None:
+            if window_scales is not None and policy is None:
                 scales = expand_window_scales(window_scales, [num_tokens or num_cells for num_cells in cells])
             maps = self._crop_saliency(saliency, boxes, images, frames, placement)
 
         data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
         if maps is not None:
-            sets = []
+            sets, placed_scales = [], []
             for i, image in enumerate(images):
                 generator = None
                 if get_placement(placement).random:
@@ -244,7 +265,10 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                     generator = generator_for(seed, image_id) if seed is not None else new_generator()
                 # On the CPU, as the generator is: a draw is the same on every device.
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
-                sets.append(place(placement, num_tokens, pixel_values, patch_size, generator, maps[i]).numpy())
+                placed, own_scales = place_windows(placement, num_tokens, pixel_values, patch_size, generator, maps[i], policy)
+                sets.append(placed.numpy())
+                placed_scales.append(np.ones(len(placed), dtype=np.float32) if own_scales is None else own_scales.numpy())
+            scales = placed_scales if scales is None else scales
         if sets is not None:
             data.update(_stack(sets, scales, like=data["pixel_values"][0]))
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
@@ -474,6 +498,13 @@ def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int],
             f"got {saliency.shape}"
         )
     return frame.crop_map(saliency)
+
+
+def _scales_of(policy: float | str, num_tokens: int, frame: Frame, patch_size: int) -> np.ndarray:
+    """Of all tokens of an image, by a number or `"cover"`: float32 `(num_tokens,)`."""
+    width, height = frame.model_size
+    scales = scales_of(policy, num_tokens, height, width, patch_size)
+    return np.ones(num_tokens, dtype=np.float32) if scales is None else scales.numpy()
 
 
 def _content_id(image: np.ndarray | torch.Tensor) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .placement import COVER
+
 
 # Positions at the edge that were mapped between frames and back may lie outside by float32's rounding.
 EDGE_TOLERANCE = 1e-6
@@ -185,7 +187,7 @@ def expand_window_scales(scales: list[np.ndarray], counts: list[int]) -> list[np
     The window scales of several images' tokens.
 
     Args:
-        scales (`list[np.ndarray]`): as [`check_window_scales`] returns them.
+        scales (`list[np.ndarray]`): lists of them, as [`check_window_scales`] returns these.
         counts (`list[int]`): each image's number of tokens.
 
     Returns:
@@ -199,10 +201,10 @@ def expand_window_scales(scales: list[np.ndarray], counts: list[int]) -> list[np
     if len(scales) != len(counts):
         raise ValueError(f"`window_scales` must hold one list per image, {len(counts)}; got {len(scales)}")
     for i, (one, count) in enumerate(zip(scales, counts, strict=True)):
-        if one.ndim and len(one) != count:
+        if len(one) != count:
             where = f" of image {i}" if len(counts) > 1 else ""
             raise ValueError(f"`window_scales` must hold one scale per token{where}, {count}; got {len(one)}")
-    return [np.broadcast_to(one, count) for one, count in zip(scales, counts, strict=True)]
+    return scales
 
 
 OUTSIDE = ("warn", "drop", "error")
@@ -248,20 +250,25 @@ def inside_image(sets: list[np.ndarray], outside: str) -> list[np.ndarray]:
     return [np.ones_like(one) for one in inside]
 
 
-def check_window_scales(window_scales: Any) -> list[np.ndarray]:
+def check_window_scales(window_scales: Any) -> Any:
     """
     Reads window scales that a person gave.
 
     Args:
-        window_scales (`float`, `torch.Tensor`, `np.ndarray` or nested list): multiples of the distance between a window's
-            samples: one for all tokens, one per token `(num_tokens,)`, or one such list per image.
+        window_scales (`float`, `str`, `torch.Tensor`, `np.ndarray` or nested list): multiples of the distance between a
+            window's samples: one for all tokens, one per token `(num_tokens,)`, or one such list per image; or `"cover"`.
 
     Returns:
-        `list[np.ndarray]`: one for all images, or one per image; float32, `()` or `(num_tokens,)`.
+        `"cover"`; a `float`, for all tokens; or `list[np.ndarray]`: one for all images, or one per image, float32
+        `(num_tokens,)`.
 
     Raises:
         `ValueError`: another shape, or a scale that is not finite and above 0.
     """
+    if isinstance(window_scales, str):
+        if window_scales == COVER:
+            return COVER
+        raise ValueError(f"`window_scales` must be numbers above 0, or {COVER!r}; got {window_scales!r}")
     depth = _depth(window_scales)
     arrays = [_to_array("window_scales", one) for one in ([window_scales] if depth < 2 else window_scales)]
     scales = []
@@ -279,7 +286,7 @@ def check_window_scales(window_scales: Any) -> list[np.ndarray]:
             raise ValueError(
                 f"`window_scales` must be finite and above 0; that of token {token} is {np.atleast_1d(array)[token]}"
             )
-    return scales
+    return float(scales[0]) if depth == 0 else scales
 
 
 # Of the image's width or height: what lies farther away was given in pixels.

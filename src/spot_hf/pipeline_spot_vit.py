@@ -65,7 +65,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
         for name, value in (("saliency", saliency), ("boxes", boxes)):
             if value is not None and placement is not None and not get_placement(placement).saliency:
-                raise ValueError(f"`{name}` is for the placements salient and inverse_salient; got placement={placement!r}")
+                raise ValueError(
+                    f"`{name}` is for the placements salient, inverse_salient and foveated; got placement={placement!r}"
+                )
         given = (num_tokens, placement, coordinates, seed, saliency, boxes, window_scales, outside)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         # Arguments of a call override those that the pipeline was made with.
@@ -96,7 +98,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             saliency, boxes (*optional*): for a list of images, one map `(rows, columns)`, or one or several boxes
                 `[x_min, y_min, x_max, y_max]` in pixels, per image; one map, or the boxes, of a single image.
             window_scales (*optional*): sizes of the windows in patches, above 0: one for all tokens, one per token, or, for a
-                list of images, one such list per image.
+                list of images, one such list per image; or `"cover"`: the windows' areas sum to the image's.
             outside (`str`, *optional*): what becomes of coordinates that the model's crop removes: `"warn"`, `"drop"` or
                 `"error"`.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.

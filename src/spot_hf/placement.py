@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .foveation import bump, covering_scale, density_of, foveate, row_counts
+
 
 # ------------------------------------------------------------------------------------------------------ deterministic
 
@@ -27,17 +29,11 @@ def grid(height: int, width: int, patch_size: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
-def _isotropic_rows(num_tokens: int, aspect_ratio: float) -> list[int]:
-    """Tokens per row: as many rows as make the cells nearly square, counts that differ by at most one."""
-    num_rows = min(num_tokens, max(1, round((num_tokens / aspect_ratio) ** 0.5)))
-    return [(num_tokens * (i + 1)) // num_rows - (num_tokens * i) // num_rows for i in range(num_rows)]
-
-
 def isotropic_cells(num_tokens: int, aspect_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres and sizes `(num_tokens, 2)` of cells of equal area that tile the image in rows."""
     centers, sizes = [], []
     done = 0
-    for count in _isotropic_rows(num_tokens, aspect_ratio):
+    for count in row_counts(num_tokens, aspect_ratio):
         y, cell_height = (done + count / 2) / num_tokens, count / num_tokens
         centers += [((j + 0.5) / count, y) for j in range(count)]
         sizes += [(1 / count, cell_height)] * count
@@ -158,6 +154,38 @@ def edge(num_tokens: int, generator: torch.Generator, pixel_values: torch.Tensor
     return salient(num_tokens, generator, edge_saliency(pixel_values))
 
 
+# ----------------------------------------------------------------------------------------------------------- foveated
+
+
+def foveated(
+    num_tokens: int, saliency: torch.Tensor, height: int, width: int, patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Looks closely where a saliency map is high, coarsely elsewhere: [`foveate`] by the density `exp(2.2 saliency / maximum)`.
+
+    Returns:
+        `tuple`: coordinates `(num_tokens, 2)` and window scales `(num_tokens,)`, with which the windows tile the image.
+    """
+    coordinates, scales = foveate(density_of(saliency.cpu().double())[None], num_tokens, height, width, patch_size)
+    return coordinates[0], scales[0]
+
+
+def foveated_edge(
+    num_tokens: int, pixel_values: torch.Tensor, height: int, width: int, patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`foveated`], where the image's edges are strong: their strength, averaged over patches."""
+    strength = edge_saliency(pixel_values)[None, None]
+    pooled = torch.nn.functional.adaptive_avg_pool2d(strength, (max(1, height // patch_size), max(1, width // patch_size)))
+    return foveated(num_tokens, pooled[0, 0], height, width, patch_size)
+
+
+def foveated_center(num_tokens: int, height: int, width: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`foveated`], towards the centre: a Gaussian of a quarter of the image."""
+    middle, quarter, peak = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([0.25]).double(), torch.tensor([2.2]).double()
+    coordinates, scales = foveate(bump(56, 56, middle, quarter, peak), num_tokens, height, width, patch_size)
+    return coordinates[0], scales[0]
+
+
 # ----------------------------------------------------------------------------------------------------------- registry
 
 
@@ -167,21 +195,24 @@ class Placement:
     A prior, and what its function takes beside `num_tokens`, by keyword.
 
     Attributes:
-        function: returns positions `(num_tokens, 2)`, `(x, y)` in [0, 1], relative to the image that the model sees.
+        function: returns positions `(num_tokens, 2)`, `(x, y)` in [0, 1], relative to the image that the model sees; or a
+            tuple of these and the scales `(num_tokens,)` of their windows, in patches.
         random (`bool`): takes `generator`, a CPU `torch.Generator` whose stream is a function of the seed and the image.
             Evaluations repeat such a placement with several seeds.
         aspect_ratio (`bool`): takes `aspect_ratio`, width / height of the image.
         saliency (`bool`): takes `saliency`, a map `(rows, columns)` of the image, which the caller must then give.
         on_grid (`bool`): takes `cells`, the centres `(num_cells, 2)` of the model's grid, and has no more tokens than these.
         pixels (`bool`): takes `pixel_values`, the image `(num_channels, height, width)` as the model sees it, on the CPU.
+        sized (`bool`): takes `height`, `width` and `patch_size`, of that image and of the model, in pixels.
     """
 
-    function: Callable[..., torch.Tensor]
+    function: Callable[..., Any]
     random: bool = False
     aspect_ratio: bool = False
     saliency: bool = False
     on_grid: bool = False
     pixels: bool = False
+    sized: bool = False
 
 
 PLACEMENTS = {
@@ -197,9 +228,13 @@ PLACEMENTS = {
     "grid_subset": Placement(grid_subset, random=True, on_grid=True),
     "uniform_perturb": Placement(uniform_perturb, random=True, aspect_ratio=True),
     "gaussian_perturb": Placement(gaussian_perturb, random=True, aspect_ratio=True),
+    "foveated": Placement(foveated, saliency=True, sized=True),
+    "foveated_edge": Placement(foveated_edge, pixels=True, sized=True),
+    "foveated_center": Placement(foveated_center, sized=True),
 }
 BUILT_IN = tuple(PLACEMENTS)
 MAX_TOKENS = 65536
+COVER = "cover"  # window scales with which the windows' areas sum to the image's
 # What a function's parameters say of it.
 FLAG_OF = {
     "generator": "random",
@@ -207,6 +242,9 @@ FLAG_OF = {
     "saliency": "saliency",
     "cells": "on_grid",
     "pixel_values": "pixels",
+    "height": "sized",
+    "width": "sized",
+    "patch_size": "sized",
 }
 
 
@@ -219,8 +257,9 @@ def register_placement(name: str, function: Callable[..., torch.Tensor]) -> Plac
         name (`str`): a Python identifier that is not built in. An earlier function of that name is replaced.
         function: takes `num_tokens` and, of the following, those that it declares as parameters: `generator` (for random
             numbers, so that a draw depends on the seed and the image alone), `aspect_ratio`, `saliency`, `cells`,
-            `pixel_values`: see [`Placement`]. Returns positions, a tensor or array `(num_tokens, 2)`: `(x, y)` in [0, 1],
-            relative to the image that the model sees.
+            `pixel_values`, `height`, `width` and `patch_size`: see [`Placement`]. Returns positions, a tensor or array
+            `(num_tokens, 2)`: `(x, y)` in [0, 1], relative to the image that the model sees; or a tuple of these and window
+            scales `(num_tokens,)`.
 
     Returns:
         [`Placement`]: with the flags that follow from the function's parameters.
@@ -319,7 +358,25 @@ def place(
     saliency: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Coordinates for one image by the name of the prior.
+    Coordinates for one image by the name of the prior: the first of what [`place_windows`] returns.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens, 2)`: float32, `(x, y)` in [0, 1], relative to `pixel_values`.
+    """
+    return place_windows(placement, num_tokens, pixel_values, patch_size, generator, saliency)[0]
+
+
+def place_windows(
+    placement: str | Callable[..., torch.Tensor],
+    num_tokens: int | None,
+    pixel_values: torch.Tensor,
+    patch_size: int,
+    generator: torch.Generator | None = None,
+    saliency: torch.Tensor | None = None,
+    window_scales: float | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Coordinates and window scales for one image by the name of the prior.
 
     Args:
         placement (`str` or `Callable`): as [`get_placement`] takes it.
@@ -328,11 +385,14 @@ def place(
             gives grid and aspect ratio, its content the `edge` placement.
         patch_size (`int`): of the model, in pixels.
         generator (`torch.Generator`, *optional*): for the random ones, from [`generator_for`].
-        saliency (`torch.Tensor` of shape `(rows, columns)`, *optional*): for `salient` and `inverse_salient`, over the
-            image that the model sees.
+        saliency (`torch.Tensor` of shape `(rows, columns)`, *optional*): for those that need it, over the image that the model
+            sees.
+        window_scales (`float` or `str`, *optional*): of all tokens, in patches, or `"cover"`: as large as makes their areas
+            sum to the image's. Takes the place of the prior's own.
 
     Returns:
-        `torch.Tensor` of shape `(num_tokens, 2)`: float32, `(x, y)` in [0, 1], relative to `pixel_values`.
+        `tuple`: coordinates `(num_tokens, 2)`, float32, `(x, y)` in [0, 1], relative to `pixel_values`; and scales
+        `(num_tokens,)`, float32, or `None` where all are 1.
 
     Raises:
         `ValueError`: as [`check_placement`]; a saliency map that is needed and not given; a function of your own that does not
@@ -342,7 +402,8 @@ def place(
     num_cells = (height // patch_size) * (width // patch_size)
     check_placement(placement, num_tokens, num_cells)
     if placement == "grid":
-        return grid(height, width, patch_size)
+        coordinates = grid(height, width, patch_size)
+        return coordinates, scales_of(window_scales, len(coordinates), height, width, patch_size)
     spec = get_placement(placement)
     inputs: dict = {"num_tokens": num_tokens}
     if spec.random:
@@ -357,8 +418,45 @@ def place(
         if saliency is None:
             raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image; got none")
         inputs["saliency"] = saliency
-    coordinates = spec.function(**inputs)
-    return coordinates.float() if placement in BUILT_IN else _checked(coordinates, placement, inputs["num_tokens"])
+    if spec.sized:
+        given = {"height": height, "width": width, "patch_size": patch_size}
+        declared = inspect.signature(spec.function).parameters
+        inputs.update({name: value for name, value in given.items() if name in declared})
+    result = spec.function(**inputs)
+    coordinates, own_scales = result if isinstance(result, tuple) else (result, None)
+    if placement not in BUILT_IN:
+        coordinates = _checked(coordinates, placement, inputs["num_tokens"])
+        own_scales = own_scales if own_scales is None else _checked_scales(own_scales, placement, inputs["num_tokens"])
+    if window_scales is not None or own_scales is None:
+        own_scales = scales_of(window_scales, len(coordinates), height, width, patch_size)
+    return coordinates.float(), own_scales
+
+
+def scales_of(
+    window_scales: float | str | None, num_tokens: int, height: int, width: int, patch_size: int
+) -> torch.Tensor | None:
+    """Of all tokens `(num_tokens,)`, float32, by a number or `"cover"`; `None` where they are 1."""
+    if window_scales is None or window_scales == 1:
+        return None
+    scale = covering_scale(num_tokens, height, width, patch_size) if window_scales == COVER else float(window_scales)
+    return torch.full((num_tokens,), scale, dtype=torch.float32)
+
+
+def scale_policy(text: str, argument: str = "window_scales") -> float | str:
+    """A number or `"cover"`, of an option; `ValueError` where it is neither."""
+    try:
+        value: float | str = text if text == COVER else float(text)
+    except ValueError:
+        value = text
+    check_scale_policy(value, argument)
+    return value
+
+
+def check_scale_policy(window_scales: Any, argument: str = "window_scales") -> None:
+    """`ValueError` where it is neither a number above 0 nor `"cover"`."""
+    is_number = isinstance(window_scales, (int, float)) and not isinstance(window_scales, bool)
+    if window_scales != COVER and not (is_number and 0 < window_scales < float("inf")):
+        raise ValueError(f"`{argument}` must be a number above 0, in patches, or {COVER!r}; got {window_scales!r}")
 
 
 def _checked(coordinates: Any, placement: Any, num_tokens: int) -> torch.Tensor:
@@ -375,3 +473,15 @@ def _checked(coordinates: Any, placement: Any, num_tokens: int) -> torch.Tensor:
         token = int(outside.nonzero()[0])
         raise ValueError(f"`placement` {placement!r} must return {accepted}; token {token} is {coordinates[token].tolist()}")
     return coordinates
+
+
+def _checked_scales(scales: Any, placement: Any, num_tokens: int) -> torch.Tensor:
+    """What a person's own function has returned beside positions."""
+    accepted = f"scales ({num_tokens},), finite and above 0"
+    try:
+        scales = torch.as_tensor(scales).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`placement` {placement!r} must return {accepted}; got {type(scales).__name__}") from None
+    if scales.shape != (num_tokens,) or not (scales.isfinite() & (scales > 0)).all():
+        raise ValueError(f"`placement` {placement!r} must return {accepted}; got {scales.tolist()!r:.60}")
+    return scales

@@ -55,5 +55,6 @@ def _tokens_of(value: Any, file: str) -> dict[str, Any]:
         raise ValueError(f"`coordinates` {file!r} must be one list of [x, y], or an object from image name to such a list")
     found: dict[str, Any] = {"coordinates": sets[0].tolist()}
     if tokens.get("window_scales") is not None:
-        found["window_scales"] = check_window_scales(tokens["window_scales"])[0].tolist()
+        check_window_scales(tokens["window_scales"])
+        found["window_scales"] = tokens["window_scales"]
     return found

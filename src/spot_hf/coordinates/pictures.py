@@ -145,6 +145,7 @@ def save_oracle_picture(
     patch_size: float,
     titles: Sequence[str],
     final_scales: np.ndarray | None = None,
+    initial_scales: np.ndarray | None = None,
 ) -> None:
     """
     Writes a PNG of what the oracle did on one image: the paths of the tokens, and the windows at start and end.
@@ -157,12 +158,12 @@ def save_oracle_picture(
         initial, final (`np.ndarray` of shape `(num_tokens, 2)`): window centres relative to that.
         patch_size: side of a window in pixels of that.
         titles: of the three parts.
-        final_scales (`np.ndarray` of shape `(num_tokens,)`, *optional*): of the windows at the end.
+        final_scales, initial_scales (`np.ndarray` of shape `(num_tokens,)`, *optional*): of the windows at the end and start.
     """
     figure = Figure(figsize=(10.5, 3.8))
     axes = figure.subplots(1, 3, squeeze=False)
     draw_trajectories(axes[0][0], image, trajectory, titles[0])
-    draw_windows(axes[0][1], seen, initial, patch_size, titles[1])
+    draw_windows(axes[0][1], seen, initial, patch_size, titles[1], initial_scales)
     draw_windows(axes[0][2], seen, final, patch_size, titles[2], final_scales)
     figure.tight_layout(pad=0.6)
     figure.savefig(file, dpi=150, format="png")

@@ -14,7 +14,11 @@ OBJECTIVE_DESCRIPTIONS = {
 
 
 def coordinate_features(
-    label: Any, num_tokens: int, trajectory_length: int | None = None, window_scales: bool = False
+    label: Any,
+    num_tokens: int,
+    trajectory_length: int | None = None,
+    window_scales: bool = False,
+    initial_window_scales: bool = False,
 ) -> datasets.Features:
     """
     The columns of a coordinate data set; positions are `(x, y)` in the image frame.
@@ -25,6 +29,7 @@ def coordinate_features(
         trajectory_length (`int`, *optional*): positions per token in `trajectory`, steps + 1; without it there is no such
             column.
         window_scales (`bool`): whether there is a column of each token's window scale, in the model that found it.
+        initial_window_scales (`bool`): likewise of those with which the search began, where these were not 1.
     """
     point = datasets.List(datasets.Value("float32"), length=2)
     columns = {
@@ -41,6 +46,8 @@ def coordinate_features(
     }
     if window_scales:
         columns["window_scales"] = datasets.List(datasets.Value("float32"), length=num_tokens)
+    if initial_window_scales:
+        columns["initial_window_scales"] = datasets.List(datasets.Value("float32"), length=num_tokens)
     if trajectory_length is not None:
         coarse_point = datasets.List(datasets.Value("float16"), length=2)
         columns["trajectory"] = datasets.List(datasets.List(coarse_point, length=num_tokens), length=trajectory_length)

@@ -174,8 +174,12 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     with write_atomically(path) as file:
         save_oracle_picture(
             file, image, trajectory, seen, processor.to_model_frame(initial, image.size), inputs["coordinates"][0],
-            record.patch_size, titles, None if scales is None else np.array(scales),
+            record.patch_size, titles, _as_array(scales), _as_array(row.get("initial_window_scales")),
         )  # fmt: skip
+
+
+def _as_array(scales: list[float] | None) -> np.ndarray | None:
+    return None if scales is None else np.array(scales)
 
 
 def _true_label(record: Record, label: int | None) -> str:

@@ -12,7 +12,7 @@ import datasets
 import torch
 from accelerate import PartialState
 
-from ..placement import generator_for, get_placement, place
+from ..placement import generator_for, get_placement, place_windows
 from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
 from .failures import FailedImage, UnreadableImageError, check_failures
 from .labels import LabelMapping
@@ -24,11 +24,13 @@ READ_AHEAD = 256  # images of a stream that wait in memory
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """Where tokens are to be placed: a prior, how many, and the seed of a random one."""
+    """Where tokens are to be placed: a prior, how many, the seed of a random one, and the scale of all windows, in patches or
+    `"cover"`, where it is not to be the prior's own."""
 
     placement: str
     num_tokens: int
     seed: int = 0
+    window_scales: float | str | None = None
 
 
 class Shards:
@@ -82,6 +84,8 @@ class Batch:
     label: list[int | None] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
     coordinates: dict[PlacementRequest, torch.Tensor] = field(default_factory=dict)  # (batch_size, num_tokens, 2), model frame
+    # (batch_size, num_tokens), where they are not all 1
+    window_scales: dict[PlacementRequest, torch.Tensor] = field(default_factory=dict)
     shrunken: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)  # the images at other (height, width)
     failed: list[FailedImage] = field(default_factory=list)
     refused: str | None = None  # why the run cannot go on with it
@@ -106,7 +110,7 @@ class _Prepared:
 
     image_size: tuple[int, int]
     pixel_values: torch.Tensor
-    coordinates: dict[PlacementRequest, torch.Tensor]
+    placed: dict[PlacementRequest, tuple[torch.Tensor, torch.Tensor | None]]  # coordinates, window scales
     shrunken: dict[tuple[int, int], torch.Tensor]
 
 
@@ -150,7 +154,12 @@ class Preparation(torch.utils.data.Dataset):
             return batch
         if prepared:
             batch.pixel_values = torch.stack([one.pixel_values for one in prepared])
-            batch.coordinates = {name: torch.stack([one.coordinates[name] for one in prepared]) for name in work.placements}
+            for request in work.placements:
+                placed, scales = zip(*(one.placed[request] for one in prepared), strict=True)
+                batch.coordinates[request] = torch.stack(placed)
+                if any(one is not None for one in scales):
+                    ones = torch.ones(request.num_tokens)
+                    batch.window_scales[request] = torch.stack([ones if one is None else one for one in scales])
             batch.shrunken = {size: torch.stack([one.shrunken[size] for one in prepared]) for size in self.shrinking}
         return batch
 
@@ -169,14 +178,22 @@ class Preparation(torch.utils.data.Dataset):
             saliency = model_saliency(image.saliency, decoded.size, image.image_id, self.image_processor)
             if not saliency.any():
                 raise UnreadableImageError("all that is salient lies outside of what the model sees")
-        coordinates = {}
+        placed = {}
         for request in placements:
             random = get_placement(request.placement).random
             generator = generator_for(request.seed, image.image_id) if random else None
             patch_size = self.image_processor.patch_size
-            coordinates[request] = place(request.placement, request.num_tokens, pixel_values, patch_size, generator, saliency)
+            placed[request] = place_windows(
+                request.placement,
+                request.num_tokens,
+                pixel_values,
+                patch_size,
+                generator,
+                saliency,
+                request.window_scales,
+            )
         shrunken = {size: _pixel_values(processor, decoded) for size, processor in self.shrinking.items()}
-        return _Prepared(decoded.size, pixel_values, coordinates, shrunken)
+        return _Prepared(decoded.size, pixel_values, placed, shrunken)
 
 
 def model_saliency(value: Any, image_size: tuple[int, int], image_id: str, image_processor: Any) -> torch.Tensor:

@@ -8,13 +8,15 @@ from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
-from ..placement import BUILT_IN, PLACEMENTS, check_placement
+from ..placement import BUILT_IN, PLACEMENTS, check_placement, scale_policy
 from .baselines import BASELINES
 
 
 def default_placements(with_saliency: bool = False) -> list[str]:
-    """All built-in priors but `grid`, which is the baseline `full_grid`; with saliency, those that need it too."""
-    return [name for name in BUILT_IN if name != "grid" and (with_saliency or not PLACEMENTS[name].saliency)]
+    """All built-in priors but `grid`, which is the baseline `full_grid`, and the foveated ones, which an evaluation of an
+    earlier version did not have; with saliency, those that need it too."""
+    known = [name for name in BUILT_IN if name != "grid" and not name.startswith("foveated")]
+    return [name for name in known if with_saliency or not PLACEMENTS[name].saliency]
 
 
 def _named(model: str) -> tuple[str, str]:
@@ -49,8 +51,14 @@ class EvaluationArguments(LabelledSource, SalientSource):
     placement: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Priors that place them, or module:function (default: all built-in ones; salient and inverse_salient "
-            "where it is known what is salient)."
+            "help": "Priors that place them, or module:function (default: all built-in ones but the foveated; salient and "
+            "inverse_salient where it is known what is salient)."
+        },
+    )
+    window_scales: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Sizes of all windows, in patches, or cover: every placement is measured with each (default: its own)."
         },
     )
     baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})
@@ -91,6 +99,11 @@ class EvaluationArguments(LabelledSource, SalientSource):
             self.baselines = list(BASELINES)
         elif self.baselines == ["none"]:
             self.baselines = []
+
+    @property
+    def scale_policies(self) -> list[float | str | None]:
+        """`window_scales`, read; a placement's own where none are given."""
+        return [scale_policy(one) for one in self.window_scales] if self.window_scales else [None]
 
     @property
     def placements(self) -> list[str]:
@@ -141,6 +154,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
             raise ValueError(f"`revision` must be one for all models or one per model, {len(self.model)}; got {self.revision}")
 
     def _check_methods(self) -> None:
+        if len(set(self.scale_policies)) != len(self.scale_policies):
+            raise ValueError(f"`window_scales` must be different ones; got {', '.join(map(str, self.window_scales or []))}")
         for name in self.placements:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
@@ -167,6 +182,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
+        if self.window_scales is None:  # as before there was that option
+            del recorded["window_scales"]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})
         if self.image_size is not None:  # until 0.1.0, the position kernel alone said what lies between the table's cells
             recorded["position_interpolation"] = "source"

@@ -212,11 +212,6 @@ def shrink(model: SpotViTForImageClassification, height: int, width: int) -> Spo
     return shrunken
 
 
-def covering_scale(num_tokens: int, height: int, width: int, patch_size: int) -> float:
-    """The window scale with which `num_tokens` windows have the area of the whole image."""
-    return math.sqrt(height * width / num_tokens) / patch_size
-
-
 # By name, with a description.
 BASELINES = {
     "full_grid": "the model on all cells of its grid",

@@ -24,21 +24,31 @@ class Cell:
     num_tokens: int
     seed: int | None = None  # of a random placement
     steps: int | None = None  # of the oracle
+    window_scales: float | str | None = None  # of all tokens of a placement, where they are not its own
+
+    @property
+    def name(self) -> str:
+        """Of the method, in results."""
+        if self.window_scales is None:
+            return self.method
+        scale = self.window_scales if isinstance(self.window_scales, str) else f"scale {self.window_scales:g}"
+        return f"{self.method}, {scale}"
 
     @property
     def placement(self) -> PlacementRequest | None:
         """Where tokens are to be placed for it."""
         if is_placement(self.method):
-            return PlacementRequest(self.method, self.num_tokens, self.seed or 0)
+            return PlacementRequest(self.method, self.num_tokens, self.seed or 0, self.window_scales)
         return PlacementRequest("isotropic", self.num_tokens) if self.method in ("larger_windows", ORACLE) else None
 
     def to_json(self) -> dict[str, Any]:
         """In the ledger and in results, a method is called a way, as it was in 0.1.0."""
-        return {"way": self.method, "num_tokens": self.num_tokens, "seed": self.seed, "steps": self.steps}
+        values = {"way": self.method, "num_tokens": self.num_tokens, "seed": self.seed, "steps": self.steps}
+        return values if self.window_scales is None else {**values, "window_scales": self.window_scales}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Cell":
-        return cls(values["way"], values["num_tokens"], values["seed"], values["steps"])
+        return cls(values["way"], values["num_tokens"], values["seed"], values["steps"], values.get("window_scales"))
 
 
 def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
@@ -49,7 +59,8 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
             if get_placement(name).on_grid and num_tokens > num_cells:
                 continue
             seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if get_placement(name).random else [None]
-            cells += [Cell(name, num_tokens, seed) for seed in seeds]
+            for scales in arguments.scale_policies:
+                cells += [Cell(name, num_tokens, seed, window_scales=scales) for seed in seeds]
         if num_tokens < num_cells:
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:

@@ -8,11 +8,12 @@ import torch
 
 from ..data.batches import Batch
 from ..data.labels import LabelMapping
+from ..foveation import covering_scale
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
 from .arguments import EvaluationArguments
-from .baselines import TokenMerging, covering_scale, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
+from .baselines import TokenMerging, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
 from .cells import Cell
 
 
@@ -84,6 +85,8 @@ class Methods:
         inputs = {"pixel_values": (batch.pixel_values if size is None else batch.shrunken[size]).to(device)}
         if cell.placement is not None:
             inputs["coordinates"] = batch.coordinates[cell.placement].to(device)
+            if cell.placement in batch.window_scales:
+                inputs["window_scales"] = batch.window_scales[cell.placement].to(device)
         if cell.method == "larger_windows":
             scale = covering_scale(cell.num_tokens, self.height, self.width, self.model.config.patch_size)
             inputs["window_scales"] = torch.full(inputs["coordinates"].shape[:2], scale, device=device)

@@ -208,7 +208,7 @@ def plot(
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
         ticks.update(across)
-        baseline = not is_placement(method) or method == "grid_subset"
+        baseline = not is_placement(method.split(",")[0]) or method.startswith("grid_subset")
         axes.plot(
             across,
             up,

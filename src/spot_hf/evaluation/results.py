@@ -100,8 +100,8 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
         by_cell = {cell: parts for cell, parts in every_cell.items() if cell.method != ORACLE}
         full = next((parts for cell, parts in by_cell.items() if cell.method == "full_grid"), None)
         merged = {cell: _in_order(parts) for cell, parts in by_cell.items()}
-        for method, num_tokens in dict.fromkeys((cell.method, cell.num_tokens) for cell in by_cell):
-            seeds = [cell for cell in by_cell if (cell.method, cell.num_tokens) == (method, num_tokens)]
+        for method, num_tokens in dict.fromkeys((cell.name, cell.num_tokens) for cell in by_cell):
+            seeds = [cell for cell in by_cell if (cell.name, cell.num_tokens) == (method, num_tokens)]
             seeds.sort(key=lambda cell: cell.seed or 0)
             figures = summarize_cells([merged[cell] for cell in seeds], metrics)
             result = Result(model=model, image_size=image_size, method=method, num_tokens=num_tokens, **figures)

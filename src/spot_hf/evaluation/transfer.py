@@ -235,16 +235,18 @@ class _Transfer:
         for name, coordinates in {**sets, "random": _random_like(initial, [row["image_id"] for row in rows])}.items():
             height, width = saliency.shape[-2:]
             self.described[name].append(describe_positions(coordinates, height, width, patch_size, saliency))
-        scales = {}
-        if "window_scales" in rows[0]:
-            scales["window_scales"] = torch.tensor([row["window_scales"] for row in rows]).to(self.device)
+        scales = {
+            name: torch.tensor([row[name] for row in rows]).to(self.device)
+            for name in ("window_scales", "initial_window_scales")
+            if name in rows[0]
+        }
         pixel_values, labels = pixel_values.to(self.device), np.array([self.labels(row["label"]) for row in rows])
         correct, dtype = {}, DTYPES[self.arguments.dtype]
         for name, coordinates in sets.items():
-            # Windows have their own sizes at the positions for which these were found.
-            own = scales if name != "initial" else {}
+            # Windows have their own sizes at the positions for which these were found; at the start, 1 unless they say so.
+            own = scales.get("initial_window_scales" if name == "initial" else "window_scales")
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                logits = self.model(pixel_values, coordinates=coordinates.to(self.device), **own).logits
+                logits = self.model(pixel_values, coordinates=coordinates.to(self.device), window_scales=own).logits
             correct[name] = likeliest_class(logits.float().cpu().numpy(), self.classes) == labels
         return correct
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from ..coordinates.schema import check_config_name
+from ..data.batches import PlacementRequest
 from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
-from ..placement import check_placement
+from ..placement import check_placement, scale_policy
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
@@ -110,6 +111,13 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
     placement: str = field(
         default="isotropic", metadata={"help": "The prior from which the search begins, or module:function."}
     )
+    window_scales: str | None = field(
+        default=None,
+        metadata={
+            "help": "Size of all windows where the search begins, in patches, or cover: their areas sum to the image's "
+            "(default: the placement's own)."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of random placements, which are drawn per image."})
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
@@ -145,6 +153,8 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)
         self.check_saliency_of(self.placement)
+        if self.window_scales is not None:
+            scale_policy(self.window_scales)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
@@ -155,6 +165,19 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             raise ValueError(f"`among_labels` needs {missing}, to know which classes occur")
         check_config_name("run_name", self.config_names[0])
         check_push(self.push_to_hub, "hub_dataset_id", self.hub_dataset_id)
+
+    def request(self, num_tokens: int) -> PlacementRequest:
+        """Where the search of a budget begins."""
+        scales = None if self.window_scales is None else scale_policy(self.window_scales)
+        return PlacementRequest(self.placement, num_tokens, self.seed, scales)
+
+    @property
+    def begins_scaled(self) -> bool:
+        """Whether windows have sizes of their own where the search begins. Of a placement's own, its name says so: a column is
+        there for all images or for none."""
+        if self.window_scales is not None:
+            return scale_policy(self.window_scales) != 1
+        return self.placement.startswith("foveated")
 
     @property
     def config_names(self) -> list[str]:
@@ -176,6 +199,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
-        if self.saliency_column_name is None:  # as before there was that option
-            del recorded["saliency_column_name"]
+        for name in ("saliency_column_name", "window_scales"):  # as before there were these options
+            if recorded[name] is None:
+                del recorded[name]
         return {**recorded, **self.recorded_source(), **self.recorded_saliency()}

@@ -46,5 +46,7 @@ def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: 
         shard.correct_per_step = shard.correct_per_step + right.sum(0).numpy()
     if result.window_scales is not None:
         columns["window_scales"] = result.window_scales.cpu().numpy()
+    if result.initial_window_scales is not None:
+        columns["initial_window_scales"] = result.initial_window_scales.cpu().numpy()
     shard.num_steps += int(result.num_steps.sum())
     shard.add(columns)

@@ -98,7 +98,7 @@ class OracleRun:
             logger.info(self.labels.description)
         # A budget's search begins where its tokens are placed.
         self.configs = {
-            PlacementRequest(arguments.placement, num_tokens, arguments.seed): name
+            arguments.request(num_tokens): name
             for num_tokens, name in zip(arguments.num_tokens, arguments.config_names, strict=True)
         }
 
@@ -172,6 +172,11 @@ class OracleRun:
                 for request in batch.work.placements:
                     shard = open_shards.setdefault(request, Shard(self._features(request.num_tokens)))
                     shard.failed += batch.failed
+                    if request in batch.window_scales and not self.arguments.begins_scaled:
+                        raise ValueError(
+                            f"`placement` {request.placement!r} gives windows sizes of its own, which the rows would lack: "
+                            "give `window_scales`, a number or cover, too"
+                        )
                     if request in results:
                         add_rows(shard, batch, results[request], image_processor, self.labels)
                     if batch.work.closes_shard:
@@ -190,7 +195,9 @@ class OracleRun:
         """The columns of a budget's config."""
         label = self.images.features.get("label", datasets.Value("int64"))
         trajectory_length = self.arguments.steps + 1 if self.arguments.save_trajectories else None
-        return coordinate_features(label, num_tokens, trajectory_length, self.arguments.optimize_window_scales)
+        begins_scaled = self.arguments.begins_scaled
+        has_scales = begins_scaled or self.arguments.optimize_window_scales
+        return coordinate_features(label, num_tokens, trajectory_length, has_scales, begins_scaled)
 
     def _complete(self, num_seen: int | None) -> None:
         """Names the shards of a stream whose length is known by now; `OSError` where shards are missing."""
@@ -250,8 +257,9 @@ def _optimize(
         labels = batch.labels(mapping).to(device)
     else:
         targets = oracle.full_grid_targets(pixel_values)
+    scales = {request: one.to(device) for request, one in batch.window_scales.items()}
     return {
-        request: oracle.optimize(pixel_values, labels, coordinates.to(device), targets)
+        request: oracle.optimize(pixel_values, labels, coordinates.to(device), targets, window_scales=scales.get(request))
         for request, coordinates in batch.coordinates.items()
     }
 

@@ -42,7 +42,8 @@ class OracleResult:
         best_steps (`(batch_size,)`): int64, which iterate `coordinates` is.
         num_steps (`(batch_size,)`): int64, steps that were taken. After them, with `early_stop`, an image's positions, loss
             and prediction repeat.
-        window_scales (`(batch_size, num_tokens)` or `None`): those of the best iterate, where they were optimized.
+        window_scales (`(batch_size, num_tokens)` or `None`): those of the best iterate, where they were optimized or given.
+        initial_window_scales (`(batch_size, num_tokens)` or `None`): those with which the search began, where they were given.
     """
 
     coordinates: torch.Tensor
@@ -53,6 +54,7 @@ class OracleResult:
     best_steps: torch.Tensor
     num_steps: torch.Tensor
     window_scales: torch.Tensor | None = None
+    initial_window_scales: torch.Tensor | None = None
 
     @property
     def initial_prediction(self) -> torch.Tensor | None:
@@ -135,6 +137,7 @@ class SpotOracle:
         coordinates: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         coordinates_mask: torch.Tensor | None = None,
+        window_scales: torch.Tensor | None = None,
     ) -> OracleResult:
         """
         Moves the tokens of each image down the gradient of its own loss. A window's centre stays inside the image.
@@ -148,6 +151,8 @@ class SpotOracle:
                 pooled features `(batch_size, pooled_size)` for `"feature"`; computed where not given.
             coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): 0 for padding, which does
                 not move. At least one token per image.
+            window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): of the windows where
+                the search begins, in patches, above 0; they stay as they are unless `optimize_window_scales`. 1 by default.
 
         Returns:
             [`OracleResult`], on the model's device.
@@ -155,7 +160,7 @@ class SpotOracle:
         Raises:
             `ValueError`: an input has another shape, dtype or range, or the objective's target is missing.
         """
-        self._check_inputs(pixel_values, labels, coordinates, targets, coordinates_mask)
+        self._check_inputs(pixel_values, labels, coordinates, targets, coordinates_mask, window_scales)
         batch_size = len(pixel_values)
         # The caller may compute without gradients; the positions' are needed.
         with torch.inference_mode(False), torch.enable_grad(), self._frozen():
@@ -166,12 +171,14 @@ class SpotOracle:
             coordinates = _for_backward(coordinates).expand(batch_size, -1, -1)
             if coordinates_mask is not None:
                 coordinates_mask = _for_backward(coordinates_mask).bool().expand(batch_size, -1)
+            if window_scales is not None:
+                window_scales = _for_backward(window_scales).expand(batch_size, -1)
             if self.objective == "label":
                 targets = labels
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
-            return self._search(pixel_values, coordinates, _for_backward(targets), coordinates_mask)
+            return self._search(pixel_values, coordinates, _for_backward(targets), coordinates_mask, window_scales)
 
     @torch.no_grad()
     def full_grid_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -189,6 +196,7 @@ class SpotOracle:
         coordinates: torch.Tensor,
         targets: torch.Tensor,
         mask: torch.Tensor | None,
+        window_scales: torch.Tensor | None,
     ) -> OracleResult:
         batch_size, num_tokens = coordinates.shape[:2]
         device = pixel_values.device
@@ -197,9 +205,14 @@ class SpotOracle:
         positions = [nn.Parameter(one.clone() if mask is None else one[mask[i]]) for i, one in enumerate(coordinates)]
         # Matrices, like the positions: Muon takes nothing else.
         log_scales = [nn.Parameter(torch.zeros(len(one), 1, device=device)) for one in positions]
+        if window_scales is not None:
+            for i, (parameter, scales) in enumerate(zip(log_scales, window_scales, strict=True)):
+                parameter.data.copy_((scales if mask is None else scales[mask[i]]).log()[:, None])
+        optimizes_scales = self.arguments.optimize_window_scales
         optimizer = self._make_optimizer(positions, log_scales)
         largest_scale = self._largest_window_scale(pixel_values)
-        iterates = _Iterates(batch_size, self.steps, num_tokens, device, self.arguments.optimize_window_scales)
+        with_scales = optimizes_scales or window_scales is not None
+        iterates = _Iterates(batch_size, self.steps, num_tokens, device, with_scales)
 
         active = torch.arange(batch_size, device=device)  # the images that are still being optimized
         inputs: list[Any] = [pixel_values, targets, mask]
@@ -207,8 +220,8 @@ class SpotOracle:
             chosen = active.tolist()
             with torch.set_grad_enabled(step < self.steps):
                 now = _padded([positions[i] for i in chosen], inputs[2], coordinates[active])
-                scales_now = None
-                if iterates.scales is not None:
+                scales_now = None if window_scales is None else window_scales[active]
+                if optimizes_scales:
                     unscaled = now.new_zeros(len(chosen), num_tokens, 1)
                     scales_now = _padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
                 logits, features = self._run(inputs[0], now, scales_now, inputs[2])
@@ -225,8 +238,8 @@ class SpotOracle:
                         break
                     inputs = [value if value is None else value[stay] for value in inputs]
                     loss = loss[stay]
-            self._update(optimizer, loss, positions, log_scales, largest_scale)
-        return iterates.result(self.has_classifier)
+            self._update(optimizer, loss, positions, log_scales if optimizes_scales else [], largest_scale)
+        return iterates.result(self.has_classifier, window_scales)
 
     def _update(
         self,
@@ -311,7 +324,7 @@ class SpotOracle:
             for parameter in trainable:
                 parameter.requires_grad_(True)
 
-    def _check_inputs(self, pixel_values, labels, coordinates, targets, coordinates_mask) -> None:
+    def _check_inputs(self, pixel_values, labels, coordinates, targets, coordinates_mask, window_scales) -> None:
         """What the model's own checks do not see: values, and the objective's target. One synchronization with a device."""
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
             got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
@@ -344,6 +357,17 @@ class SpotOracle:
                 raise ValueError(
                     f"`coordinates_mask` must be a tensor {(batch_size, num_tokens)} with at least one token per image; "
                     f"got {_describe(coordinates_mask)}"
+                )
+        if window_scales is not None:
+            num_tokens = 0 if coordinates is None else coordinates.shape[1]
+            if (
+                not isinstance(window_scales, torch.Tensor)
+                or window_scales.shape not in ((1, num_tokens), (batch_size, num_tokens))
+                or not ((window_scales > 0) & window_scales.isfinite()).all()
+            ):
+                raise ValueError(
+                    f"`window_scales` must be a tensor {(batch_size, num_tokens)} of numbers above 0, one per coordinate; "
+                    f"got {_describe(window_scales)}"
                 )
         if self.objective == "label":
             num_labels = self.model.config.num_labels
@@ -398,7 +422,7 @@ class _Iterates:
         if logits is not None:
             self.predictions[active, step:] = logits.argmax(-1)[:, None]
 
-    def result(self, has_classifier: bool) -> OracleResult:
+    def result(self, has_classifier: bool, initial_scales: torch.Tensor | None) -> OracleResult:
         comparable = torch.where(self.losses.isfinite(), self.losses, torch.inf)
         best = comparable.argmin(1)  # the earliest, of equals
         rows = torch.arange(len(best), device=best.device)
@@ -411,6 +435,7 @@ class _Iterates:
             best_steps=best,
             num_steps=self.num_steps,
             window_scales=self.scales[rows, best] if self.scales is not None else None,
+            initial_window_scales=initial_scales,
         )
 
 

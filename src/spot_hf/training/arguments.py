@@ -11,10 +11,10 @@ from ..data.labels import LabelledSource
 from ..data.source import DatasetSource, pinned
 from ..jobs.arguments import json_object
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..placement import check_placement, get_placement
+from ..placement import COVER, check_placement, get_placement, scale_policy
 from .augmentation import Augmentation
 from .data import TrainingImages
-from .placements import TrainingPlacements, token_buckets
+from .placements import ScaleRule, TrainingPlacements, token_buckets
 from .recipe_values import apply_declared_types
 from .trainer_arguments import SpotPretrainingArguments, SpotTrainingArguments
 
@@ -128,13 +128,24 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
     placement_weights: list[float] | None = field(
         default=None, metadata={"help": "Relative frequency of each prior (default: equal)."}
     )
-    window_scales: list[float] | None = field(
-        default=None, metadata={"help": "Smallest and largest window scale, drawn log-uniformly per token (default: 1)."}
+    window_scales: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Two numbers: smallest and largest window scale, drawn log-uniformly per token. Or cover, a number, a "
+            "range as 0.5-2, or several of these, of which each image has one (default: 1)."
+        },
+    )
+    window_scales_weights: list[float] | None = field(
+        default=None, metadata={"help": "Relative frequency of each of several window scales (default: equal)."}
     )
     eval_num_tokens: list[int] | None = field(
         default=None, metadata={"help": "Token counts to evaluate at during training (default: the lowest and the highest)."}
     )
     eval_placement: str = field(default="isotropic", metadata={"help": "The prior to evaluate with."})
+    eval_window_scales: str | None = field(
+        default=None,
+        metadata={"help": "Size of all windows to evaluate with, in patches, or cover (default: the prior's own)."},
+    )
 
     classifier: str = field(
         default="keep", metadata={"help": "keep the model's, or new: an untrained one for the data set's own classes."}
@@ -185,7 +196,7 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         self.check_input()
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {', '.join(CLASSIFIERS)}; got {self.classifier!r}")
-        self._check_pairs("num_tokens_range", "window_scales")
+        self._check_pairs("num_tokens_range")
         self._check_numbers(training)
         for name, needed in (("teacher_revision", "teacher_model"), ("coordinates_revision", "coordinates")):
             if getattr(self, name) is not None and getattr(self, needed) is None:
@@ -254,6 +265,8 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
                 check_placement(self.eval_placement, num_tokens, num_cells)
             except ValueError as error:
                 raise ValueError(f"`eval_placement` or `eval_num_tokens`: {error}") from None
+        if self.eval_window_scales is not None:
+            scale_policy(self.eval_window_scales, "eval_window_scales")
         if get_placement(self.eval_placement).saliency:
             raise ValueError(f"`eval_placement` {self.eval_placement!r} needs a saliency map per image, which training lacks")
 
@@ -270,6 +283,19 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         if self.num_tokens_range is None:
             return self.num_tokens
         return token_buckets(self.num_tokens_range[0], self.num_tokens_range[1], self.num_token_buckets)
+
+    @property
+    def scale_rules(self) -> tuple[float, float] | list[ScaleRule] | None:
+        """`window_scales`, read: a range, or several rules. `ValueError` for what is none."""
+        if self.window_scales is None:
+            return None
+        try:
+            numbers = [float(one) for one in self.window_scales]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 2:
+            return numbers[0], numbers[1]
+        return [_scale_rule(one) for one in self.window_scales]
 
     @property
     def evaluated_num_tokens(self) -> list[int]:
@@ -299,7 +325,8 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
             placement=self.placement,
             placement_weights=self.placement_weights,
             jitter=self.jitter,
-            window_scales=None if self.window_scales is None else (self.window_scales[0], self.window_scales[1]),
+            window_scales=self.scale_rules,
+            window_scales_weights=self.window_scales_weights,
             coordinates_share=self.coordinates_share,
             height=height,
             width=width,
@@ -310,6 +337,12 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
     def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
         values = super().recorded(training)
         values["label_column_name"] = self.label_column_name or "none"  # as runs before 0.2.0 recorded it
+        # As runs recorded them before there were more than a range.
+        rules = self.scale_rules
+        values["window_scales"] = list(rules) if isinstance(rules, tuple) else self.window_scales
+        for name in ("window_scales_weights", "eval_window_scales"):
+            if values[name] is None:
+                del values[name]
         for name in ("teacher_model", "coordinates"):
             if values[name] is not None:
                 values[name] = public_name(values[name])
@@ -322,6 +355,15 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         if self.rand_augment_num_ops:
             values["rand_augment_drawn_per"] = "image"
         return values
+
+
+def _scale_rule(text: str) -> ScaleRule:
+    """`cover`, a number, or a range such as `0.5-2`."""
+    low, dash, high = text.partition("-")
+    try:
+        return text if text == COVER else (float(low), float(high if dash else low))
+    except ValueError:
+        raise ValueError(f"`window_scales` must be cover, numbers above 0, or ranges such as 0.5-2; got {text!r}") from None
 
 
 @dataclass(kw_only=True)
@@ -363,6 +405,9 @@ class PretrainArguments(TrainingInputArguments):
         for name, value in (("eval_strategy", "no"), ("remove_unused_columns", False)):
             if given[name] != value:
                 raise ValueError(f"`{name}` must be {value} in pre-training; got {given[name]}")
+        foveated = [name for name in self.placement if name.startswith("foveated")]
+        if foveated:
+            raise ValueError(f"`placement` {foveated[0]!r} is not for pre-training: windows have one size there")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
         known = [one for one in SpotViTConfig.__dataclass_fields__ if self.model is None or one.startswith("decoder_")]

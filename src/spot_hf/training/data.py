@@ -178,7 +178,7 @@ class EvaluationImages(Dataset):
     Args:
         images (`datasets.Dataset`): with the columns `image` and `label`.
         image_processor: of the model.
-        num_tokens (`int`), placement (`str`): as the image processor takes them.
+        num_tokens (`int`), placement (`str`), window_scales (`float` or `str`): as the image processor takes them.
         max_failed_share (`float`): an evaluation that cannot read more of the images than this share fails.
         mapping ([`LabelMapping`], *optional*): from the labels to the model's classes, where these are others.
     """
@@ -191,10 +191,11 @@ class EvaluationImages(Dataset):
         placement: str,
         max_failed_share: float = 0.01,
         mapping: LabelMapping | None = None,
+        window_scales: float | str | None = None,
     ):
         self.images, self.split, self.image_processor = encoded(images), str(images.split), image_processor
         self.num_tokens, self.placement, self.max_failed_share = num_tokens, placement, max_failed_share
-        self.mapping = mapping
+        self.mapping, self.window_scales = mapping, window_scales
 
     def __len__(self) -> int:
         return len(self.images)
@@ -202,7 +203,8 @@ class EvaluationImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         Returns:
-            `dict`: `pixel_values` `(3, height, width)` and `coordinates` `(num_tokens, 2)`, float32; `failed`, a list of
+            `dict`: `pixel_values` `(3, height, width)`, `coordinates` `(num_tokens, 2)` and, where they are not all 1,
+            `window_scales` `(num_tokens,)`, float32; `failed`, a list of
             [`FailedImage`]; where given, `labels`, -100 for an image that could not be read.
         """
         image = encoded_image(self.images[index], index, self.split)
@@ -216,9 +218,15 @@ class EvaluationImages(Dataset):
                 [image.failed(error)],
             )
         inputs = self.image_processor(
-            decoded, num_tokens=self.num_tokens, placement=self.placement, image_ids=[image.image_id], return_tensors="pt"
+            decoded,
+            num_tokens=self.num_tokens,
+            placement=self.placement,
+            image_ids=[image.image_id],
+            window_scales=self.window_scales,
+            return_tensors="pt",
         )
-        found = {"pixel_values": inputs["pixel_values"][0], "coordinates": inputs["coordinates"][0], "failed": failed}
+        names = ("pixel_values", "coordinates", "window_scales")
+        found = {**{name: inputs[name][0] for name in names if name in inputs}, "failed": failed}
         return {**found, "labels": label} if image.label is not None else found
 
 

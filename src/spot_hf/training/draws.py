@@ -11,7 +11,7 @@ import torch
 
 
 # Streams: what numbers are for. Runs that go on rely on them: add new ones at the end.
-CHOICE, POSITIONS, CELLS, JITTER, SCALES, OWN, COUNT, PIXELS, MASK, AUGMENTATION, MIXING = range(11)
+CHOICE, POSITIONS, CELLS, JITTER, SCALES, OWN, COUNT, PIXELS, MASK, AUGMENTATION, MIXING, SCALE_CHOICE, FOVEATION = range(13)
 
 # Of splitmix64 (Steele, Lea and Flood 2014), as the signed integers that torch has.
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64

@@ -15,6 +15,7 @@ from ..data.labels import LabelMapping, match_labels
 from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
+from ..placement import scale_policy
 from .arguments import TrainArguments
 from .batches import BatchPreparation
 from .data import EvaluationImages, TrainingImages, benchmark_input
@@ -202,7 +203,13 @@ def _evaluation_images(
         )
     return {
         f"n{num_tokens}": EvaluationImages(
-            images, processor, num_tokens, arguments.eval_placement, arguments.max_failed_share, labels
+            images,
+            processor,
+            num_tokens,
+            arguments.eval_placement,
+            arguments.max_failed_share,
+            labels,
+            None if arguments.eval_window_scales is None else scale_policy(arguments.eval_window_scales),
         )
         for num_tokens in arguments.evaluated_num_tokens
     }

@@ -11,8 +11,10 @@ from itertools import accumulate
 
 import torch
 
+from ..foveation import STRENGTH, bump, covering_scale, foveate
 from ..placement import (
     BUILT_IN,
+    COVER,
     center,
     check_placement,
     edge_saliency,
@@ -20,9 +22,24 @@ from ..placement import (
     get_placement,
     grid,
     isotropic_cells,
-    place,
+    place_windows,
 )
-from .draws import CELLS, CHOICE, COUNT, JITTER, OWN, POSITIONS, SCALES, normals, uniforms
+from .draws import (
+    CELLS,
+    CHOICE,
+    COUNT,
+    FOVEATION,
+    JITTER,
+    OWN,
+    POSITIONS,
+    SCALE_CHOICE,
+    SCALES,
+    normals,
+    uniforms,
+)
+
+
+ScaleRule = tuple[float, float] | str  # a range, or "cover"
 
 
 @dataclass(kw_only=True)
@@ -36,7 +53,9 @@ class TrainingPlacements:
         placement (`list[str]`): priors; each image of a batch is placed by one of them.
         placement_weights (`list[float]`, *optional*): relative frequency of each prior; equal by default.
         jitter (`float`): standard deviation of the normal noise that is added to each position, in patches.
-        window_scales (`(float, float)`, *optional*): range from which each token's window scale is drawn, log-uniformly.
+        window_scales (`(float, float)` or `list`, *optional*): range from which each token's window scale is drawn,
+            log-uniformly; or several such ranges and `"cover"`, of which each image has one. Foveated images keep their own.
+        window_scales_weights (`list[float]`, *optional*): relative frequency of each of these; equal by default.
         coordinates_share (`float`): share of the images that use their own coordinates, where they have any.
         height, width, patch_size (`int`): of `pixel_values` and of the model, in pixels.
         seed (`int`): of the run.
@@ -50,7 +69,8 @@ class TrainingPlacements:
     placement: list[str] = field(default_factory=lambda: ["isotropic", "center", "uniform", "gaussian"])
     placement_weights: list[float] | None = None
     jitter: float = 0.0
-    window_scales: tuple[float, float] | None = None
+    window_scales: tuple[float, float] | list[ScaleRule] | None = None
+    window_scales_weights: list[float] | None = None
     coordinates_share: float = 0.5
     height: int = 224
     width: int = 224
@@ -59,8 +79,16 @@ class TrainingPlacements:
 
     def __post_init__(self) -> None:
         num_cells = (self.height // self.patch_size) * (self.width // self.patch_size)
-        for name in ("num_tokens", "placement"):
-            values, weights = getattr(self, name), getattr(self, f"{name}_weights")
+        self.scale_rules: list[ScaleRule] = []
+        if self.window_scales is not None:
+            self.scale_rules = [self.window_scales] if isinstance(self.window_scales, tuple) else list(self.window_scales)
+        elif self.window_scales_weights is not None:
+            raise ValueError("`window_scales_weights` are of `window_scales`, which are needed too; got none")
+        lists: dict[str, list] = {"num_tokens": self.num_tokens, "placement": self.placement}
+        if self.window_scales is not None:
+            lists["window_scales"] = self.scale_rules
+        for name, values in lists.items():
+            weights = getattr(self, f"{name}_weights")
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"`{name}` must be one or several different values; got {values}")
             if weights is not None and (len(weights) != len(values) or min(weights) < 0 or not sum(weights) > 0):
@@ -71,15 +99,16 @@ class TrainingPlacements:
         for name in self.placement:
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens, None if name == "grid" else num_cells)
-            if name == "grid" or get_placement(name).saliency:
+            if name == "grid" or (get_placement(name).saliency and name != "foveated"):
                 reason = "needs a saliency map per image" if name != "grid" else f"is isotropic with {num_cells} tokens"
                 raise ValueError(f"`placement` {name!r} is not for training: it {reason}")
         if not 0 <= self.jitter < math.inf:
             raise ValueError(f"`jitter` must be at least 0, in patches; got {self.jitter}")
         if not 0 <= self.coordinates_share <= 1:
             raise ValueError(f"`coordinates_share` must lie in [0, 1]; got {self.coordinates_share}")
-        if self.window_scales is not None and not 0 < self.window_scales[0] <= self.window_scales[1] < math.inf:
-            raise ValueError(f"`window_scales` must be the lowest and the highest, above 0; got {self.window_scales}")
+        for rule in self.scale_rules:
+            if rule != COVER and not (isinstance(rule, tuple) and 0 < rule[0] <= rule[1] < math.inf):
+                raise ValueError(f"`window_scales` must be {COVER!r}, or the lowest and the highest, above 0; got {rule!r}")
 
     def num_tokens_at(self, step: int) -> int:
         """The token count of all images of a step, on every process."""
@@ -104,34 +133,77 @@ class TrainingPlacements:
 
         Returns:
             `dict`: `coordinates` `(batch_size, num_tokens, 2)`, float32, `(x, y)` in [0, 1], model frame; and `window_scales`
-            `(batch_size, num_tokens)`, float32, in patches, where a range is given.
+            `(batch_size, num_tokens)`, float32, in patches, where they are not all 1.
         """
-        sets = torch.stack([self._prior(name, draws, num_tokens, pixel_values) for name in self.placement])
+        images = torch.arange(len(draws), device=draws.device)
+        placed_by = [self._prior(name, draws, num_tokens, pixel_values) for name in self.placement]
         chosen = _choose(uniforms(self.seed, draws, CHOICE, 1)[:, 0], self.placement_weights, self.placement)
-        coordinates = sets[chosen, torch.arange(len(draws), device=draws.device)]
+        coordinates = torch.stack([one for one, _ in placed_by])[chosen, images]
+        scales = rules = self._scales(draws, num_tokens)
+        if any(own is not None for _, own in placed_by):
+            rules = torch.ones(len(draws), num_tokens, device=draws.device) if rules is None else rules
+            scales = torch.stack([rules if own is None else own for _, own in placed_by])[chosen, images]
         if own_coordinates is not None and own_coordinates.shape[1] == num_tokens:
             use = uniforms(self.seed, draws, OWN, 1) < self.coordinates_share
             inside = ((own_coordinates >= 0) & (own_coordinates <= 1)).all(-1)
             coordinates = torch.where((use & inside)[..., None], own_coordinates, coordinates)
+            if scales is not None and rules is not None:
+                scales = torch.where(use & inside, rules, scales)
         if self.jitter:
             patch = torch.tensor([self.patch_size / self.width, self.patch_size / self.height], device=draws.device)
             steps = normals(uniforms(self.seed, draws, JITTER, 2 * num_tokens)).unflatten(1, (num_tokens, 2))
             coordinates = coordinates + self.jitter * patch * steps
         placed = {"coordinates": coordinates.clamp(0, 1)}
-        if self.window_scales is not None:
-            low, high = (math.log(scale) for scale in self.window_scales)
-            placed["window_scales"] = (low + (high - low) * uniforms(self.seed, draws, SCALES, num_tokens)).exp()
-        return placed
+        return placed if scales is None else {**placed, "window_scales": scales}
 
-    def _prior(self, name: str, draws: torch.Tensor, num_tokens: int, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_tokens, 2)`: the prior of that name in `placement.py`, for each image."""
-        if name not in BUILT_IN:  # a person's own function is of one image, on the CPU
+    def _scales(self, draws: torch.Tensor, num_tokens: int) -> torch.Tensor | None:
+        """`(batch_size, num_tokens)`, by `window_scales`; none where there are no such."""
+        if not self.scale_rules:
+            return None
+        numbers, drawn = uniforms(self.seed, draws, SCALES, num_tokens), []
+        for rule in self.scale_rules:
+            if isinstance(rule, tuple):
+                low, high = (math.log(scale) for scale in rule)
+                drawn.append((low + (high - low) * numbers).exp())
+            else:
+                drawn.append(torch.full_like(numbers, covering_scale(num_tokens, self.height, self.width, self.patch_size)))
+        if len(drawn) == 1:
+            return drawn[0]
+        chosen = _choose(uniforms(self.seed, draws, SCALE_CHOICE, 1)[:, 0], self.window_scales_weights, self.scale_rules)
+        return torch.stack(drawn)[chosen, torch.arange(len(draws), device=draws.device)]
+
+    def _prior(
+        self, name: str, draws: torch.Tensor, num_tokens: int, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prior of that name in `placement.py`, for each image: coordinates `(batch_size, num_tokens, 2)`, and window
+        scales `(batch_size, num_tokens)` where it has its own."""
+        if name == "foveated":
+            return foveate(self._densities(draws), num_tokens, self.height, self.width, self.patch_size)
+        if name not in BUILT_IN or name.startswith("foveated"):  # of one image, on the CPU
             images, numbers = pixel_values.cpu(), draws.tolist()
-            sets = [
-                place(name, num_tokens, image, self.patch_size, generator_for(self.seed, draw))
-                for image, draw in zip(images, numbers, strict=True)
-            ]
-            return torch.stack(sets).to(draws.device)
+            sets, scales = zip(
+                *(
+                    place_windows(name, num_tokens, image, self.patch_size, generator_for(self.seed, draw))
+                    for image, draw in zip(images, numbers, strict=True)
+                ),
+                strict=True,
+            )
+            own = None if scales[0] is None else torch.stack(scales).to(draws.device)
+            return torch.stack(sets).to(draws.device), own
+        return self._coordinates(name, draws, num_tokens, pixel_values), None
+
+    def _densities(self, draws: torch.Tensor) -> torch.Tensor:
+        """Of random foveations, `(batch_size, 14, 14)`: a bump or two, of random place, width and height; a fifth are flat."""
+        flat, two, *shape = uniforms(self.seed, draws, FOVEATION, 10).unbind(1)
+
+        def one_bump(x: torch.Tensor, y: torch.Tensor, width: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
+            return bump(14, 14, torch.stack([x, y], dim=-1), 0.08 + 0.3 * width, STRENGTH * height)
+
+        first, second = one_bump(*shape[:4]), one_bump(*shape[4:])
+        density = torch.where((two < 0.25)[:, None, None], torch.maximum(first, second), first)
+        return torch.where((flat < 0.2)[:, None, None], 1.0, density)
+
+    def _coordinates(self, name: str, draws: torch.Tensor, num_tokens: int, pixel_values: torch.Tensor) -> torch.Tensor:
         device, aspect_ratio = draws.device, self.width / self.height
 
         def random(count: int, size: int = 2) -> torch.Tensor:
