@@ -144,7 +144,9 @@ def test_foveated_in_the_processor():
     assert center["window_scales"][0, 4] == center["window_scales"].min()
     with pytest.raises(ValueError, match="`saliency` is needed by placement='foveated'"):
         processor(image(), num_tokens=9, placement="foveated")
-    # A scale that is asked for takes the place of the placement's own.
+    # A scale that is asked for takes the place of the placement's own, which cover.
+    covering = processor(image(), num_tokens=9, placement="foveated_center", window_scales="cover", return_tensors="pt")
+    assert torch.equal(covering["window_scales"], center["window_scales"])
     unit = processor(image(), num_tokens=9, placement="foveated_center", window_scales=1, return_tensors="pt")
     assert "window_scales" not in unit and torch.equal(unit["coordinates"], center["coordinates"])
 

@@ -95,7 +95,7 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     window_scales (`float`, `str`, `torch.Tensor`, `np.ndarray` or nested list, *optional*):
         Sizes of the tokens' windows in patches, above 0: one for all, one per token `(num_tokens,)`, or one such list per
         image; or `"cover"`: as large as makes the windows' areas sum to the image's. Where not given, those of the
-        placement, which the foveated ones have, or 1.
+        placement, which the foveated ones have, or 1. With `"cover"`, a foveated placement keeps its own, which cover.
     outside (`str`, *optional*, defaults to `"warn"`):
         What becomes of `coordinates` that the centre crop removes: `"warn"`: they stay, see repeated border pixels, and a
         warning counts them; `"drop"`; or `"error"`.

@@ -388,7 +388,7 @@ def place_windows(
         saliency (`torch.Tensor` of shape `(rows, columns)`, *optional*): for those that need it, over the image that the model
             sees.
         window_scales (`float` or `str`, *optional*): of all tokens, in patches, or `"cover"`: as large as makes their areas
-            sum to the image's. Takes the place of the prior's own.
+            sum to the image's. A number takes the place of the prior's own scales, which `"cover"` leaves as they are.
 
     Returns:
         `tuple`: coordinates `(num_tokens, 2)`, float32, `(x, y)` in [0, 1], relative to `pixel_values`; and scales
@@ -427,7 +427,7 @@ def place_windows(
     if placement not in BUILT_IN:
         coordinates = _checked(coordinates, placement, inputs["num_tokens"])
         own_scales = own_scales if own_scales is None else _checked_scales(own_scales, placement, inputs["num_tokens"])
-    if window_scales is not None or own_scales is None:
+    if own_scales is None or window_scales not in (None, COVER):
         own_scales = scales_of(window_scales, len(coordinates), height, width, patch_size)
     return coordinates.float(), own_scales
 

@@ -31,14 +31,13 @@ from .coordinates.show import ShowArguments, show_coordinates
 from .data.digits import DIGITS, DIGITS_SIZE
 from .data.labels import LabelledSource, match_labels
 from .data.source import DatasetSource, load_images
-from .evaluation.arguments import TransferArguments
+from .evaluation.arguments import TransferArguments, default_placements
 from .evaluation.transfer import evaluate_transfer, transfer_table
 from .hub.loading import open_model
 from .jobs.files import is_written_by_quickstart, replaced_directory
 from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle.arguments import OracleArguments
 from .oracle.run import run_oracle
-from .placement import BUILT_IN
 from .quickstart_report import place_all, write_report
 
 
@@ -189,7 +188,7 @@ def _one_model(
         patch_size=patch_size,
         num_labels=model.config.num_labels,
     )
-    accuracies: dict[str, dict[int, float]] = {name: {} for name in BUILT_IN if name != "grid"}
+    accuracies: dict[str, dict[int, float]] = {name: {} for name in default_placements(with_saliency=True)}
     counts = _token_counts(result["num_cells"])
     with tqdm(total=len(accuracies) * len(counts), desc="classifying with few tokens", unit="run") as progress:
         for placement, points in accuracies.items():
