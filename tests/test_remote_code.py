@@ -14,6 +14,7 @@ CODE = {
     "configuration_spot_vit.py",
     "frames.py",
     "drawing.py",
+    "foveation.py",
     "image_processing_spot_vit.py",
     "input_checks.py",
     "modeling_spot_vit.py",

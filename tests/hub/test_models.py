@@ -18,6 +18,7 @@ CODE = {
     "image_processing_spot_vit.py",
     "frames.py",
     "drawing.py",
+    "foveation.py",
     "input_checks.py",
     "placement.py",
     "pipeline_spot_vit.py",
