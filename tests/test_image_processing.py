@@ -413,3 +413,23 @@ def test_a_picture_shows_what_is_seen():
     assert np.array_equal(processor.draw(image, batch, index=0), processor.draw(image, alone))
     with pytest.raises(ValueError, match="`index` must be that of one of 2 images; got 2"):
         processor.draw(image, batch, index=2)
+
+
+def test_it_draws_what_it_took(tmp_path):
+    """A file upright, an image that was opened as it is; and windows of less than a pixel."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture(80, 40).save(tmp_path / "turned.jpg", exif=exif)
+    processor, opened = tiny_processor(), Image.open(tmp_path / "turned.jpg")
+    assert processor.draw(opened, processor(opened, num_tokens=4)).width > processor.draw(tmp_path / "turned.jpg").width
+    assert processor.draw(Image.new("RGB", (1000, 5))).size == (1000, 5)
+    assert processor.draw(picture(), processor(picture(), num_tokens=4, window_scales=0.01)).size == (480, 360)
+
+
+def test_far_outside_of_the_crop_of_an_extreme_image():
+    from tiny import tiny_model
+
+    processor = tiny_processor(**CROPPING)
+    with pytest.warns(UserWarning, match="1 of 1 tokens lie outside"):
+        inputs = processor(Image.new("RGB", (1000, 5)), coordinates=[[0.01, 0.5]], return_tensors="pt")
+    assert tiny_model()(**inputs).logits.isfinite().all()

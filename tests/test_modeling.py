@@ -336,7 +336,7 @@ def test_values_are_checked_where_they_are_known(monkeypatch):
     monkeypatch.setattr(modeling_spot_vit, "check_values", lambda coordinates, scales: checked.append(coordinates.device.type))
     tiny_model()(random_images(), random_coordinates())
     assert checked == ["cpu"]
-    for check_inputs, expected in ((False, []), (True, ["meta"])):
+    for check_inputs, expected in ((None, []), (False, []), (True, ["meta"])):
         checked.clear()
         model = tiny_model(check_inputs=check_inputs, model_class=SpotViTModel)
         model._check_inputs(random_images().to("meta"), random_coordinates().to("meta"), None, None)
@@ -344,3 +344,12 @@ def test_values_are_checked_where_they_are_known(monkeypatch):
     checked.clear()
     torch.export.export(tiny_model(), (random_images(),), {"coordinates": random_coordinates()}, strict=False)
     assert not checked
+
+
+def test_values_that_cannot_be_read_are_not_checked():
+    """Under `vmap` there are none; and `check_inputs=False` asks for none to be."""
+    model, images, coordinates = tiny_model(), random_images(1), random_coordinates(2)[:, None]
+    with torch.no_grad():
+        mapped = torch.func.vmap(lambda one: model(images, one).logits)(coordinates)
+        torch.testing.assert_close(mapped[1], logits(model, images, coordinates[1]), rtol=0, atol=BATCH_TOLERANCE)
+    assert tiny_model(check_inputs=False)(images, torch.full((1, 3, 2), 100.0)).logits.shape == (1, 5)

@@ -13,9 +13,16 @@ from own_placement import bright, diagonal
 from PIL import Image
 from tiny import tiny_model, tiny_processor
 
-from spot_hf import PLACEMENTS, SpotImageClassificationPipeline, load_coordinates, register_placement
+from spot_hf import (
+    PLACEMENTS,
+    EvaluationArguments,
+    OracleArguments,
+    SpotImageClassificationPipeline,
+    load_coordinates,
+    register_placement,
+)
 from spot_hf.cli import main
-from spot_hf.placement import Placement, generator_for, place
+from spot_hf.placement import OTHER_METHODS, Placement, generator_for, place
 from spot_hf.training.placements import TrainingPlacements
 
 
@@ -180,3 +187,33 @@ def test_in_evaluation_and_oracle_and_train(jobs, tmp_path):
     words = [*source, *own, "--dataset_split", "test", "--eval_strategy", "no", "--per_device_train_batch_size", "4"]
     assert main(["train", *words, "--num_train_epochs", "1", "--output_dir", str(tmp_path / "train")]) == 0
     assert json.loads((tmp_path / "train/training.json").read_text())["parameters"]["placement"] == [own[1]]
+
+
+def test_names_of_other_methods_are_taken():
+    from spot_hf.evaluation.baselines import BASELINES
+    from spot_hf.evaluation.cells import ORACLE
+
+    assert set(OTHER_METHODS) == {*BASELINES, ORACLE}
+    for name in OTHER_METHODS:
+        with pytest.raises(ValueError, match="`name` must be a Python identifier, and none of"):
+            register_placement(name, diagonal)
+
+
+def test_a_job_records_names_and_versions_of_functions(jobs, tmp_path, capsys, registered):
+    source = {"model": str(jobs / "spot"), "dataset_name": str(jobs / "pictures"), "num_tokens": [4]}
+    for arguments in (
+        EvaluationArguments(**{**source, "model": [source["model"]]}, placement=[diagonal], output_dir=str(tmp_path / "e")),
+        OracleArguments(**source, placement=diagonal, output_dir=str(tmp_path / "o")),
+    ):
+        with pytest.raises(ValueError, match="`placement` of a job must be a name"):
+            arguments.check()
+    (tmp_path / "changing.py").write_text("def f(num_tokens):\n    return [[0.2, 0.5]] * num_tokens\n")
+    words = ["evaluate", "--model", source["model"], "--dataset_name", source["dataset_name"], "--num_tokens", "4"]
+    words += ["--placement", "changing:f", "--baselines", "none", "--num_workers", "0", "--output_dir", str(tmp_path / "e")]
+    for content, status in (("0.2", 0), ("0.2", 0), ("0.7", 2)):
+        (tmp_path / "changing.py").write_text(f"def f(num_tokens):\n    return [[{content}, 0.5]] * num_tokens\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "spot_hf", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+    assert "placement_sha256" in done.stderr  # names what differs

@@ -275,3 +275,25 @@ def test_tokens_outside_of_the_crop():
     assert answer["coordinates"] == [pytest.approx(points[1])]
     with pytest.raises(ValueError, match="1 of 2 tokens lie outside"):
         cropping(wide, coordinates=points, outside="error")
+
+
+def test_what_is_salient_counts_however_it_is_given(classifier):
+    box, image = [40, 30, 55, 42], IMAGES[0]
+
+    def inside(answer) -> bool:
+        return bool((np.array(answer["coordinates"]) * image.size > [38, 28]).all())
+
+    options = {"num_tokens": 9, "return_coordinates": True}
+    assert inside(classifier({"image": image, "boxes": [box]}, **options))
+    assert inside(classifier(image, boxes=[box], **options)) and inside(classifier([image], boxes=[box], **options)[0])
+    isotropic_one = SpotImageClassificationPipeline(
+        model=tiny_model(), image_processor=tiny_processor(), placement="isotropic", num_tokens=9
+    )
+    for inputs in (image, [image]):
+        with pytest.raises(ValueError, match="`boxes` is for the placements salient"):
+            isotropic_one(inputs, boxes=[box])
+        with pytest.raises(ValueError, match="`coordinates` and `boxes` exclude each other"):
+            classifier(inputs, boxes=[box], coordinates=ONE)
+    with pytest.raises(ValueError, match="`boxes` of several images need a list of images; got generator"):
+        classifier((one for one in IMAGES), boxes=[box, box, box], num_tokens=9)
+    assert classifier({"image": image, "bboxes": [1, 2]}, num_tokens=9)  # a common name of a column

@@ -141,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"spot_hf {__version__}")
         return 0
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` has it: where `--placement module:function` may lie
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         print(f"spot-hf: error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
@@ -266,6 +268,7 @@ def _console_warnings(program: str) -> Iterator[None]:
             show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".*lie outside of what the model sees")  # of each image
         warnings.showwarning = show_line  # type: ignore[assignment]
         yield
 
@@ -313,7 +316,6 @@ def _end_process_group() -> None:
 
 def main_and_exit() -> NoReturn:
     """The console script: also quiet where the reader of a pipe has gone."""
-    sys.path.append(os.getcwd())  # as `python -m` has it: where `--placement module:function` may lie
     try:
         status = main()
         sys.stdout.flush()

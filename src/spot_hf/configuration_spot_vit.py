@@ -86,8 +86,8 @@ class SpotViTConfig(PreTrainedConfig):
         window_spacing (`float`, defaults to 1.0): pixels between a window's samples, where `window_scales` are 1.
         window_border (`str`, defaults to `"repeat"`): samples outside the image: border pixels are replicated (`"repeat"`),
             or they are 0 (`"zero"`).
-        check_inputs (`bool`, defaults to `False`): check the values of `coordinates` and `window_scales` on every device. On
-            the CPU this is always done; an accelerator has to be waited for.
+        check_inputs (`bool`, *optional*): whether the values of `coordinates` and `window_scales` are checked; by default on
+            the CPU, as an accelerator has to be waited for.
         decoder_hidden_size (`int`, defaults to 512): width of the decoder of masked pre-training, which
             [`SpotViTForPreTraining`] alone has. This and the following as in transformers' `ViTMAEConfig`.
         decoder_num_hidden_layers (`int`, defaults to 8): number of decoder layers.
@@ -134,7 +134,7 @@ class SpotViTConfig(PreTrainedConfig):
     position_kernel_normalization: str | None = None
     window_spacing: float = 1.0
     window_border: str = "repeat"
-    check_inputs: bool = False
+    check_inputs: bool | None = None
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16

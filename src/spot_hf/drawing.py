@@ -41,13 +41,14 @@ def draw_tokens(
     centers = frame.to_image(coordinates.astype(np.float64)) * size
     seen = Image.new("L", size)
     draw = ImageDraw.Draw(seen)
-    for one in np.concatenate([low, high - 1], axis=1):  # the last pixel is drawn, too
-        draw.rectangle(one.tolist(), fill=255)
+    corners = np.concatenate([low, np.maximum(low, high - 1)], axis=1).tolist()  # the last pixel is drawn, too
+    for one in corners:
+        draw.rectangle(one, fill=255)
     picture = Image.composite(picture, ImageEnhance.Brightness(picture).enhance(DIMMED), seen)
     draw = ImageDraw.Draw(picture)
     width = max(1, round(max(size) / 400))
-    for one in np.concatenate([low, high - 1], axis=1):
-        draw.rectangle(one.tolist(), outline=WINDOW_COLOR, width=width)
+    for one in corners:
+        draw.rectangle(one, outline=WINDOW_COLOR, width=width)
     for x, y in centers:
         draw.ellipse((x - 1.5 * width, y - 1.5 * width, x + 1.5 * width, y + 1.5 * width), fill=CENTER_COLOR)
     return picture

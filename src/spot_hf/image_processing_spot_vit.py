@@ -28,6 +28,7 @@ from transformers.utils import is_torchvision_available
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, coordinates_from_pixels, resized_size
 from .input_checks import (
+    FARTHEST,
     boxes_to_map,
     check_boxes,
     check_coordinates,
@@ -188,6 +189,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             for name in ("num_tokens", "placement"):
                 if kwargs.get(name) is not None:
                     raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={kwargs[name]!r})")
+            if salient:
+                raise ValueError(f"`coordinates` and `{salient[0]}` exclude each other; got both")
             kwargs["coordinates"] = check_coordinates(kwargs["coordinates"])
         else:
             kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement"), bool(salient)))
@@ -245,7 +248,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             elif window_scales is not None:
                 scales = expand_window_scales(window_scales, list(map(len, sets)))
             kept = inside_image(sets, outside)
-            sets = [one[keep] for one, keep in zip(sets, kept, strict=True)]
+            # Beyond a crop of an extreme image, the border's pixels go on and on.
+            sets = [one[keep].clip(-FARTHEST, FARTHEST) for one, keep in zip(sets, kept, strict=True)]
             scales = None if scales is None else [one[keep] for one, keep in zip(scales, kept, strict=True)]
         elif placement is not None:
             cells = [(frame.model_size[1] // patch_size) * (frame.model_size[0] // patch_size) for frame in frames]
@@ -393,12 +397,13 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             index (`int`, *optional*, defaults to 0): which image of `inputs` it is.
 
         Returns:
-            `PIL.Image`: all of the image, upright, also what the crop removes; an image below 448 pixels is enlarged.
+            `PIL.Image`: all of the image, also what the crop removes; an image below 448 pixels is enlarged. A file is shown
+            upright, as its EXIF orientation says, and an image as it is: as the processor takes them.
 
         Raises:
             `ValueError`: `inputs` has no such index.
         """
-        image = load_image(image)
+        image = image if isinstance(image, Image.Image) else load_image(str(image))
         frame = self._frame(image.size, **self._recipe())
         coordinates, scales = tokens_of(inputs or {}, index)
         if coordinates is None:

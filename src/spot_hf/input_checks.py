@@ -149,6 +149,12 @@ def _depth(value: Any) -> int:
 
 def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
     """One float64 map `(rows, columns)` per image, or a `ValueError` that names `saliency`."""
+    whole = _to_array("saliency", saliency) if 0 < _depth(saliency) < 3 else np.empty(0)
+    if _looks_like_boxes(whole):
+        raise ValueError(
+            "`saliency` must be one map (rows, columns) per image; four numbers are a box, which `boxes` takes: got "
+            f"{shorten(whole.tolist())}"
+        )
     if isinstance(saliency, (torch.Tensor, np.ndarray)):
         maps = [saliency] if saliency.ndim == 2 else list(saliency)
     elif isinstance(saliency, (list, tuple)) and len(saliency):
@@ -303,7 +309,11 @@ def check_values(coordinates: torch.Tensor, window_scales: torch.Tensor | None) 
         window_scales (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*): in patches.
     """
     wrong = ~(coordinates.detach().abs() <= FARTHEST).all(-1)  # also of NaN
-    if wrong.any():
+    try:
+        is_wrong = bool(wrong.any())
+    except RuntimeError:  # under `torch.func.vmap`, there are no values to be read
+        return
+    if is_wrong:
         image, token = wrong.nonzero()[0].tolist()
         raise ValueError(
             "`coordinates` must be finite and relative to `pixel_values`, as (x, y): 0 and 1 are its edges; token "

@@ -444,7 +444,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
                     f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
                     f"`coordinates`; got {tuple(value.shape)}"
                 )
-        if (coordinates.device.type == "cpu" or self.config.check_inputs) and not _is_traced(coordinates):
+        checks = coordinates.device.type == "cpu" if self.config.check_inputs is None else self.config.check_inputs
+        if checks and not _is_traced(coordinates):
             check_values(coordinates, window_scales)
 
 

@@ -18,7 +18,7 @@ OWN_KEYS = ("coordinates", "saliency", "boxes", "window_scales")
 # How much of a key's letters must be those of one of these, in order, to be taken for its misspelling: `coordinate` and
 # `image_ids` are (0.94 and more), `image_index`, `coordinates_mask` and `saliency_map` are not (0.84 and less).
 MISSPELT = 0.85
-COMMON_COLUMNS = ("image_idx",)  # as near to one of these, but a usual name of a column
+COMMON_COLUMNS = ("image_idx", "bboxes")  # as near to one of these, but a usual name of a column
 
 
 class SpotImageClassificationPipeline(ImageClassificationPipeline):
@@ -60,6 +60,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"`top_k` must be a positive integer; got {top_k!r}")
         placed = {name: value for name, value in (("num_tokens", num_tokens), ("placement", placement)) if value is not None}
+        if coordinates is not None and (saliency is not None or boxes is not None):
+            name = "saliency" if saliency is not None else "boxes"
+            raise ValueError(f"`coordinates` and `{name}` exclude each other; got both")
         if coordinates is not None and placed:
             name, value = next(iter(placed.items()))
             raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
@@ -116,6 +119,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         """
         if isinstance(inputs, list):
             inputs = self._split_by_image(inputs, kwargs)
+        elif (kwargs.get("boxes") is not None or kwargs.get("saliency") is not None) and _are_several(inputs):
+            name = "boxes" if kwargs.get("boxes") is not None else "saliency"
+            raise ValueError(f"`{name}` of several images need a list of images; got {type(inputs).__name__}")
         elif _ndim(kwargs.get("coordinates")) == 3 and len(kwargs["coordinates"]) > 1:
             count = len(kwargs["coordinates"])
             raise ValueError(f"`coordinates` with one set per image need a list of images; got {count} sets and no list")
@@ -140,6 +146,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 raise ValueError(f"`{name}` must be {accepted}, {len(inputs)}; got {count}")
             kwargs.pop(name)
             if name in ("saliency", "boxes") and not self._uses_saliency({**self._preprocess_params, **kwargs}):
+                named = self._preprocess_params.get("placement") or kwargs.get("placement")
+                if named is not None:  # or else the saved one, which what is salient takes the place of
+                    raise ValueError(
+                        f"`{name}` is for the placements salient, inverse_salient and foveated; got placement={named!r}"
+                    )
                 kwargs["placement"] = "salient"
             inputs = [
                 {**(one if isinstance(one, dict) else {"image": one}), name: own}
@@ -207,9 +218,12 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         }
 
     def _uses_saliency(self, parameters: dict[str, Any]) -> bool:
-        """Whether the placement of a call, or else the saved one, takes what is salient."""
+        """Whether the placement of a call, or else the saved one, takes what is salient; where neither is named, whether a
+        number of tokens is, which is then placed by it."""
         placement = parameters.get("placement") or self.image_processor.placement
-        return placement is not None and get_placement(placement).saliency
+        if placement is None:
+            return parameters.get("num_tokens") is not None
+        return get_placement(placement).saliency
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """The last step of a push: by now transformers has put an empty card in the place of a missing one."""
@@ -229,6 +243,13 @@ def _check_keys(row: dict[str, Any]) -> None:
     if "image" not in row:
         got = ", ".join(map(str, row))
         raise ValueError(f"an input dict must have the key image, and may have {', '.join(INPUT_KEYS[1:])}; got {got}")
+
+
+def _are_several(inputs: Any) -> bool:
+    """Whether it is a data set, a generator or the like."""
+    return not isinstance(inputs, (str, dict, np.ndarray, torch.Tensor)) and (
+        hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+    )
 
 
 def _image_size(image: Any) -> tuple[int, int]:

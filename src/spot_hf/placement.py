@@ -7,7 +7,7 @@ relative to the image that the model sees (0 and 1 are its edges). Random ones t
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from numbers import Integral
@@ -233,6 +233,10 @@ PLACEMENTS = {
     "foveated_center": Placement(foveated_center, sized=True),
 }
 BUILT_IN = tuple(PLACEMENTS)
+# Of other methods, beside which an evaluation names placements.
+OTHER_METHODS = (
+    "full_grid", "shrunken_image", "larger_windows", "token_merging", "token_merging_same_cost", "oracle",
+)  # fmt: skip
 MAX_TOKENS = 65536
 COVER = "cover"  # window scales with which the windows' areas sum to the image's
 # What a function's parameters say of it.
@@ -267,8 +271,9 @@ def register_placement(name: str, function: Callable[..., torch.Tensor]) -> Plac
     Raises:
         `ValueError`: a name that there cannot be, or a function with other parameters.
     """
-    if not isinstance(name, str) or not name.isidentifier() or name in BUILT_IN:
-        raise ValueError(f"`name` must be a Python identifier, and none of {', '.join(BUILT_IN)}; got {name!r}")
+    taken = (*BUILT_IN, *OTHER_METHODS)
+    if not isinstance(name, str) or not name.isidentifier() or name in taken:
+        raise ValueError(f"`name` must be a Python identifier, and none of {', '.join(taken)}; got {name!r}")
     PLACEMENTS[name] = _placement_of(function, f"`function` of {name!r}")
     return PLACEMENTS[name]
 
@@ -311,6 +316,28 @@ def get_placement(placement: str | Callable[..., torch.Tensor]) -> Placement:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"`placement` {placement!r} cannot be imported: {error}") from None
     raise ValueError(f"`placement` must be one of {', '.join(PLACEMENTS)}, or module:function; got {placement!r}")
+
+
+def check_placement_name(placement: Any, argument: str = "placement") -> None:
+    """`ValueError` where it is no name: a job records what it does, and a function's object is none."""
+    if not isinstance(placement, str):
+        raise ValueError(
+            f"`{argument}` of a job must be a name; got {placement!r:.60}. `register_placement` gives a function one, and "
+            "module:function is one"
+        )
+
+
+def own_placements_digests(placements: Iterable[str]) -> dict[str, str]:
+    """Of those that are a person's own: name → SHA-256 of the function's source, by which a job's record tells them apart."""
+    digests = {}
+    for name in placements:
+        if name not in BUILT_IN:
+            try:
+                source = inspect.getsource(get_placement(name).function)
+            except (OSError, TypeError):  # typed at a prompt, or no Python
+                source = ""
+            digests[name] = hashlib.sha256(source.encode()).hexdigest()
+    return digests
 
 
 def is_placement(name: str) -> bool:

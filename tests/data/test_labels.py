@@ -208,3 +208,34 @@ def test_the_shared_data_sets_are_named_like_the_models(imagenet):
     for name in ("nips2017", "imagenette160"):
         feature = datasets.load_dataset(str(shared(f"data/{name}")), split="validation").features["label"]
         assert match(feature.names, imagenet).numbers is None
+
+
+def test_the_order_in_which_a_config_lists_its_classes_does_not_matter(imagenet):
+    theirs = {number: imagenet[number] for number in sorted(range(1000), key=str)}
+    mapping = match_labels(datasets.ClassLabel(names=["n02110185"]), PreTrainedConfig(id2label=theirs), DatasetSource())
+    assert mapping.numbers == (250,)  # Siberian husky
+
+
+def test_a_name_that_is_another_classs_in_just_these_letters(imagenet):
+    assert match(["cardigan"], imagenet).numbers == (474,)  # all of the sweater's name
+    with pytest.raises(ForeignLabelsError, match=r"'Cardigan' \(fits several\)"):
+        match(["Cardigan"], imagenet)  # the dog's, too
+
+
+def test_numbers_cannot_be_renamed_by_an_object(tmp_path):
+    (tmp_path / "names.json").write_text('{"0": 5}')
+    source = DatasetSource()
+    source.label_names = str(tmp_path / "names.json")
+    with pytest.raises(ValueError, match="`label_names` must be a list of names by number: 'label' has no names"):
+        match_labels(datasets.Value("int64"), PreTrainedConfig(num_labels=9), source)
+
+
+def test_training_that_needs_no_labels_takes_any(spot_vit_tiny, tmp_path, capsys):
+    for name in ("mine", "yours"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (64, 64), (60 * i, 20, 200)).save(tmp_path / "train" / name / f"{name}{i}.png")
+    words = ["train", "--model", spot_vit_tiny, "--dataset_name", str(tmp_path), "--num_tokens", "9", "--eval_strategy", "no"]
+    words += ["--cross_entropy_weight", "0", "--distill_weight", "1", "--per_device_train_batch_size", "4", "--max_steps", "1"]
+    assert main([*words, "--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "run")]) == 0
+    assert "labels are not used" in capsys.readouterr().out

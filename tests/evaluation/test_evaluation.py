@@ -446,7 +446,7 @@ def test_an_error_of_our_own_is_no_broken_image(model, images, tmp_path, monkeyp
     def fail(*args, **kwargs):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("spot_hf.data.batches.place", fail)
+    monkeypatch.setattr("spot_hf.data.batches.place_windows", fail)
     with pytest.raises(RuntimeError, match="ours"):
         main(command(model, images, tmp_path / "run"))
 

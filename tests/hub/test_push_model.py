@@ -83,12 +83,20 @@ def test_refused_without_a_token_in_one_line(hub, fresh_process):
     assert "is complete" not in line  # the folder is gone
 
 
+def with_placement(name: str):
+    """A processor whose saved placement only its own process knows."""
+    processor = tiny_processor()
+    processor.placement = name
+    return processor
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"repo_id": "mine"}, "`repo_id` must be a repository such as user/name"),
         ({"model": "spot"}, "`model` must be a SpotViT; got str"),
         ({"image_processor": None}, "`image_processor` must be a SpotViT's; got NoneType"),
+        ({"image_processor": with_placement("mine")}, "must have a built-in placement saved, or none"),
     ],
 )
 def test_what_cannot_be_pushed(changes, words):
@@ -154,4 +162,5 @@ def test_two_models_of_one_name(tmp_path, capsys):
     assert "NAME=DIRECTORY gives a model another name" in capsys.readouterr().err
     assert main(["evaluate", "--model", first, f"tuned={second}", *words]) == 0
     found = json.loads((tmp_path / "out/results.json").read_text())
+    assert str(tmp_path) not in (tmp_path / "out/README.md").read_text()  # a path of this machine
     assert {row["model"] for row in found["results"]} == set(found["parameters"]["model"]) == {"spot", "tuned"}

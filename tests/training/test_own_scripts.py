@@ -95,6 +95,37 @@ def test_what_is_missing_is_named(images, tmp_path, changes, words):
         SpotTrainer(args=arguments(tmp_path, eval_strategy="no"), train_dataset=train, **given)
 
 
+def test_data_sets_that_come_later(images, tmp_path):
+    trainer = SpotTrainer(
+        model=model(), args=arguments(tmp_path, eval_strategy="no"), train_dataset=images, processing_class=tiny_processor(),
+        num_tokens=[4, 9], placement=lambda num_tokens: torch.full((num_tokens, 2), 0.5),
+    )  # fmt: skip
+    metrics = trainer.evaluate(images)
+    assert metrics["eval_accuracy"] == pytest.approx((metrics["eval_n4_accuracy"] + metrics["eval_n9_accuracy"]) / 2)
+    assert trainer.predict(images).predictions.shape == (20, 5)
+    several = SpotTrainer(
+        model=model(), args=arguments(tmp_path), train_dataset=images, eval_dataset={"a": images, "b": images},
+        processing_class=tiny_processor(), num_tokens=4,
+    )  # fmt: skip
+    assert set(several.eval_dataset) == {"a_n4", "b_n4"}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda images: {"train_dataset": images.rename_column("label", "labels")}, "must have a column `label`; it has"),
+        (lambda images: {"train_dataset": images.to_iterable_dataset()}, "must not be a stream"),
+        (lambda images: {"train_dataset": images, "args": TrainingArguments("x")}, "`remove_unused_columns` must be False"),
+        (lambda images: {"train_dataset": with_positions(images)}, "`num_tokens` and `placement` are for data sets of images"),
+    ],
+    ids=["labels", "stream", "TrainingArguments", "transform"],
+)
+def test_data_sets_that_do_not_fit(images, tmp_path, prepare, words):
+    given = {"args": arguments(tmp_path, eval_strategy="no"), "processing_class": tiny_processor(), "num_tokens": 4}
+    with pytest.raises(ValueError, match=words):
+        SpotTrainer(model=model(), **{**given, **prepare(images)})
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_images_are_one_line(tmp_path, num_workers):
     """Also out of a worker process, whose traceback torch would put around it."""

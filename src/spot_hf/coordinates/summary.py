@@ -87,6 +87,8 @@ def summarize(shards: Iterable[Path], mapping: LabelMapping | None) -> Summary:
         for name, density in densities.items():
             points = _points(table[name])
             density += np.histogram2d(points[:, 1], points[:, 0], bins=DENSITY_CELLS, range=[[0, 1], [0, 1]])[0]
+    if mapping is None:  # an earlier version may have counted labels that are none of the model's classes
+        totals["num_labelled"] = 0
     labelled = totals["num_labelled"]
     return Summary(
         **totals,

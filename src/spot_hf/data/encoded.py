@@ -130,11 +130,15 @@ def image_id_of(path: str | None, index: int, split: str) -> str:
     return member.partition("://")[2] if chained else Path(path).name
 
 
+def image_paths(images: datasets.Dataset, image_column_name: str = "image") -> list[str | None]:
+    """Of all images of a split, in order, as the source states them. Reads no image."""
+    column = encoded(images, image_column_name).with_format("arrow")[image_column_name][:]
+    return [path for chunk in column.chunks for path in chunk.field("path").to_pylist()]
+
+
 def image_ids(images: datasets.Dataset) -> list[str]:
     """Of all images of a split, in order. Reads no image."""
-    column = encoded(images).with_format("arrow")["image"][:]
-    paths = (path for chunk in column.chunks for path in chunk.field("path").to_pylist())
-    return [image_id_of(path, index, str(images.split)) for index, path in enumerate(paths)]
+    return [image_id_of(path, index, str(images.split)) for index, path in enumerate(image_paths(images))]
 
 
 def check_image_ids(images: datasets.Dataset) -> None:

@@ -154,6 +154,8 @@ def match_labels(
     names: list[str] = list(getattr(feature, "names", None) or [])
     theirs = _names_of(config)
     given = read_label_names(source.label_names) if source.label_names is not None else None
+    if isinstance(given, dict) and not names:
+        raise ValueError(f"`label_names` must be a list of names by number: {column!r} has no names; got an object")
     if isinstance(given, list):
         if names and len(given) != len(names):
             raise ValueError(f"`label_names` must name the {len(names)} classes of {column!r}; got {len(given)} names")
@@ -188,7 +190,7 @@ def match_labels(
             f"`label_column_name`: {len(misfits)} of the {len(names)} classes of {column!r} are none of the model's, such as "
             f"{shown}. The model knows {known} and others. "
             f"`{train}` trains a classifier for them, `--label_names FILE.json` names them as the model does, and "
-            "`--labels_by_number` takes them as the model's class numbers"
+            f"`--labels_by_number` takes them as the model's class numbers{advice}"
         )
     numbers = tuple(number for number in found if number is not None)
     is_same = numbers == tuple(range(len(numbers)))
@@ -198,7 +200,7 @@ def match_labels(
 
 def _names_of(config: PreTrainedConfig) -> dict[int, str]:
     """A model's classes by number; none where they were never named."""
-    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    names = dict(sorted((int(number), str(name)) for number, name in (config.id2label or {}).items()))
     return {} if all(name == f"LABEL_{number}" for number, name in names.items()) else names
 
 
@@ -226,10 +228,13 @@ def _match(names: Sequence[str], theirs: Mapping[int, str]) -> list[int | None]:
     wordnet = _wordnet_ids(list(theirs.values())), _wordnet_ids(names)
     exact: dict[str, list[int]] = {}  # a name → the classes that have it
     folded: dict[str, list[int]] = {}
+    spelt: dict[str, list[int]] = {}
     synonyms: dict[str, list[int]] = {}
     for (number, name), wordnet_id in zip(theirs.items(), wordnet[0], strict=True):
         exact.setdefault(name, []).append(number)
         folded.setdefault(_fold(name), []).append(number)
+        for one in {part.strip() for part in name.split(",")}:
+            spelt.setdefault(one, []).append(number)
         for one in _synonyms(name) | ({wordnet_id} if wordnet_id else set()):
             synonyms.setdefault(one, []).append(number)
     found: list[int | None] = []
@@ -237,7 +242,9 @@ def _match(names: Sequence[str], theirs: Mapping[int, str]) -> list[int | None]:
         own = _synonyms(name) | ({wordnet_id} if wordnet_id else set())
         ids = {one for one in own if WORDNET_ID.fullmatch(one)}
         by_id, by_word = (sorted({number for one in part for number in synonyms.get(one, [])}) for part in (ids, own - ids))
-        candidates = exact.get(name) or folded.get(_fold(name)) or by_id or by_word
+        # A folder "Cardigan" could be the sweater, or the dog of which that is a name in just these letters.
+        alike = {*folded.get(_fold(name), []), *spelt.get(name, [])} if folded.get(_fold(name)) else set()
+        candidates = exact.get(name) or sorted(alike) or by_id or by_word
         if len(candidates) > 1 and len(names) == len(theirs) and position in candidates:
             candidates = [position]  # two classes of one name, in lists of the same classes
         found.append(candidates[0] if len(candidates) == 1 else None)

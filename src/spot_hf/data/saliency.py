@@ -66,18 +66,32 @@ def boxes_of_images(file: str, images: Iterable[str]) -> list[list[list[float]]]
 
     Args:
         file (`str`): as [`read_boxes_csv`] takes it.
-        images: names or paths. A path is found by itself, or by its file's name.
+        images: their paths, or names where that is all there is. The file may name an image by as much of the end of its path
+            as tells it from the others.
 
     Raises:
-        `ValueError`: as [`read_boxes_csv`]; or there are images without a box.
+        `ValueError`: as [`read_boxes_csv`]; there are images without a box; or a name fits several images, or an image several
+            names.
     """
     boxes = read_boxes_csv(file)
-    by_name = {Path(name).name: own for name, own in boxes.items()}
+    by_name: dict[str, list[str]] = {}
+    for name in boxes:
+        by_name.setdefault(Path(name).name, []).append(name)
     found, absent = [], []
+    used: dict[str, str] = {}  # a name in the file → the image that it is
     for image in images:
-        own = boxes.get(image) or by_name.get(Path(image).name)
-        found.append(own or [])
-        if not own:
+        fitting = [name for name in by_name.get(Path(image).name, []) if _is_end_of(name, image)]
+        most = max((len(Path(name).parts) for name in fitting), default=0)
+        fitting = [name for name in fitting if len(Path(name).parts) == most]
+        if len(fitting) > 1:
+            raise ValueError(f"`boxes_csv` {file!r} must name each image once; {image!r} could be {' or '.join(fitting[:2])}")
+        if fitting and used.setdefault(fitting[0], image) != image:
+            raise ValueError(
+                f"`boxes_csv` {file!r} must name images by enough of their paths; {fitting[0]!r} could be "
+                f"{used[fitting[0]]!r} or {image!r}"
+            )
+        found.append(boxes[fitting[0]] if fitting else [])
+        if not fitting:
             absent.append(image)
     if absent:
         raise ValueError(
@@ -85,6 +99,13 @@ def boxes_of_images(file: str, images: Iterable[str]) -> list[list[list[float]]]
             f"{absent[0]!r}; it names images such as {next(iter(boxes))!r}"
         )
     return found
+
+
+def _is_end_of(name: str, image: str) -> bool:
+    """Whether one of two paths, of which less may be known, is the other's end."""
+    ours, theirs = Path(name).parts, Path(image).parts
+    shorter = min(len(ours), len(theirs))
+    return ours[-shorter:] == theirs[-shorter:]
 
 
 def check_saliency_column(feature: Any, column_name: str) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError
 from ..jobs.versions import hub_commit, public_name
 from ..placement import get_placement
 from .digits import DIGITS, load_digits
-from .encoded import encoded, image_ids
+from .encoded import encoded, image_ids, image_paths
 from .failures import check_max_failed_share
 from .saliency import boxes_of_images, check_saliency_column, read_boxes_csv
 
@@ -142,7 +142,7 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     Raises:
         `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
     """
-    dataset = _with_class_labels(_load_split(source), source)
+    dataset = _load_split(source)
     columns = _check_columns(source, dataset.features)
     for column in ("saliency", "image"):
         # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
@@ -156,8 +156,14 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     elif source.max_samples is not None:
         dataset = dataset.select(range(min(source.max_samples, len(dataset))))
     if source.boxes_csv is not None:
-        dataset = dataset.add_column("saliency", boxes_of_images(source.boxes_csv, image_ids(dataset)))
+        dataset = with_boxes(dataset, source.boxes_csv)
     return dataset
+
+
+def with_boxes(images: datasets.Dataset, boxes_csv: str) -> datasets.Dataset:
+    """With the boxes that a file has for each image, as the column `saliency`; `ValueError` as of [`boxes_of_images`]."""
+    names = [path or image_id for path, image_id in zip(image_paths(images), image_ids(images), strict=True)]
+    return images.add_column("saliency", boxes_of_images(boxes_csv, names))
 
 
 def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDataset:
@@ -169,38 +175,46 @@ def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     if split not in splits:
         raise ValueError(f"`dataset_split` must be one of {', '.join(splits)}; got {split!r}")
     dataset = splits[split]
-    # Of a stream whose source does not state them: reads its first rows.
-    return dataset if dataset.features is not None else dataset._resolve_features()
+    if isinstance(dataset, datasets.IterableDataset):
+        # Of a stream whose source does not state them: reads its first rows.
+        return dataset if dataset.features is not None else dataset._resolve_features()
+    return _with_class_labels(dict(splits), split, source)
 
 
-def _with_class_labels(dataset: Any, source: DatasetSource) -> Any:
-    """With labels as class numbers that have names, where they are names, or the names of the images' folders."""
-    column, image_column = source.label_column_name, source.image_column_name
-    if isinstance(dataset, datasets.IterableDataset) or column is None:
+def _with_class_labels(splits: dict[str, datasets.Dataset], split: str, source: DatasetSource) -> datasets.Dataset:
+    """A split, with labels as class numbers that have names, where they are names, or the names of the images' folders. A
+    class has the same number in every split."""
+    dataset, column = splits[split], source.label_column_name
+    if column is None:
         return dataset
-    if column in dataset.features:
-        if getattr(dataset.features[column], "dtype", None) not in ("string", "large_string"):
-            return dataset
-        values = dataset.with_format("arrow")[column][:].to_pylist()
-        dataset = dataset.remove_columns(column)
-    elif column == "label" and isinstance(dataset.features.get(image_column), datasets.Image):
-        values = _folders_of(dataset, image_column, Path(source.dataset_name).expanduser())
-        if values is None:
-            return dataset
-    else:
+    named = _named_labels(dataset, source)
+    if named is None:
         return dataset
-    names = sorted({value for value in values if value is not None})
+    others = [_named_labels(other, source) or [] for name, other in splits.items() if name != split]
+    names = sorted({value for values in (named, *others) for value in values if value is not None})
     numbers = {name: number for number, name in enumerate(names)}
-    labels = [numbers.get(value) for value in values]
+    labels = [None if value is None else numbers[value] for value in named]
+    if column in dataset.features:
+        dataset = dataset.remove_columns(column)
     return dataset.add_column(column, labels, feature=datasets.ClassLabel(names=names))
 
 
-def _folders_of(dataset: datasets.Dataset, image_column: str, local: Path) -> list[str] | None:
+def _named_labels(dataset: datasets.Dataset, source: DatasetSource) -> list[str | None] | None:
+    """Where labels are names, these; `None` where they are numbers, or there are none."""
+    column, image_column = str(source.label_column_name), source.image_column_name
+    if column in dataset.features:
+        is_named = getattr(dataset.features[column], "dtype", None) in ("string", "large_string")
+        return dataset.with_format("arrow")[column][:].to_pylist() if is_named else None
+    if column == "label" and isinstance(dataset.features.get(image_column), datasets.Image):
+        return _folders_of(dataset, image_column, Path(source.dataset_name).expanduser())
+    return None
+
+
+def _folders_of(dataset: datasets.Dataset, image_column: str, local: Path) -> list[str | None] | None:
     """Of an ImageFolder with a file of metadata, the folder of each image; `None` where folders are no classes."""
     if not local.is_dir() or not any(local.rglob("metadata.*")):
         return None
-    stored = encoded(dataset, image_column).with_format("arrow")[image_column][:]
-    paths = [Path(path) for chunk in stored.chunks for path in chunk.field("path").to_pylist() if path]
+    paths = [Path(path) for path in image_paths(dataset, image_column) if path]
     folders = {path.parent for path in paths}
     same_depth = len({len(folder.parts) for folder in folders}) == 1
     if len(paths) != len(dataset) or not same_depth or len(folders) < 2 or any(one == local.resolve() for one in folders):

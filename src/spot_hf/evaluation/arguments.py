@@ -8,7 +8,7 @@ from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
-from ..placement import BUILT_IN, PLACEMENTS, check_placement, scale_policy
+from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_name, own_placements_digests, scale_policy
 from .baselines import BASELINES
 
 
@@ -157,6 +157,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         if len(set(self.scale_policies)) != len(self.scale_policies):
             raise ValueError(f"`window_scales` must be different ones; got {', '.join(map(str, self.window_scales or []))}")
         for name in self.placements:
+            check_placement_name(name)
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
             self.check_saliency_of(name)
@@ -182,6 +183,9 @@ class EvaluationArguments(LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
+        digests = own_placements_digests(self.placements)
+        if digests:
+            recorded["placement_sha256"] = digests
         if self.window_scales is None:  # as before there was that option
             del recorded["window_scales"]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})

@@ -18,7 +18,7 @@ from ..data.batches import model_saliency
 from ..data.encoded import EncodedImage, encoded, encoded_image
 from ..data.failures import FailedImage, UnreadableImageError, check_failures, describe_failures
 from ..data.labels import LabelMapping, likeliest_class, match_labels
-from ..data.source import load_images, pinned
+from ..data.source import load_images, pinned, with_boxes
 from ..hub.loading import ModelSource, open_model
 from ..jobs.files import write_atomically
 from ..jobs.process import default_device
@@ -109,11 +109,13 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
     else:
         arguments = arguments.with_source(arguments.dataset_name, arguments.dataset_config_name, split)
     arguments = pinned(arguments)
-    images: Any = load_images(arguments.source(max_samples=None))
+    images: Any = load_images(arguments.source(max_samples=None, boxes_csv=None))
     mapping = match_labels(images.features["label"], model.config, arguments)
     logger.info(mapping.description)
     classes = mapping.classes_of(images)  # and every image has one
     joined, failed = join_readable(images, rows, max_samples=arguments.max_samples)
+    if arguments.boxes_csv is not None:
+        joined = with_boxes(joined, arguments.boxes_csv)
     measuring = _Transfer(model, arguments, mapping, classes if arguments.among_labels else None, failed)
     measuring.run(joined)
     if not measuring.correct["initial"]:

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..placement import BUILT_IN
 from .cards import write_model_card
 from .uploads import check_repo_id, push_folder
 
@@ -43,6 +44,11 @@ def push_model(
     check_whole_model(model, "model")
     if not hasattr(image_processor, "to_model_frame"):
         raise ValueError(f"`image_processor` must be a SpotViT's; got {type(image_processor).__name__}")
+    if image_processor.placement not in (None, *BUILT_IN):
+        raise ValueError(
+            f"`image_processor` must have a built-in placement saved, or none, to be loaded elsewhere; got "
+            f"{image_processor.placement!r}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, image_processor, folder, repo_id=repo_id, measured=measured)
         return push_folder(folder, repo_id, private=private, message=commit_message, is_temporary=True)

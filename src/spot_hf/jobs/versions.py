@@ -78,6 +78,8 @@ def public_command(words: Sequence[str]) -> str:
 
 
 def _without_path(word: str) -> str:
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    option, equals, value = word.partition("=")  # `--option=PATH`, or a model that is called NAME=PATH
+    if not equals or Path(word).exists():
+        option, equals, value = "", "", word
     is_local = value.startswith(("/", "./", "../", "~")) or ("/" in value and Path(value).exists())
     return f"{option}{equals}{Path(value).name}" if is_local else word

@@ -13,7 +13,7 @@ from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
-from ..placement import check_placement, scale_policy
+from ..placement import check_placement, check_placement_name, own_placements_digests, scale_policy
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
@@ -150,6 +150,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         self.check_source()
         if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
             raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+        check_placement_name(self.placement)
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)
         self.check_saliency_of(self.placement)
@@ -199,6 +200,9 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
+        digests = own_placements_digests([self.placement])
+        if digests:
+            recorded["placement_sha256"] = digests
         for name in ("saliency_column_name", "window_scales"):  # as before there were these options
             if recorded[name] is None:
                 del recorded[name]

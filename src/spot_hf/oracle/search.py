@@ -21,6 +21,7 @@ from ..placement import grid
 from .arguments import DTYPES, SearchArguments
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
+from .tensors import describe, for_backward, padded
 
 
 # In float16, gradients of a small loss with respect to activations would be rounded to 0. Divided out again.
@@ -164,21 +165,21 @@ class SpotOracle:
         batch_size = len(pixel_values)
         # The caller may compute without gradients; the positions' are needed.
         with torch.inference_mode(False), torch.enable_grad(), self._frozen():
-            pixel_values = _for_backward(pixel_values)
+            pixel_values = for_backward(pixel_values)
             if coordinates is None:
                 height, width = pixel_values.shape[-2:]
                 coordinates = grid(height, width, self.model.config.patch_size).to(pixel_values.device)[None]
-            coordinates = _for_backward(coordinates).expand(batch_size, -1, -1)
+            coordinates = for_backward(coordinates).expand(batch_size, -1, -1)
             if coordinates_mask is not None:
-                coordinates_mask = _for_backward(coordinates_mask).bool().expand(batch_size, -1)
+                coordinates_mask = for_backward(coordinates_mask).bool().expand(batch_size, -1)
             if window_scales is not None:
-                window_scales = _for_backward(window_scales).expand(batch_size, -1)
+                window_scales = for_backward(window_scales).expand(batch_size, -1)
             if self.objective == "label":
                 targets = labels
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
-            return self._search(pixel_values, coordinates, _for_backward(targets), coordinates_mask, window_scales)
+            return self._search(pixel_values, coordinates, for_backward(targets), coordinates_mask, window_scales)
 
     @torch.no_grad()
     def full_grid_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -219,11 +220,11 @@ class SpotOracle:
         for step in range(self.steps + 1):
             chosen = active.tolist()
             with torch.set_grad_enabled(step < self.steps):
-                now = _padded([positions[i] for i in chosen], inputs[2], coordinates[active])
+                now = padded([positions[i] for i in chosen], inputs[2], coordinates[active])
                 scales_now = None if window_scales is None else window_scales[active]
                 if optimizes_scales:
                     unscaled = now.new_zeros(len(chosen), num_tokens, 1)
-                    scales_now = _padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
+                    scales_now = padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
                 logits, features = self._run(inputs[0], now, scales_now, inputs[2])
                 loss = self._loss(logits, features, inputs[1])
             iterates.record(active, step, now, scales_now, loss, logits)
@@ -341,10 +342,10 @@ class SpotOracle:
             ):
                 raise ValueError(
                     f"`coordinates` must be a float32 tensor (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
-                    f"got {_describe(coordinates)}"
+                    f"got {describe(coordinates)}"
                 )
             if not ((coordinates >= 0) & (coordinates <= 1)).all():  # also refuses NaN
-                raise ValueError(f"`coordinates` must lie in [0, 1], relative to pixel_values; got {_describe(coordinates)}")
+                raise ValueError(f"`coordinates` must lie in [0, 1], relative to pixel_values; got {describe(coordinates)}")
         if coordinates_mask is not None:
             if coordinates is None:
                 raise ValueError("`coordinates_mask` needs `coordinates`: it has one entry per coordinate; got none")
@@ -356,7 +357,7 @@ class SpotOracle:
             ):
                 raise ValueError(
                     f"`coordinates_mask` must be a tensor {(batch_size, num_tokens)} with at least one token per image; "
-                    f"got {_describe(coordinates_mask)}"
+                    f"got {describe(coordinates_mask)}"
                 )
         if window_scales is not None:
             num_tokens = 0 if coordinates is None else coordinates.shape[1]
@@ -367,7 +368,7 @@ class SpotOracle:
             ):
                 raise ValueError(
                     f"`window_scales` must be a tensor {(batch_size, num_tokens)} of numbers above 0, one per coordinate; "
-                    f"got {_describe(window_scales)}"
+                    f"got {describe(window_scales)}"
                 )
         if self.objective == "label":
             num_labels = self.model.config.num_labels
@@ -380,7 +381,7 @@ class SpotOracle:
                 or not ((labels >= 0) & (labels < num_labels)).all()
             ):
                 raise ValueError(
-                    f"`labels` must be int64 ({batch_size},) with values from 0 to {num_labels - 1}; got {_describe(labels)}"
+                    f"`labels` must be int64 ({batch_size},) with values from 0 to {num_labels - 1}; got {describe(labels)}"
                 )
             if self.other_classes is not None and self.other_classes[labels].any():
                 outside = labels[self.other_classes[labels]][0].item()
@@ -390,7 +391,7 @@ class SpotOracle:
             if not isinstance(targets, torch.Tensor) or targets.shape != (batch_size, size):
                 raise ValueError(
                     f"`targets` must be a tensor {(batch_size, size)} with objective={self.objective!r}; "
-                    f"got {_describe(targets)}"
+                    f"got {describe(targets)}"
                 )
 
 
@@ -437,20 +438,3 @@ class _Iterates:
             window_scales=self.scales[rows, best] if self.scales is not None else None,
             initial_window_scales=initial_scales,
         )
-
-
-def _for_backward(tensor: torch.Tensor) -> torch.Tensor:
-    """Without history. One that was made in inference mode is copied: autograd cannot keep it for the backward pass."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _padded(values: list[torch.Tensor], mask: torch.Tensor | None, padding: torch.Tensor) -> torch.Tensor:
-    """A batch `(batch_size, num_tokens, size)` of images' own `(tokens, size)`, with values of `padding` where `mask` is 0."""
-    return torch.stack(values) if mask is None else padding.masked_scatter(mask[..., None], torch.cat(values))
-
-
-def _describe(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return repr(value)[:80]
-    found = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"{found} with values from {value.min().item()} to {value.max().item()}" if value.numel() else found

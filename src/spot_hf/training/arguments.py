@@ -11,7 +11,7 @@ from ..data.labels import LabelledSource
 from ..data.source import DatasetSource, pinned
 from ..jobs.arguments import json_object
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..placement import COVER, check_placement, get_placement, scale_policy
+from ..placement import COVER, check_placement, check_placement_name, get_placement, own_placements_digests, scale_policy
 from .augmentation import Augmentation
 from .data import TrainingImages
 from .placements import ScaleRule, TrainingPlacements, token_buckets
@@ -194,6 +194,9 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
     def check(self, training: SpotTrainingArguments) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
         self.check_input()
+        for name in self.placement:
+            check_placement_name(name)
+        check_placement_name(self.eval_placement, "eval_placement")
         if self.classifier not in CLASSIFIERS:
             raise ValueError(f"`classifier` must be one of {', '.join(CLASSIFIERS)}; got {self.classifier!r}")
         self._check_pairs("num_tokens_range")
@@ -340,6 +343,9 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         # As runs recorded them before there were more than a range.
         rules = self.scale_rules
         values["window_scales"] = list(rules) if isinstance(rules, tuple) else self.window_scales
+        digests = own_placements_digests([*self.placement, self.eval_placement])
+        if digests:
+            values["placement_sha256"] = digests
         for name in ("window_scales_weights", "eval_window_scales"):
             if values[name] is None:
                 del values[name]

@@ -1,5 +1,6 @@
 """The job of `spot-hf train`: fine-tuning for few tokens."""
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.joining import join_coordinates
 from ..coordinates.loading import load_coordinates
-from ..data.labels import LabelMapping, match_labels
+from ..data.labels import ForeignLabelsError, LabelMapping, match_labels
 from ..data.source import load_images
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
@@ -110,7 +111,7 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
     arguments.check_eval_placement((height // config.patch_size) * (width // config.patch_size))
     images = _load_training_images(arguments)
     class_names = _class_names(images, arguments) if arguments.classifier == "new" else None
-    labels = _match_labels(arguments, images, config, class_names) if arguments.has_labels else None
+    labels = _labels_of(arguments, training, images, config, class_names)
     classes = labels.classes_of(images) if labels is not None else None
     teacher = model
     if arguments.needs_teacher:
@@ -213,6 +214,26 @@ def _evaluation_images(
         )
         for num_tokens in arguments.evaluated_num_tokens
     }
+
+
+def _labels_of(
+    arguments: TrainArguments,
+    training: SpotTrainingArguments,
+    images: datasets.Dataset,
+    config: SpotViTConfig,
+    class_names: list[str] | None,
+) -> LabelMapping | None:
+    """Where there are labels. `ValueError` for labels that are none of the model's classes, and yet are needed."""
+    if not arguments.has_labels:
+        return None
+    evaluates = training.eval_strategy != IntervalStrategy.NO
+    try:
+        return _match_labels(arguments, images, config, class_names)
+    except ForeignLabelsError as error:
+        if arguments.cross_entropy_weight or arguments.among_labels or evaluates:
+            raise
+        logging.getLogger(__name__).info("labels are not used: %s", error)
+        return None
 
 
 def _match_labels(

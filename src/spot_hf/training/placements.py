@@ -179,7 +179,7 @@ class TrainingPlacements:
         scales `(batch_size, num_tokens)` where it has its own."""
         if name == "foveated":
             return foveate(self._densities(draws), num_tokens, self.height, self.width, self.patch_size)
-        if name not in BUILT_IN or name.startswith("foveated"):  # of one image, on the CPU
+        if name not in BUILT_IN or name in ("foveated_edge", "foveated_center"):  # of one image, on the CPU
             images, numbers = pixel_values.cpu(), draws.tolist()
             sets, scales = zip(
                 *(

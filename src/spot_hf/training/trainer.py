@@ -36,7 +36,7 @@ from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.objectives import distill_loss, feature_loss
 from .batches import BatchPreparation, TrainingBatch
 from .data import NO_LABEL, DrawSampler, EvaluationImages, TrainingImages, collate
-from .own_datasets import adopt_datasets
+from .own_datasets import adopt_datasets, evaluation_of
 
 
 EMA_WEIGHTS = "ema.safetensors"
@@ -248,7 +248,9 @@ class SpotTrainer(Trainer):
     # -------------------------------------------------------------------------------------- evaluation and checkpoints
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """As Trainer does; of several data sets also the means, `eval_accuracy` and `eval_loss`."""
+        """As Trainer does; of several data sets also the means, `eval_accuracy` and `eval_loss`. A data set of images is
+        evaluated with each number of tokens."""
+        eval_dataset = evaluation_of(eval_dataset, self.model, self.preparation)
         with self.averaged():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -281,9 +283,13 @@ class SpotTrainer(Trainer):
                     output.metrics[name] *= len(images) / num_read
         return output
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer does; of a data set of images with the first number of tokens."""
+        several = evaluation_of(test_dataset, self.model, self.preparation)
+        if several is not test_dataset:
+            test_dataset = next(iter(several.values()))
         with self.averaged():
-            return super().predict(*args, **kwargs)
+            return super().predict(test_dataset, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The averaged weights where there are any; in a checkpoint, which training goes on from, the others too."""
