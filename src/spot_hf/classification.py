@@ -22,7 +22,7 @@ from .hub.loading import open_model
 from .input_checks import check_outside
 from .jobs.files import write_atomically
 from .pipeline_spot_vit import SpotImageClassificationPipeline
-from .placement import check_placement, get_placement, scale_policy
+from .placement import check_placement, check_takes_saliency, get_placement, scale_policy
 
 
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
@@ -86,11 +86,10 @@ class ClassifyArguments:
         is_salient = self.placement is not None and get_placement(self.placement).saliency
         if is_salient and self.boxes_csv is None:
             raise ValueError(f"`placement` {self.placement!r} needs `boxes_csv`, or a saliency map in Python; got none")
-        if self.boxes_csv is not None and ((self.placement is not None and not is_salient) or self.coordinates is not None):
-            other = "coordinates" if self.coordinates is not None else "placement"
-            raise ValueError(
-                f"`boxes_csv` is for the placements salient and inverse_salient; got `{other}` {getattr(self, other)!r}"
-            )
+        if self.boxes_csv is not None and self.coordinates is not None:
+            raise ValueError(f"`boxes_csv` is for the placements salient and others; got `coordinates` {self.coordinates!r}")
+        if self.boxes_csv is not None and self.placement is not None:
+            check_takes_saliency("boxes_csv", self.placement)
 
 
 @dataclass

@@ -44,6 +44,7 @@ from .placement import (
     PLACEMENTS,
     check_placement,
     check_scale_policy,
+    check_takes_saliency,
     generator_for,
     get_placement,
     grid,
@@ -55,7 +56,6 @@ from .placement import (
 
 # Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
 FLOAT32_INPUTS = ("coordinates", "window_scales")
-SALIENT = "salient, inverse_salient and foveated"  # that take a saliency map or boxes
 
 
 class SpotViTBatchFeature(BatchFeature):
@@ -195,8 +195,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         else:
             kwargs.update(self._resolve_placement(kwargs.get("num_tokens"), kwargs.get("placement"), bool(salient)))
             placement = kwargs["placement"]
-            if salient and not get_placement(placement).saliency:
-                raise ValueError(f"`{salient[0]}` is for the placements {SALIENT}; got placement={placement!r}")
+            if salient:
+                check_takes_saliency(salient[0], placement)
             scales = kwargs.get("window_scales", self.window_scales)
             if placement is None and scales is not None and scales != COVER:
                 kwargs["placement"] = "grid"  # all of its windows have a size, too
@@ -271,7 +271,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
                 placed, own_scales = place_windows(placement, num_tokens, pixel_values, patch_size, generator, maps[i], policy)
                 sets.append(placed.numpy())
-                placed_scales.append(np.ones(len(placed), dtype=np.float32) if own_scales is None else own_scales.numpy())
+                placed_scales.append(_filled_in(own_scales, len(placed)))
             scales = placed_scales if scales is None else scales
         if sets is not None:
             data.update(_stack(sets, scales, like=data["pixel_values"][0]))
@@ -508,7 +508,11 @@ def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int],
 def _scales_of(policy: float | str, num_tokens: int, frame: Frame, patch_size: int) -> np.ndarray:
     """Of all tokens of an image, by a number or `"cover"`: float32 `(num_tokens,)`."""
     width, height = frame.model_size
-    scales = scales_of(policy, num_tokens, height, width, patch_size)
+    return _filled_in(scales_of(policy, num_tokens, height, width, patch_size), num_tokens)
+
+
+def _filled_in(scales: torch.Tensor | None, num_tokens: int) -> np.ndarray:
+    """1 where no scales are given."""
     return np.ones(num_tokens, dtype=np.float32) if scales is None else scales.numpy()
 
 

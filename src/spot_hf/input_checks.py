@@ -149,12 +149,8 @@ def _depth(value: Any) -> int:
 
 def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
     """One float64 map `(rows, columns)` per image, or a `ValueError` that names `saliency`."""
-    whole = _to_array("saliency", saliency) if 0 < _depth(saliency) < 3 else np.empty(0)
-    if _looks_like_boxes(whole):
-        raise ValueError(
-            "`saliency` must be one map (rows, columns) per image; four numbers are a box, which `boxes` takes: got "
-            f"{shorten(whole.tolist())}"
-        )
+    if 0 < _depth(saliency) < 3:  # before maps are counted
+        _refuse_boxes("`saliency`", _to_array("saliency", saliency))
     if isinstance(saliency, (torch.Tensor, np.ndarray)):
         maps = [saliency] if saliency.ndim == 2 else list(saliency)
     elif isinstance(saliency, (list, tuple)) and len(saliency):
@@ -165,11 +161,7 @@ def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
         raise ValueError(f"`saliency` must hold one map per image, {num_images}; got {len(maps)}")
     arrays = [_to_array("saliency", one) for one in maps]
     for i, array in enumerate(arrays):
-        if _looks_like_boxes(array):
-            raise ValueError(
-                f"`saliency` of image {i} must be a map (rows, columns); four numbers are a box, which `boxes` takes: "
-                f"got {shorten(array.tolist())}"
-            )
+        _refuse_boxes(f"`saliency` of image {i}", array)
         if array.ndim != 2 or array.size == 0:
             raise ValueError(f"`saliency` of image {i} must have shape (rows, columns); got {array.shape}")
         if not np.isfinite(array).all() or array.min() < 0:
@@ -177,6 +169,15 @@ def check_saliency(saliency: Any, num_images: int) -> list[np.ndarray]:
         if not array.any():
             raise ValueError(f"`saliency` of image {i} must not be zero everywhere; got a map of shape {array.shape}")
     return arrays
+
+
+def _refuse_boxes(subject: str, array: np.ndarray) -> None:
+    """`ValueError` where boxes were given for a map."""
+    if _looks_like_boxes(array):
+        raise ValueError(
+            f"{subject} must be a map (rows, columns); four numbers are a box, which `boxes` takes: got "
+            f"{shorten(array.tolist())}"
+        )
 
 
 def _looks_like_boxes(array: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ import torch
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 
-from .placement import get_placement
+from .placement import check_takes_saliency, get_placement
 
 
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency", "boxes", "window_scales", "outside")
@@ -67,10 +67,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             name, value = next(iter(placed.items()))
             raise ValueError(f"`coordinates` and `{name}` exclude each other; got both ({name}={value!r})")
         for name, value in (("saliency", saliency), ("boxes", boxes)):
-            if value is not None and placement is not None and not get_placement(placement).saliency:
-                raise ValueError(
-                    f"`{name}` is for the placements salient, inverse_salient and foveated; got placement={placement!r}"
-                )
+            if value is not None and placement is not None:
+                check_takes_saliency(name, placement)
         given = (num_tokens, placement, coordinates, seed, saliency, boxes, window_scales, outside)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         # Arguments of a call override those that the pipeline was made with.
@@ -148,9 +146,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             if name in ("saliency", "boxes") and not self._uses_saliency({**self._preprocess_params, **kwargs}):
                 named = self._preprocess_params.get("placement") or kwargs.get("placement")
                 if named is not None:  # or else the saved one, which what is salient takes the place of
-                    raise ValueError(
-                        f"`{name}` is for the placements salient, inverse_salient and foveated; got placement={named!r}"
-                    )
+                    check_takes_saliency(name, named)
                 kwargs["placement"] = "salient"
             inputs = [
                 {**(one if isinstance(one, dict) else {"image": one}), name: own}

@@ -204,6 +204,7 @@ class Placement:
         on_grid (`bool`): takes `cells`, the centres `(num_cells, 2)` of the model's grid, and has no more tokens than these.
         pixels (`bool`): takes `pixel_values`, the image `(num_channels, height, width)` as the model sees it, on the CPU.
         sized (`bool`): takes `height`, `width` and `patch_size`, of that image and of the model, in pixels.
+        scaled (`bool`): returns window scales, too, for every image. Of a person's own, only what it returns tells.
     """
 
     function: Callable[..., Any]
@@ -213,6 +214,7 @@ class Placement:
     on_grid: bool = False
     pixels: bool = False
     sized: bool = False
+    scaled: bool = False
 
 
 PLACEMENTS = {
@@ -228,9 +230,9 @@ PLACEMENTS = {
     "grid_subset": Placement(grid_subset, random=True, on_grid=True),
     "uniform_perturb": Placement(uniform_perturb, random=True, aspect_ratio=True),
     "gaussian_perturb": Placement(gaussian_perturb, random=True, aspect_ratio=True),
-    "foveated": Placement(foveated, saliency=True, sized=True),
-    "foveated_edge": Placement(foveated_edge, pixels=True, sized=True),
-    "foveated_center": Placement(foveated_center, sized=True),
+    "foveated": Placement(foveated, saliency=True, sized=True, scaled=True),
+    "foveated_edge": Placement(foveated_edge, pixels=True, sized=True, scaled=True),
+    "foveated_center": Placement(foveated_center, sized=True, scaled=True),
 }
 BUILT_IN = tuple(PLACEMENTS)
 # Of other methods, beside which an evaluation names placements.
@@ -318,6 +320,13 @@ def get_placement(placement: str | Callable[..., torch.Tensor]) -> Placement:
     raise ValueError(f"`placement` must be one of {', '.join(PLACEMENTS)}, or module:function; got {placement!r}")
 
 
+def check_takes_saliency(argument: str, placement: Any) -> None:
+    """`ValueError` where what is salient was given as `argument`, and the placement does not use it."""
+    if not get_placement(placement).saliency:
+        takers = ", ".join(name for name in BUILT_IN if PLACEMENTS[name].saliency)
+        raise ValueError(f"`{argument}` is for the placements {takers}; got placement={placement!r}")
+
+
 def check_placement_name(placement: Any, argument: str = "placement") -> None:
     """`ValueError` where it is no name: a job records what it does, and a function's object is none."""
     if not isinstance(placement, str):
@@ -327,8 +336,9 @@ def check_placement_name(placement: Any, argument: str = "placement") -> None:
         )
 
 
-def own_placements_digests(placements: Iterable[str]) -> dict[str, str]:
-    """Of those that are a person's own: name → SHA-256 of the function's source, by which a job's record tells them apart."""
+def recorded_placements(placements: Iterable[str]) -> dict[str, Any]:
+    """For a job's record: of those that are a person's own, the SHA-256 of the function's source by its name, which tells its
+    versions apart. Nothing where all are built in."""
     digests = {}
     for name in placements:
         if name not in BUILT_IN:
@@ -337,7 +347,7 @@ def own_placements_digests(placements: Iterable[str]) -> dict[str, str]:
             except (OSError, TypeError):  # typed at a prompt, or no Python
                 source = ""
             digests[name] = hashlib.sha256(source.encode()).hexdigest()
-    return digests
+    return {"placement_sha256": digests} if digests else {}
 
 
 def is_placement(name: str) -> bool:

@@ -16,7 +16,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import is_timm_available
 
 from ..configuration_spot_vit import SpotViTConfig
-from ..hub.cards import measured_by_conversion, write_model_card
+from ..hub.cards import measured_by_conversion
+from ..hub.models import save_model
 from ..hub.uploads import check_push, push_folder
 from ..image_processing_spot_vit import SpotViTImageProcessor
 from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
@@ -237,18 +238,9 @@ def _build_image_processor(
 
 def _write(report: ConversionReport, directory: Path, repo_id: str) -> None:
     """The model with its code and card, the image processor and the report."""
-    write_model_card(
-        report.model,
-        directory,
-        repo_id=repo_id,
-        num_tokens=report.image_processor.num_tokens,
-        placement=report.image_processor.placement,
-        measured=measured_by_conversion(
-            report.family, hasattr(report.model, "classifier"), new_classifier=bool(report.missing)
-        ),
-    )
-    report.model.save_pretrained(directory)
-    report.image_processor.save_pretrained(directory)
+    new_classifier = bool(report.missing)
+    measured = measured_by_conversion(report.family, hasattr(report.model, "classifier"), new_classifier=new_classifier)
+    save_model(report.model, report.image_processor, directory, repo_id=repo_id, measured=measured)
     (directory / CONVERSION_REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 

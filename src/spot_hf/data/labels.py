@@ -243,8 +243,9 @@ def _match(names: Sequence[str], theirs: Mapping[int, str]) -> list[int | None]:
         ids = {one for one in own if WORDNET_ID.fullmatch(one)}
         by_id, by_word = (sorted({number for one in part for number in synonyms.get(one, [])}) for part in (ids, own - ids))
         # A folder "Cardigan" could be the sweater, or the dog of which that is a name in just these letters.
-        alike = {*folded.get(_fold(name), []), *spelt.get(name, [])} if folded.get(_fold(name)) else set()
-        candidates = exact.get(name) or sorted(alike) or by_id or by_word
+        whole = folded.get(_fold(name), [])
+        alike = sorted({*whole, *spelt.get(name, [])}) if whole else []
+        candidates = exact.get(name) or alike or by_id or by_word
         if len(candidates) > 1 and len(names) == len(theirs) and position in candidates:
             candidates = [position]  # two classes of one name, in lists of the same classes
         found.append(candidates[0] if len(candidates) == 1 else None)

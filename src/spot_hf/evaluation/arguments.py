@@ -8,14 +8,14 @@ from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
-from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_name, own_placements_digests, scale_policy
+from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_name, recorded_placements, scale_policy
 from .baselines import BASELINES
 
 
 def default_placements(with_saliency: bool = False) -> list[str]:
     """All built-in priors but `grid`, which is the baseline `full_grid`, and the foveated ones, which an evaluation of an
     earlier version did not have; with saliency, those that need it too."""
-    known = [name for name in BUILT_IN if name != "grid" and not name.startswith("foveated")]
+    known = [name for name in BUILT_IN if name != "grid" and not PLACEMENTS[name].scaled]
     return [name for name in known if with_saliency or not PLACEMENTS[name].saliency]
 
 
@@ -183,9 +183,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
-        digests = own_placements_digests(self.placements)
-        if digests:
-            recorded["placement_sha256"] = digests
+        recorded.update(recorded_placements(self.placements))
         if self.window_scales is None:  # as before there was that option
             del recorded["window_scales"]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})

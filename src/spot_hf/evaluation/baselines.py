@@ -2,8 +2,8 @@
 is its source model, and returns what is called in the same way, with `pixel_values`.
 
 - [`TokenMerging`]: ToMe (Bolya et al. 2023, arXiv 2210.09461) merges tokens inside the network.
+- Larger windows are a placement: isotropic tokens with scales that cover (`cells.py`).
 - [`shrink`]: the image is made smaller, so that its grid has fewer cells: the first thing to try.
-- [`covering_scale`]: fewer tokens with larger windows.
 """
 
 import copy

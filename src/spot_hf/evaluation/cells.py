@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.batches import PlacementRequest, Shards
 from ..data.failures import FailedImage
-from ..placement import get_placement, is_placement
+from ..placement import COVER, get_placement, is_placement
 from .arguments import EvaluationArguments
 
 
@@ -39,7 +39,9 @@ class Cell:
         """Where tokens are to be placed for it."""
         if is_placement(self.method):
             return PlacementRequest(self.method, self.num_tokens, self.seed or 0, self.window_scales)
-        return PlacementRequest("isotropic", self.num_tokens) if self.method in ("larger_windows", ORACLE) else None
+        if self.method == "larger_windows":
+            return PlacementRequest("isotropic", self.num_tokens, window_scales=COVER)
+        return PlacementRequest("isotropic", self.num_tokens) if self.method == ORACLE else None
 
     def to_json(self) -> dict[str, Any]:
         """In the ledger and in results, a method is called a way, as it was in 0.1.0."""

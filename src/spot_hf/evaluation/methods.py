@@ -8,7 +8,6 @@ import torch
 
 from ..data.batches import Batch
 from ..data.labels import LabelMapping
-from ..foveation import covering_scale
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
@@ -87,9 +86,6 @@ class Methods:
             inputs["coordinates"] = batch.coordinates[cell.placement].to(device)
             if cell.placement in batch.window_scales:
                 inputs["window_scales"] = batch.window_scales[cell.placement].to(device)
-        if cell.method == "larger_windows":
-            scale = covering_scale(cell.num_tokens, self.height, self.width, self.model.config.patch_size)
-            inputs["window_scales"] = torch.full(inputs["coordinates"].shape[:2], scale, device=device)
         if cell.steps is not None:
             inputs["labels"] = batch.labels(self.labels).to(device)
         if full:

@@ -55,7 +55,7 @@ def push_model(
 
 
 def save_model(model: Any, image_processor: Any, directory: str | Path, *, repo_id: str, measured: str | None = None) -> None:
-    """Writes all that [`push_model`] publishes into a directory."""
+    """Writes a whole model into a directory: weights, config, code, image processor and card."""
     # Before the model is saved, which writes a card that knows less where there is none.
     Path(directory).mkdir(parents=True, exist_ok=True)
     write_model_card(

@@ -13,7 +13,7 @@ from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
-from ..placement import check_placement, check_placement_name, own_placements_digests, scale_policy
+from ..placement import check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
 
@@ -174,11 +174,11 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
 
     @property
     def begins_scaled(self) -> bool:
-        """Whether windows have sizes of their own where the search begins. Of a placement's own, its name says so: a column is
-        there for all images or for none."""
+        """Whether windows have sizes of their own where the search begins: known beforehand, as a column is there for all
+        images or for none."""
         if self.window_scales is not None:
             return scale_policy(self.window_scales) != 1
-        return self.placement.startswith("foveated")
+        return get_placement(self.placement).scaled
 
     @property
     def config_names(self) -> list[str]:
@@ -200,9 +200,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
-        digests = own_placements_digests([self.placement])
-        if digests:
-            recorded["placement_sha256"] = digests
+        recorded.update(recorded_placements([self.placement]))
         for name in ("saliency_column_name", "window_scales"):  # as before there were these options
             if recorded[name] is None:
                 del recorded[name]

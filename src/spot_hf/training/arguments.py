@@ -11,7 +11,7 @@ from ..data.labels import LabelledSource
 from ..data.source import DatasetSource, pinned
 from ..jobs.arguments import json_object
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..placement import COVER, check_placement, check_placement_name, get_placement, own_placements_digests, scale_policy
+from ..placement import COVER, check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
 from .augmentation import Augmentation
 from .data import TrainingImages
 from .placements import ScaleRule, TrainingPlacements, token_buckets
@@ -343,9 +343,7 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         # As runs recorded them before there were more than a range.
         rules = self.scale_rules
         values["window_scales"] = list(rules) if isinstance(rules, tuple) else self.window_scales
-        digests = own_placements_digests([*self.placement, self.eval_placement])
-        if digests:
-            values["placement_sha256"] = digests
+        values.update(recorded_placements([*self.placement, self.eval_placement]))
         for name in ("window_scales_weights", "eval_window_scales"):
             if values[name] is None:
                 del values[name]
@@ -411,9 +409,9 @@ class PretrainArguments(TrainingInputArguments):
         for name, value in (("eval_strategy", "no"), ("remove_unused_columns", False)):
             if given[name] != value:
                 raise ValueError(f"`{name}` must be {value} in pre-training; got {given[name]}")
-        foveated = [name for name in self.placement if name.startswith("foveated")]
-        if foveated:
-            raise ValueError(f"`placement` {foveated[0]!r} is not for pre-training: windows have one size there")
+        for name in self.placement:
+            if get_placement(name).scaled:
+                raise ValueError(f"`placement` {name!r} is not for pre-training: windows have one size there")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
         known = [one for one in SpotViTConfig.__dataclass_fields__ if self.model is None or one.startswith("decoder_")]

@@ -29,6 +29,8 @@ from .trainer_arguments import SpotTrainingArguments
 
 RESULTS = "training.json"  # is written last
 
+logger = logging.getLogger(__name__)
+
 
 def run_training(
     arguments: TrainArguments, training: SpotTrainingArguments, *, command: str | None = None
@@ -232,7 +234,7 @@ def _labels_of(
     except ForeignLabelsError as error:
         if arguments.cross_entropy_weight or arguments.among_labels or evaluates:
             raise
-        logging.getLogger(__name__).info("labels are not used: %s", error)
+        logger.info("labels are not used: %s", error)
         return None
 
 

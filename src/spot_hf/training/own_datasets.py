@@ -78,7 +78,7 @@ def adopt_datasets(
             for name, several in named.items()
             for key, one in (several.items() if isinstance(several, dict) else [(name, several)])
         }
-    elif has_images(evaluation):
+    else:
         given["eval_dataset"] = evaluation_of(evaluation, model, preparation)
     return preparation
 
