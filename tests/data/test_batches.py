@@ -61,10 +61,11 @@ def test_an_error_of_the_source_arrives():
         next(ahead)
 
 
-def test_the_reader_of_a_plan_ends_with_it(made):
+def test_the_reader_of_a_plan_ends_with_it(made, monkeypatch):
     """A plan of a stream, of which somebody wants the first batch."""
     from coordinate_runs import images_of
 
+    monkeypatch.setattr("spot_hf.data.batches.READ_AHEAD", 1)  # or it may have read all before it is looked for
     images = images_of(made.pictures, streaming=True)
     shards = Shards({"task": set()}, "test", 12, 4)
     state = SimpleNamespace(process_index=0, num_processes=1)

@@ -22,6 +22,7 @@ from oracle_runs import files_of, rows_of, save_images
 
 from spot_hf import convert_checkpoint, load_coordinates
 from spot_hf.cli import main
+from spot_hf.coordinates.shards import Shard
 from spot_hf.oracle.arguments import OracleArguments
 from spot_hf.oracle.run import run_oracle
 
@@ -248,8 +249,18 @@ def test_batch_sizes_give_the_same_rows_on_real_weights(vit_tiny, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- kills
 
 
-def run_in_child(arguments: list[str], log: str) -> None:
-    """In a process of its own: the command line."""
+def run_in_child(arguments: list[str], log: str, kill_after: int | None) -> None:
+    """In a process of its own: the command line. Killed as soon as it has written so many shards, where that is given."""
+    if kill_after is not None:
+        write, written = Shard.write, []
+
+        def write_and_die(shard, path):
+            write(shard, path)
+            written.append(path)
+            if len(written) == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Shard.write = write_and_die
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -257,9 +268,9 @@ def run_in_child(arguments: list[str], log: str) -> None:
 
 
 def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, tmp_path):
-    """Twenty SIGKILLs: a quarter as soon as so many shards are there, which is in the search on any machine, the others at
-    random instants: of the search, a write, the end. Where a run got through before its kill, its result is compared, and
-    the next begins anew."""
+    """Twenty SIGKILLs: a quarter in the search on any machine, however fast or busy, as each comes when so many shards are
+    written; the others at random instants: of the search, a write, the end. Where a run got through before its kill, its
+    result is compared, and the next begins anew."""
     # A server that has imported everything forks the processes: a kill then hits the run, and not its imports.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spot_hf.oracle.run", "spot_hf.cli", "test_oracle_run"])
@@ -267,8 +278,8 @@ def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, 
     expected, arguments = rows_of(undisturbed), command(options, output)
     generator = random.Random(0)
 
-    def start():
-        process = context.Process(target=run_in_child, args=(arguments, str(log)))
+    def start(kill_after=None):
+        process = context.Process(target=run_in_child, args=(arguments, str(log), kill_after))
         process.start()
         return process
 
@@ -280,23 +291,23 @@ def test_killed_at_any_instant_it_ends_with_the_same_rows(options, undisturbed, 
     duration = time.monotonic() - began
     assert process.exitcode == 0, log.read_text()[-3000:]
 
-    def num_shards():
-        return len(list(output.glob("*/*.parquet")))
-
-    kills, shards_at_kill, during_search = 0, [], [1, 4, 7, 10, 13]
+    shutil.rmtree(output)
+    kills, shards_at_kill = 0, []
+    for kill_after in (1, 3, 3, 3, 3):
+        process = start(kill_after)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()[-3000:]
+        kills += 1
+        shards_at_kill.append(len(list(output.glob("*/*.parquet"))))
+    assert shards_at_kill == [1, 4, 7, 10, 13]
     while kills < KILLS:
         process = start()
-        if during_search:
-            while process.is_alive() and num_shards() < during_search[0]:
-                time.sleep(0.001)
-        else:
-            process.join(timeout=generator.uniform(0, duration))
+        process.join(timeout=generator.uniform(0, duration))
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += process.exitcode == -signal.SIGKILL
-            shards_at_kill.append(num_shards())
-            during_search = during_search[1:]
+            shards_at_kill.append(len(list(output.glob("*/*.parquet"))))
         else:
             assert process.exitcode == 0, log.read_text()[-3000:]
             assert rows_of(output) == expected
