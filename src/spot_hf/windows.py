@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
+def _snap_to_pixels(positions: torch.Tensor, size: int | torch.Tensor) -> torch.Tensor:
     """Moves positions within float rounding of a pixel's centre onto it, so that a grid cell's window is exactly its patch.
 
     A relative coordinate in [0, 1] is rounded to `eps / 2`, and its product with `size` again: `size * eps` pixels at
@@ -15,29 +15,38 @@ def _snap_to_pixels(positions: torch.Tensor, size: int) -> torch.Tensor:
     return torch.where(on_pixel, nearest + (positions - positions.detach()), positions)
 
 
-def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, border: str) -> torch.Tensor:
+def _sample_bilinear(
+    pixels: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    height: int | torch.Tensor,
+    width: int | torch.Tensor,
+    border: str,
+    start: int | torch.Tensor = 0,
+) -> torch.Tensor:
     """
-    Bilinear samples of `image` on the lattice of columns `x` and rows `y` of each token.
+    Bilinear samples of images on the lattice of columns `x` and rows `y` of each token.
 
     Args:
-        image: `(batch_size, num_channels, height, width)`.
+        pixels: `(batch_size, num_channels, num_pixels)`, images row by row, perhaps several behind one another.
         x, y: `(batch_size or 1, num_tokens, patch_size)`, in pixels, pixel centres at whole numbers.
+        height, width, start: of the image that is sampled, and where it begins in `pixels`; one for all tokens, or
+            `(batch_size or 1, num_tokens, 1)`, int64.
         border: beyond the centres of the border pixels, these are replicated (`"repeat"`), or samples are 0 (`"zero"`).
 
     Returns:
         `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, rows before columns.
     """
-    batch_size, num_channels, height, width = image.shape
+    batch_size, num_channels = pixels.shape[:2]
     num_tokens, patch_size = x.shape[1:]
     x, y = _snap_to_pixels(x, width), _snap_to_pixels(y, height)
     left, top = x.detach().floor(), y.detach().floor()
     weight_right, weight_bottom = x - left, y - top
-    columns = [(left + i).long().clamp(0, width - 1) for i in (0, 1)]
-    rows = [(top + i).long().clamp(0, height - 1) for i in (0, 1)]
-    pixels = image.flatten(2)  # (batch_size, num_channels, height * width)
+    columns = [_clamp((left + i).long(), width - 1) for i in (0, 1)]
+    rows = [_clamp((top + i).long(), height - 1) * width + start for i in (0, 1)]
 
     def corner(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        index = (row[..., :, None] * width + column[..., None, :]).flatten(1)  # (batch_size or 1, tokens * patch²)
+        index = (row[..., :, None] + column[..., None, :]).flatten(1)  # (batch_size or 1, tokens * patch²)
         index = index[:, None].expand(batch_size, num_channels, -1)
         return pixels.gather(2, index).unflatten(2, (num_tokens, patch_size, patch_size))
 
@@ -50,6 +59,12 @@ def _sample_bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, bord
         inside_x, inside_y = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
         samples = samples * (inside_y[..., :, None] & inside_x[..., None, :])[:, :, None]
     return samples
+
+
+def _clamp(indices: torch.Tensor, last: int | torch.Tensor) -> torch.Tensor:
+    """Into [0, last], one number or a tensor, which `clamp` does not take beside a number."""
+    indices = indices.clamp_min(0)
+    return torch.minimum(indices, last) if isinstance(last, torch.Tensor) else indices.clamp_max(last)
 
 
 def sample_windows(
@@ -84,16 +99,32 @@ def sample_windows(
     center_y = coordinates[..., 1:2] * height - 0.5
     offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
     if window_scales is None:
-        return _sample_bilinear(image, center_x + offsets, center_y + offsets, border)
+        pixels = image.flatten(2)
+        return _sample_bilinear(pixels, center_x + offsets, center_y + offsets, height, width, border)
 
     offsets = offsets * window_scales.to(dtype)[..., None]
-    num_levels = (max(height, width) // patch_size - 1).bit_length() + 1  # until a window is the whole image
-    level = window_scales.to(dtype).log2().clamp(0, num_levels - 1)[..., None, None, None]
+    highest = (max(height, width) // patch_size - 1).bit_length()  # the level at which a window is the whole image
+    pyramid = [image]
+    for _ in range(max(1, highest)):  # An odd last row or column is averaged alone, as if it were replicated.
+        pyramid.append(nn.functional.avg_pool2d(pyramid[-1], 2, ceil_mode=True, count_include_pad=False))
+    pixels = torch.cat([one.flatten(2) for one in pyramid], dim=2)
+    level = window_scales.to(dtype).log2().clamp(0, highest)[..., None]
+    lower = level.detach().floor().clamp_max(max(0, highest - 1)).long()
     windows = torch.zeros((), dtype=dtype, device=image.device)
-    for k in range(num_levels):
-        if k > 0:  # An odd last row or column is averaged alone, as if it were replicated.
-            image = nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
+    for k in (lower, lower + 1):
+        heights, widths, starts, shrinking = _levels(pyramid, k)
         # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
-        x, y = ((center + offsets) / 2**k + (0.5 / 2**k - 0.5) for center in (center_x, center_y))
-        windows = windows + (1 - (level - k).abs()).clamp(min=0) * _sample_bilinear(image, x, y, border)
+        x, y = ((center + offsets) / shrinking + (0.5 / shrinking - 0.5) for center in (center_x, center_y))
+        weight = (1 - (level - k).abs()).clamp(min=0)[..., None, None]
+        windows = windows + weight * _sample_bilinear(pixels, x, y, heights, widths, border, starts)
     return windows
+
+
+def _levels(pyramid: list[torch.Tensor], k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Height, width, first pixel and 2^k of the levels `k`, int64 of any shape."""
+    table, start = [], 0
+    for number, level in enumerate(pyramid):
+        height, width = level.shape[-2:]
+        table.append((height, width, start, 2**number))
+        start += height * width
+    return tuple(torch.tensor(column, device=k.device)[k] for column in zip(*table, strict=True))
