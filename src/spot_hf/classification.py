@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_utils import load_image
 
+from .budgets import check_looks
 from .coordinates.own import OWN_COORDINATES, read_own_coordinates
 from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
@@ -35,7 +36,23 @@ logger = logging.getLogger(__name__)
 class ClassifyArguments:
     model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
-    num_tokens: int | None = field(default=None, metadata={"help": "Tokens per image (default: what the model saved)."})
+    num_tokens: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens per image, or several, as 9,25,49: a look with each in turn, until the model is sure (default: "
+            "what the model saved)."
+        },
+    )
+    confidence: str | None = field(
+        default=None,
+        metadata={"help": "With several --num_tokens: how sure, such as 0.9, or one number for each look but the last."},
+    )
+    max_mean_tokens: float | None = field(
+        default=None, metadata={"help": "Instead: as sure as kept images to so many tokens on average, when calibrated."}
+    )
+    merge_tokens: float | None = field(
+        default=None, metadata={"help": "Share of the tokens that merge inside the network (default: what the model saved)."}
+    )
     placement: str | None = field(
         default=None, metadata={"help": "The prior that places them, or module:function (default: the same)."}
     )
@@ -75,9 +92,15 @@ class ClassifyArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
         check_max_failed_share(self.max_failed_share)
-        if self.placement is not None or self.num_tokens is not None:
-            # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
-            check_placement(self.placement or "isotropic", 1 if self.num_tokens is None else self.num_tokens)
+        looks = self.looks
+        if isinstance(looks, list):
+            check_looks(looks)
+        if self.confidence is not None and self.max_mean_tokens is not None:
+            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+        if self.placement is not None or looks is not None:
+            for count in looks if isinstance(looks, list) else [looks]:
+                # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
+                check_placement(self.placement or "isotropic", 1 if count is None else count)
             if self.coordinates is not None:
                 raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
         check_outside(self.outside)
@@ -90,6 +113,33 @@ class ClassifyArguments:
             raise ValueError(f"`boxes_csv` is for the placements salient and others; got `coordinates` {self.coordinates!r}")
         if self.boxes_csv is not None and self.placement is not None:
             check_takes_saliency("boxes_csv", self.placement)
+
+    @property
+    def looks(self) -> int | list[int] | None:
+        """`num_tokens`, read; `ValueError` where it is neither a number nor several."""
+        return _numbers("num_tokens", self.num_tokens, int)
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """How many tokens, and when they are enough, as the pipeline takes it: what was given."""
+        given = {
+            "num_tokens": self.looks,
+            "confidence": _numbers("confidence", self.confidence, float),
+            "max_mean_tokens": self.max_mean_tokens,
+            "merge_tokens": self.merge_tokens,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _numbers(name: str, value: Any, kind: type) -> Any:
+    """A number, or a list of those that commas separate; what is none of both as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        numbers = [kind(one) for one in value.split(",")]
+    except ValueError:
+        raise ValueError(f"`{name}` must be a number, or several, as 9,25,49; got {value!r}") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @dataclass
@@ -146,8 +196,8 @@ def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Itera
         boxes = boxes_of_images(arguments.boxes_csv, names)
         tokens = {name: {"boxes": own} for name, own in zip(names, boxes, strict=True)}
     classifier = _load(arguments.model, arguments.revision)
-    given = {name: getattr(arguments, name) for name in ("num_tokens", "placement", "seed", "top_k", "outside")}
-    parameters = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(arguments, name) for name in ("placement", "seed", "top_k", "outside")}
+    parameters = {**{name: value for name, value in given.items() if value is not None}, **arguments.budget}
     if arguments.window_scales is not None:
         parameters["window_scales"] = scale_policy(arguments.window_scales)
     if arguments.boxes_csv is not None:

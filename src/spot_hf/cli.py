@@ -80,6 +80,12 @@ COMMANDS = {
         ("evaluation.arguments:EvaluationArguments",),
         records_command=True,
     ),
+    "calibrate": Command(
+        "Pick how sure a model must be to stop after few tokens, for an accuracy or a cost, and save it in its config.",
+        "evaluation.calibration:run_calibration",
+        ("evaluation.calibration:CalibrateArguments",),
+        records_command=True,
+    ),
     "train": Command(
         "Fine-tune a SpotViT for few tokens, with random placements. Takes all of transformers' TrainingArguments too.",
         "training.fine_tuning:run_training",

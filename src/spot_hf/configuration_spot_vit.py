@@ -6,11 +6,16 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .budgets import check_confidence, check_looks, check_num_tokens
+from .merging import check_merge_tokens
+
 
 WINDOW_BORDERS = ("repeat", "zero")
 KERNEL_CENTERS = ("cells", "mesh")
 KERNEL_UNITS = ("cells", "pixels")
 KERNEL_NORMALIZATIONS = (None, "image", "batch")
+# With which a model can place tokens by itself: no random numbers, and nothing but the image.
+MODEL_PLACEMENTS = ("isotropic", "foveated_edge", "foveated_center")
 POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
@@ -98,6 +103,17 @@ class SpotViTConfig(PreTrainedConfig):
             between 0 and 1.
         norm_pix_loss (`bool`, defaults to `True`): the decoder predicts each window's pixels less their mean, divided by their
             standard deviation (He et al. 2021, section 3), rather than the pixels themselves.
+        num_tokens (`int` or `list[int]`, *optional*): tokens per image where a classifier is given no `coordinates`: it
+            then places them itself. Several, ascending: a look with each in turn, until it is sure. By default all cells of
+            the grid.
+        placement (`str`, defaults to `"isotropic"`): how it does: `"isotropic"`, `"foveated_edge"` or `"foveated_center"`,
+            whose windows always cover the image.
+        confidence (`float` or `list[float]`, *optional*): with several `num_tokens`, the probability of the likeliest class
+            with which an image needs no further look: one, or one for each look but the last.
+        calibration (`dict`, *optional*): what `spot-hf calibrate` has measured for `num_tokens`: `temperature`, one per
+            look; `points`, each with `confidence`, `mean_tokens` and `accuracy`; and on which images.
+        merge_tokens (`float` or `list[int]`, defaults to 0.0): share of the patch tokens that is merged away by the last
+            layer, evenly over the layers; or tokens to merge in each layer (ToMe, arXiv 2210.09461).
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
     """
@@ -141,6 +157,11 @@ class SpotViTConfig(PreTrainedConfig):
     decoder_intermediate_size: int = 2048
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    num_tokens: int | list[int] | tuple[int, ...] | None = None
+    placement: str = "isotropic"
+    confidence: float | int | list[float] | tuple[float, ...] | None = None
+    calibration: dict[str, Any] | None = None
+    merge_tokens: float | int | list[int] | tuple[int, ...] = 0.0
     source_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
@@ -222,6 +243,7 @@ class SpotViTConfig(PreTrainedConfig):
             ("position_kernel_centers", KERNEL_CENTERS),
             ("position_kernel_normalization", KERNEL_NORMALIZATIONS),
             ("window_border", WINDOW_BORDERS),
+            ("placement", MODEL_PLACEMENTS),
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` must be one of {', '.join(map(str, accepted))}; got {getattr(self, name)!r}")
@@ -236,6 +258,13 @@ class SpotViTConfig(PreTrainedConfig):
         for name, least in (("patch_size", 1), ("num_channels", 1), ("num_register_tokens", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
+        if isinstance(self.num_tokens, (list, tuple)):
+            looks = check_looks(self.num_tokens)
+            if self.confidence is not None:
+                check_confidence(self.confidence, len(looks))
+        elif self.num_tokens is not None:
+            check_num_tokens(self.num_tokens)
+        check_merge_tokens(self.merge_tokens, self.num_hidden_layers)
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}")
         if self.position_grid_size is None or len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:

@@ -25,6 +25,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from .budgets import check_looks
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, coordinates_from_pixels, resized_size
 from .input_checks import (
@@ -74,8 +75,9 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     coordinates (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         Token positions `(x, y)` in the image frame, in [0, 1]: one set `(num_tokens, 2)` for all images, or one set per
         image, whose token counts may differ.
-    num_tokens (`int`, *optional*):
-        Number of tokens to place, where no coordinates are given.
+    num_tokens (`int` or `list[int]`, *optional*):
+        Number of tokens to place, where no coordinates are given. Several, ascending: for a look with each in turn, placed one
+        after another, as a model takes them with the same `num_tokens`.
     placement (`str` or `Callable`, *optional*):
         The spatial prior that places them: a name of `PLACEMENTS`, `module:function`, or a function, as
         [`register_placement`] takes it. Where only `num_tokens` is given, `"isotropic"`, or, with a saliency map or boxes,
@@ -105,7 +107,7 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     """
 
     coordinates: Any
-    num_tokens: int | None
+    num_tokens: int | list[int] | None
     placement: Any
     seed: int | None
     image_ids: Any
@@ -202,7 +204,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                 kwargs["placement"] = "grid"  # all of its windows have a size, too
         return super().preprocess(images, *args, **kwargs)
 
-    def _resolve_placement(self, num_tokens: int | None, placement: Any, salient: bool) -> dict[str, Any]:
+    def _resolve_placement(self, num_tokens: int | list[int] | None, placement: Any, salient: bool) -> dict[str, Any]:
         """Fills in the saved defaults, and checks the result as far as it can be without an image."""
         if placement is None:
             placement = self.placement
@@ -213,7 +215,10 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if num_tokens is None and placement != "grid":
             num_tokens = self.num_tokens
         if placement is not None:
-            check_placement(placement, num_tokens)
+            if isinstance(num_tokens, (list, tuple)):
+                check_looks(num_tokens)
+            for count in _looks(num_tokens):
+                check_placement(placement, count)
         return {"num_tokens": num_tokens, "placement": placement}
 
     def _preprocess_image_like_inputs(
@@ -254,24 +259,32 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         elif placement is not None:
             cells = [(frame.model_size[1] // patch_size) * (frame.model_size[0] // patch_size) for frame in frames]
             for num_cells in cells:
-                check_placement(placement, num_tokens, num_cells)
+                for count in _looks(num_tokens):
+                    check_placement(placement, count, num_cells)
             if window_scales is not None and policy is None:
-                scales = expand_window_scales(window_scales, [num_tokens or num_cells for num_cells in cells])
+                total = sum(filter(None, _looks(num_tokens)))
+                scales = expand_window_scales(window_scales, [total or num_cells for num_cells in cells])
             maps = self._crop_saliency(saliency, boxes, images, frames, placement)
 
         data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
         if maps is not None:
             sets, placed_scales = [], []
             for i, image in enumerate(images):
-                generator = None
+                image_id: Any = None
                 if get_placement(placement).random:
                     image_id = image_ids[i] if image_ids is not None else _content_id(image)
-                    generator = generator_for(seed, image_id) if seed is not None else new_generator()
                 # On the CPU, as the generator is: a draw is the same on every device.
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
-                placed, own_scales = place_windows(placement, num_tokens, pixel_values, patch_size, generator, maps[i], policy)
-                sets.append(placed.numpy())
-                placed_scales.append(_filled_in(own_scales, len(placed)))
+                looks, own_scales = [], []
+                for count in _looks(num_tokens):  # each as it would be alone
+                    generator = None
+                    if image_id is not None:
+                        generator = generator_for(seed, image_id) if seed is not None else new_generator()
+                    placed, own = place_windows(placement, count, pixel_values, patch_size, generator, maps[i], policy)
+                    looks.append(placed.numpy())
+                    own_scales.append(_filled_in(own, len(placed)))
+                sets.append(np.concatenate(looks))
+                placed_scales.append(np.concatenate(own_scales))
             scales = placed_scales if scales is None else scales
         if sets is not None:
             data.update(_stack(sets, scales, like=data["pixel_values"][0]))
@@ -514,6 +527,11 @@ def _scales_of(policy: float | str, num_tokens: int, frame: Frame, patch_size: i
 def _filled_in(scales: torch.Tensor | None, num_tokens: int) -> np.ndarray:
     """1 where no scales are given."""
     return np.ones(num_tokens, dtype=np.float32) if scales is None else scales.numpy()
+
+
+def _looks(num_tokens: Any) -> list[Any]:
+    """The number of tokens of each look."""
+    return list(num_tokens) if isinstance(num_tokens, (list, tuple)) else [num_tokens]
 
 
 def _content_id(image: np.ndarray | torch.Tensor) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from .merging import check_merge_tokens
 from .placement import COVER
 
 
@@ -327,3 +329,80 @@ def check_values(coordinates: torch.Tensor, window_scales: torch.Tensor | None) 
             image, token = wrong.nonzero()[0].tolist()
             value = window_scales[image, token].item()
             raise ValueError(f"`window_scales` must be finite and above 0; that of token {token} of image {image} is {value}")
+
+
+# -------------------------------------------------------------------------------------------------- of a model's forward pass
+
+
+def _fits_batch(tensor: torch.Tensor, batch_size: int) -> bool:
+    """Whether it has one entry for all images, or one per image. Written without `in`, which compares symbols, not sizes,
+    while a graph for several sizes is traced."""
+    return tensor.shape[0] == 1 or tensor.shape[0] == batch_size
+
+
+def _is_traced(tensor: torch.Tensor) -> bool:
+    """Whether it stands for tensors of any values, as while a graph is made: then it is of a class of its own, or a flag is
+    set."""
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain
+
+
+def check_model_inputs(
+    config: Any, pixel_values: Any, coordinates: Any = None, coordinates_mask: Any = None, window_scales: Any = None
+) -> None:
+    """Of a model's forward pass: one `ValueError` that names the argument, before any compute. Values only on the CPU, or with
+    `config.check_inputs`: elsewhere the device would have to be waited for, and the image processor has checked them."""
+    if pixel_values is None:
+        raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
+    channels, patch_size = config.num_channels, config.patch_size
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
+        raise ValueError(
+            f"`pixel_values` must have shape (batch_size, {channels}, height, width) with height and width of at "
+            f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"
+        )
+    batch_size = pixel_values.shape[0]
+    given = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
+    if coordinates is None:
+        for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
+            if value is not None:
+                raise ValueError(f"`{name}` needs `coordinates`: it has one entry per coordinate; got none")
+        return
+    if coordinates.ndim != 3 or coordinates.shape[2] != 2 or not _fits_batch(coordinates, batch_size):
+        raise ValueError(
+            f"`coordinates` must have shape (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
+            f"got {tuple(coordinates.shape)}"
+        )
+    if coordinates.shape[1] == 0:
+        raise ValueError(f"`coordinates` must hold at least one token; got shape {tuple(coordinates.shape)}")
+    for name, value in {"coordinates": coordinates, "window_scales": window_scales}.items():
+        if value is not None and value.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"`{name}` must be float32, whatever the model's dtype: bfloat16 moves a position by almost a "
+                f"pixel; got {value.dtype}"
+            )
+    for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
+        if value is not None and (
+            value.ndim != 2 or value.shape[1] != coordinates.shape[1] or not _fits_batch(value, batch_size)
+        ):
+            raise ValueError(
+                f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
+                f"`coordinates`; got {tuple(value.shape)}"
+            )
+    checks = coordinates.device.type == "cpu" if config.check_inputs is None else config.check_inputs
+    if checks and not _is_traced(coordinates):
+        check_values(coordinates, window_scales)
+
+
+def check_merging(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:
+    """`ValueError` where tokens are to merge, and cannot."""
+    check_merge_tokens(merge_tokens, config.num_hidden_layers)
+    if not merge_tokens:
+        return
+    if coordinates_mask is not None:
+        raise ValueError("`merge_tokens` needs as many tokens in every image; got `coordinates_mask`")
+    implementation = config._attn_implementation
+    if implementation not in ("eager", "sdpa"):
+        raise ValueError(f"`merge_tokens` needs `attn_implementation` eager or sdpa, which weigh tokens; got {implementation}")

@@ -13,6 +13,7 @@ Conventions, for every function here:
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +30,11 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .budgets import Budgets, check_num_tokens, look_until_sure, resolve_budgets
 from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
-from .input_checks import check_values
-from .placement import grid
+from .input_checks import check_merging, check_model_inputs
+from .merging import merge_tokens, schedule_of
+from .placement import grid, place_images
 from .positions import SpotViTPositionEmbeddings
 from .windows import sample_windows
 
@@ -118,7 +121,8 @@ class SpotViTAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Returns the output, the weights where the implementation gives them, and the keys."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         heads = (batch_size, num_tokens, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
@@ -135,7 +139,7 @@ class SpotViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights
+        return self.o_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights, key
 
 
 class SpotViTMLP(nn.Module):
@@ -190,6 +194,7 @@ class SpotViTDropPath(nn.Module):
 class SpotViTLayer(GradientCheckpointingLayer):
     def __init__(self, config: SpotViTConfig, layer_index: int):
         super().__init__()
+        self.num_prefix_tokens = config.num_prefix_tokens
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = SpotViTAttention(config)
         self.layer_scale1 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
@@ -203,28 +208,23 @@ class SpotViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
+        num_merged: int = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """`sizes` `(batch_size, sequence)`: how many tokens each stands for. Where `num_merged` pairs merge, there are as many
+        tokens fewer, and their sizes are returned, too."""
+        attended, _, keys = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
+        if num_merged:
+            sizes = torch.ones_like(hidden_states[..., 0]) if sizes is None else sizes
+            hidden_states, sizes = merge_tokens(hidden_states, sizes, keys.mean(1), num_merged, self.num_prefix_tokens)
         transformed = self.mlp(self.norm2(hidden_states))
-        return hidden_states + self.drop_path(self.dropout(self.layer_scale2(transformed)))
+        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale2(transformed)))
+        return hidden_states if sizes is None or not num_merged else (hidden_states, sizes)
 
 
 # ------------------------------------------------------------------------------------------------------------ models
-
-
-def _fits_batch(tensor: torch.Tensor, batch_size: int) -> bool:
-    """Whether it has one entry for all images, or one per image. Written without `in`, which compares symbols, not sizes,
-    while a graph for several sizes is traced."""
-    return tensor.shape[0] == 1 or tensor.shape[0] == batch_size
-
-
-def _is_traced(tensor: torch.Tensor) -> bool:
-    """Whether it stands for tensors of any values, as while a graph is made: then it is of a class of its own, or a flag is
-    set."""
-    is_plain = type(tensor) in (torch.Tensor, nn.Parameter)
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain
 
 
 def _is_first_process() -> bool:
@@ -341,6 +341,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
         coordinates: torch.Tensor | None = None,
         coordinates_mask: torch.Tensor | None = None,
         window_scales: torch.Tensor | None = None,
+        merge_tokens: float | list[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -355,21 +356,25 @@ class SpotViTModel(SpotViTPreTrainedModel):
             window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): multiples of
                 the distance between a window's samples (`config.window_spacing`, one pixel), above 0; 1 by default. At 2, a
                 token sees twice the width and height.
+            merge_tokens (`float` or `list[int]`, *optional*): share of the patch tokens that is merged away by the last layer,
+                or tokens to merge in each layer; `config.merge_tokens` by default. See [`merging.py`].
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`
-            and `pooler_output` `(batch_size, pooled_size)`. The final layer norm is in `last_hidden_state`, or, with
-            `config.norm_after_pooling`, only in `pooler_output`.
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`,
+            fewer where tokens merge, and `pooler_output` `(batch_size, pooled_size)`. The final layer norm is in
+            `last_hidden_state`, or, with `config.norm_after_pooling`, only in `pooler_output`.
 
         Raises:
             `ValueError`: a tensor's shape or dtype is not as above; on the CPU, or with `config.check_inputs`, also a position
                 that is not finite or given in pixels, and a scale that is not above 0.
         """
-        self._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
+        check_model_inputs(self.config, pixel_values, coordinates, coordinates_mask, window_scales)
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.bool()
+        merge_tokens = self.config.merge_tokens if merge_tokens is None else merge_tokens  # type: ignore[assignment]
+        check_merging(self.config, merge_tokens, coordinates_mask)
         hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask)
-        attention_mask = None
+        attention_mask = sizes = None
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.expand(hidden_states.shape[0], -1)
             prefix_mask = coordinates_mask.new_ones(hidden_states.shape[0], self.config.num_prefix_tokens)
@@ -378,75 +383,50 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 inputs_embeds=hidden_states,
                 attention_mask=torch.cat([prefix_mask, coordinates_mask], dim=1),
             )
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        num_tokens = hidden_states.shape[1] - self.config.num_prefix_tokens
+        schedule = schedule_of(merge_tokens, num_tokens, len(self.layers)) if merge_tokens else [0] * len(self.layers)
+        for layer, num_merged in zip(self.layers, schedule, strict=True):
+            output = layer(hidden_states, attention_mask, sizes=sizes, num_merged=num_merged, **kwargs)
+            if num_merged:
+                hidden_states, sizes = output
+                attention_mask = sizes.log()[:, None, None, :]  # to count s times in the softmax is to add log s
+            else:
+                hidden_states = output
+        weights = coordinates_mask if sizes is None else sizes[:, self.config.num_prefix_tokens :]
         if self.config.norm_after_pooling:
-            pooled = self.layernorm(self._pool(hidden_states, coordinates_mask))
+            pooled = self.layernorm(self._pool(hidden_states, weights))
         else:
             hidden_states = self.layernorm(hidden_states)
-            pooled = self._pool(hidden_states, coordinates_mask)
+            pooled = self._pool(hidden_states, weights)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _pool(self, hidden_states: torch.Tensor, coordinates_mask: torch.Tensor | None) -> torch.Tensor:
-        """`(batch_size, sequence, hidden_size)` to `(batch_size, pooled_size)`."""
+    def _pool(self, hidden_states: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """`(batch_size, sequence, hidden_size)` to `(batch_size, pooled_size)`; `weights` `(batch_size, num_tokens)`: of patch
+        tokens in a mean."""
         pooling = self.config.pooling
         if pooling == "cls":
             return hidden_states[:, 0]
         if pooling == "cls_distillation":
             return hidden_states[:, :2].flatten(1)
         patches = hidden_states[:, self.config.num_prefix_tokens :]
-        if coordinates_mask is None:
+        if weights is None:
             mean = patches.mean(dim=1)
         else:
-            weights = coordinates_mask[..., None].to(patches.dtype)
+            weights = weights[..., None].to(patches.dtype)
             mean = (patches * weights).sum(dim=1) / weights.sum(dim=1)
         return mean if pooling == "mean" else torch.cat([hidden_states[:, 0], mean], dim=1)
 
-    def _check_inputs(self, pixel_values, coordinates, coordinates_mask, window_scales):
-        """One `ValueError` that names the argument, before any compute. Values only on the CPU, or with
-        `config.check_inputs`: elsewhere the device would have to be waited for, and the image processor has checked them."""
-        if pixel_values is None:
-            raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
-        channels, patch_size = self.config.num_channels, self.config.patch_size
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {channels}, height, width) with height and width of at "
-                f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"
-            )
-        batch_size = pixel_values.shape[0]
-        given = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
-        for name, value in given.items():
-            if value is not None and not isinstance(value, torch.Tensor):
-                raise ValueError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
-        if coordinates is None:
-            for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
-                if value is not None:
-                    raise ValueError(f"`{name}` needs `coordinates`: it has one entry per coordinate; got none")
-            return
-        if coordinates.ndim != 3 or coordinates.shape[2] != 2 or not _fits_batch(coordinates, batch_size):
-            raise ValueError(
-                f"`coordinates` must have shape (batch_size, num_tokens, 2) with batch_size {batch_size} or 1; "
-                f"got {tuple(coordinates.shape)}"
-            )
-        if coordinates.shape[1] == 0:
-            raise ValueError(f"`coordinates` must hold at least one token; got shape {tuple(coordinates.shape)}")
-        for name, value in {"coordinates": coordinates, "window_scales": window_scales}.items():
-            if value is not None and value.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"`{name}` must be float32, whatever the model's dtype: bfloat16 moves a position by almost a "
-                    f"pixel; got {value.dtype}"
-                )
-        for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
-            if value is not None and (
-                value.ndim != 2 or value.shape[1] != coordinates.shape[1] or not _fits_batch(value, batch_size)
-            ):
-                raise ValueError(
-                    f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
-                    f"`coordinates`; got {tuple(value.shape)}"
-                )
-        checks = coordinates.device.type == "cpu" if self.config.check_inputs is None else self.config.check_inputs
-        if checks and not _is_traced(coordinates):
-            check_values(coordinates, window_scales)
+
+@dataclass
+class SpotViTImageClassifierOutput(ImageClassifierOutput):
+    """
+    Of a [`SpotViTForImageClassification`] with several `num_tokens`.
+
+    Args:
+        num_tokens (`torch.LongTensor` of shape `(batch_size,)`): tokens of all looks that an image got.
+    """
+
+    num_tokens: torch.Tensor | None = None
 
 
 class SpotViTForImageClassification(SpotViTPreTrainedModel):
@@ -459,6 +439,28 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 
+    def place(self, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+        """
+        Where the model itself places tokens (`config.placement`), for [`forward`].
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): the images.
+            num_tokens (`int`): per image, at least 1.
+
+        Returns:
+            `dict`: `coordinates` `(batch_size, num_tokens, 2)`, float32, `(x, y)` in [0, 1], model frame; and `window_scales`
+            `(batch_size, num_tokens)`, float32, in patches, where they are not all 1: windows cover the image.
+        """
+        check_model_inputs(self.config, pixel_values, None, None, None)
+        check_num_tokens(num_tokens)
+        placed = self._place(pixel_values, num_tokens)
+        return {name: one.expand(len(pixel_values), *one.shape[1:]) for name, one in placed.items()}
+
+    def _place(self, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+        """As [`place`]; a batch of 1 where it holds for all images."""
+        coordinates, scales = place_images(self.config.placement, num_tokens, pixel_values, self.config.patch_size)
+        return {"coordinates": coordinates, **({} if scales is None else {"window_scales": scales})}
+
     @can_return_tuple
     def forward(
         self,
@@ -467,28 +469,52 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         coordinates_mask: torch.Tensor | None = None,
         window_scales: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        num_tokens: int | list[int] | None = None,
+        confidence: float | list[float] | None = None,
+        max_mean_tokens: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values, coordinates, coordinates_mask, window_scales: as in [`SpotViTModel.forward`].
+            pixel_values, coordinates, coordinates_mask, window_scales, merge_tokens: as in [`SpotViTModel.forward`]. Without
+                `coordinates` the model places `num_tokens` itself, see [`place`].
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices in
                 `[0, config.num_labels)` for the cross-entropy loss; float values where `config.problem_type` says
                 regression or multi-label classification.
+            num_tokens (`int` or `list[int]`, *optional*): tokens per image; `config.num_tokens` by default, and where that is
+                none, all cells of the grid. Several, ascending, such as `[9, 25, 49]`: an image gets a look with each in turn,
+                until the model is sure. `coordinates`, and `window_scales`, are then those of the looks one after another,
+                `sum(num_tokens)`. In inference only.
+            confidence (`float` or `list[float]`, *optional*): with several `num_tokens`, the probability of the likeliest
+                class with which an image needs no further look: one, or one for each look but the last; `config.confidence`
+                by default.
+            max_mean_tokens (`float`, *optional*): instead, the thresholds with which images had at most so many tokens on
+                average when the model was calibrated.
 
         Returns:
-            `ImageClassifierOutput`: `logits` `(batch_size, num_labels)`, and `loss` where `labels` are given.
+            `ImageClassifierOutput`: `logits` `(batch_size, num_labels)`, and `loss` where `labels` are given. With several
+            `num_tokens` a [`SpotViTImageClassifierOutput`], which has `num_tokens` `(batch_size,)`, too; its logits are those
+            of each image's last look, divided by the calibrated temperature.
 
         Raises:
-            `ValueError`: a tensor's shape or dtype is not as above.
+            `ValueError`: a tensor's shape or dtype is not as above, or another argument is not.
         """
-        outputs = self.spot_vit(
-            pixel_values,
-            coordinates=coordinates,
-            coordinates_mask=coordinates_mask,
-            window_scales=window_scales,
-            **kwargs,
-        )
+        chosen = None
+        if coordinates is None or num_tokens is not None or confidence is not None or max_mean_tokens is not None:
+            chosen = resolve_budgets(self.config, num_tokens, confidence, max_mean_tokens)
+        placed: dict[str, torch.Tensor | None] = {
+            "coordinates": coordinates,
+            "coordinates_mask": coordinates_mask,
+            "window_scales": window_scales,
+        }
+        if isinstance(chosen, Budgets):
+            return self._look(pixel_values, placed, labels, chosen, **kwargs)
+        if chosen is not None:
+            if coordinates is not None:
+                raise ValueError(f"`coordinates` and `num_tokens` exclude each other; got both (num_tokens={chosen})")
+            check_model_inputs(self.config, pixel_values, **placed)
+            placed = {**self._place(pixel_values, chosen)}  # type: ignore[arg-type]
+        outputs = self.spot_vit(pixel_values, **placed, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -496,6 +522,36 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _look(self, pixel_values, placed, labels, budgets, **kwargs) -> SpotViTImageClassifierOutput:
+        """Several looks, each at the images of which the one before was not sure."""
+        if self.training:
+            raise ValueError(f"`num_tokens` must be one number in training; got {list(budgets.num_tokens)}")
+        check_model_inputs(self.config, pixel_values, **placed)
+        if placed["coordinates_mask"] is not None:
+            raise ValueError("`coordinates_mask` is not for several `num_tokens`: a look has as many in every image")
+        total = sum(budgets.num_tokens)
+        looks: list[dict[str, torch.Tensor]] = [{} for _ in budgets.num_tokens]
+        for name in ("coordinates", "window_scales"):
+            if placed[name] is not None:
+                if placed[name].shape[1] != total:
+                    raise ValueError(
+                        f"`{name}` must be those of the looks one after another, {total} with num_tokens="
+                        f"{list(budgets.num_tokens)}; got {placed[name].shape[1]}"
+                    )
+                for look, part in zip(looks, placed[name].split(list(budgets.num_tokens), dim=1), strict=True):
+                    look[name] = part
+
+        def classify(number: int, images: torch.Tensor) -> torch.Tensor:
+            seen = pixel_values if len(images) == len(pixel_values) else pixel_values[images]
+            own = {name: one if len(one) == 1 else one[images] for name, one in looks[number].items()}
+            own = own or self._place(seen, budgets.num_tokens[number])
+            return self.classifier(self.spot_vit(seen, **own, **kwargs).pooler_output)
+
+        images = torch.arange(len(pixel_values), device=pixel_values.device)
+        logits, spent = look_until_sure(classify, images, budgets)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return SpotViTImageClassifierOutput(loss=loss, logits=logits, num_tokens=spent)
 
 
 __all__ = ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"]

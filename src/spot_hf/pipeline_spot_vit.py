@@ -11,6 +11,7 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 from .placement import check_takes_saliency, get_placement
 
 
+BUDGET_PARAMETERS = ("confidence", "max_mean_tokens", "merge_tokens")
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency", "boxes", "window_scales", "outside")
 # What one image, given as a dict, can have of its own. The row of a data set may have any other columns.
 INPUT_KEYS = ("image", "coordinates", "saliency", "boxes", "image_id", "window_scales")
@@ -52,6 +53,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         boxes=None,
         window_scales=None,
         outside=None,
+        confidence=None,
+        max_mean_tokens=None,
+        merge_tokens=None,
         return_coordinates=None,
     ):
         preprocess, forward, postprocess = super()._sanitize_parameters(
@@ -59,6 +63,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"`top_k` must be a positive integer; got {top_k!r}")
+        budget = {"confidence": confidence, "max_mean_tokens": max_mean_tokens, "merge_tokens": merge_tokens}
+        forward.update({name: value for name, value in budget.items() if value is not None})
+        if confidence is not None and max_mean_tokens is not None:
+            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
         placed = {name: value for name, value in (("num_tokens", num_tokens), ("placement", placement)) if value is not None}
         if coordinates is not None and (saliency is not None or boxes is not None):
             name = "saliency" if saliency is not None else "boxes"
@@ -71,9 +79,12 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 check_takes_saliency(name, placement)
         given = (num_tokens, placement, coordinates, seed, saliency, boxes, window_scales, outside)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
+        if num_tokens is not None:
+            forward["num_tokens"] = num_tokens
         # Arguments of a call override those that the pipeline was made with.
         if coordinates is not None:
             preprocess.update(num_tokens=None, placement=None)
+            forward["num_tokens"] = None
         elif placed:
             preprocess["coordinates"] = None
         if return_coordinates is not None:
@@ -90,7 +101,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 or data set of either. The row of a data set is such a dict, in particular that of a coordinate data set
                 joined with its images: other columns are ignored, and so are saliency and boxes where the placement that is
                 named, or saved, needs none.
-            num_tokens (`int`, *optional*): number of tokens; the saved default where not given.
+            num_tokens (`int` or `list[int]`, *optional*): number of tokens; the saved default where not given. Several,
+                ascending: a look with each in turn, until the model is sure. Without a `placement` the model then places them
+                itself.
+            confidence, max_mean_tokens, merge_tokens (*optional*): when the model is sure, and how many of its tokens merge:
+                as [`SpotViTForImageClassification.forward`] takes them.
             placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
                 not given.
             coordinates (*optional*): positions `(x, y)` relative to the original image, in [0, 1]: one set
@@ -103,8 +118,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             outside (`str`, *optional*): what becomes of coordinates that the model's crop removes: `"warn"`, `"drop"` or
                 `"error"`.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.
-            return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used, and the
-                windows' scales where these are not all 1.
+            return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used, of all
+                looks, and the windows' scales where these are not all 1.
             function_to_apply, timeout, batch_size: as in transformers' image-classification pipeline.
 
         Returns:
@@ -159,6 +174,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             _check_keys(inputs)
             own = {key: inputs[key] for key in OWN_KEYS if inputs.get(key) is not None}
             if "coordinates" in own:  # an image's own positions override the call's placement
+                if isinstance(parameters.get("num_tokens"), (list, tuple)):
+                    raise ValueError(
+                        f"an input's `coordinates` and several `num_tokens` exclude each other; got {parameters['num_tokens']}"
+                    )
                 own.update(num_tokens=None, placement=None, saliency=None, boxes=None)
             elif not self._uses_saliency(parameters):
                 own.pop("saliency", None)
@@ -167,6 +186,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 own["image_ids"] = [inputs["image_id"]]
             parameters, inputs = {**parameters, **own}, inputs["image"]
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
+        if self._places_itself(parameters):
+            parameters["num_tokens"] = None
+            parameters["placement"] = "grid"
+            pixel_values = self.image_processor(images=image, return_tensors="pt", **parameters)["pixel_values"]
+            return {"pixel_values": pixel_values.to(self.dtype), "image_size": torch.tensor([_image_size(image)])}
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
         salient = [parameters.get(name) for name in ("saliency", "boxes")]
@@ -184,16 +208,41 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "image_size": torch.tensor([_image_size(image)]),
         }
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _places_itself(self, parameters: dict[str, Any]) -> bool:
+        """Whether the model places the tokens of an image: where nobody else does, and it has been told how many by the call,
+        which then names several, or by its config."""
+        given = ("coordinates", "placement", "saliency", "boxes")
+        if any(parameters.get(name) is not None for name in given):
+            return False
+        num_tokens = parameters.get("num_tokens")
+        if num_tokens is not None:
+            return isinstance(num_tokens, (list, tuple))
+        saved = (self.image_processor.num_tokens, self.image_processor.placement)
+        return saved == (None, None) and getattr(self.model.config, "num_tokens", None) is not None
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], num_tokens=None, **budget) -> dict[str, torch.Tensor]:
         image_size = model_inputs.pop("image_size")
+        looks = self.model.config.num_tokens if num_tokens is None and "coordinates" not in model_inputs else num_tokens
+        if isinstance(looks, (list, tuple)):
+            budget["num_tokens"] = list(looks)
+        if "coordinates" not in model_inputs:  # or the model would not tell where it looked
+            placed = [self.model.place(model_inputs["pixel_values"], count) for count in _as_list(looks)]
+            ones = model_inputs["pixel_values"].new_ones(len(image_size), 1, dtype=torch.float32)
+            sizes = [one.get("window_scales", ones.expand(-1, one["coordinates"].shape[1])) for one in placed]
+            model_inputs["coordinates"] = torch.cat([one["coordinates"] for one in placed], dim=1)
+            model_inputs["window_scales"] = torch.cat(sizes, dim=1)
+            model_inputs["coordinates_mask"] = torch.ones_like(model_inputs["window_scales"], dtype=torch.bool)
         coordinates, mask = model_inputs["coordinates"], model_inputs["coordinates_mask"]
         scales = model_inputs["window_scales"].masked_fill(~mask, 1.0)  # padding was filled with zeros
         model_inputs["window_scales"] = scales
         # Without a mask and without scales there is less to compute.
         unneeded = {"coordinates_mask": bool(mask.all()), "window_scales": bool((scales == 1).all())}
-        logits = self.model(**{name: one for name, one in model_inputs.items() if not unneeded.get(name)}).logits
+        inputs = {name: one for name, one in model_inputs.items() if not unneeded.get(name)}
+        outputs = self.model(**inputs, **budget)
+        if "num_tokens" in budget:  # an image's later looks were not all needed
+            mask = torch.arange(mask.shape[1], device=mask.device) < outputs.num_tokens[:, None]
         return {
-            "logits": logits,
+            "logits": outputs.logits,
             "coordinates": coordinates,
             "coordinates_mask": mask,
             "window_scales": scales,
@@ -227,6 +276,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
             self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_keys(row: dict[str, Any]) -> None:

@@ -174,9 +174,17 @@ def foveated_edge(
     num_tokens: int, pixel_values: torch.Tensor, height: int, width: int, patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As [`foveated`], where the image's edges are strong: their strength, averaged over patches."""
-    strength = edge_saliency(pixel_values)[None, None]
-    pooled = torch.nn.functional.adaptive_avg_pool2d(strength, (max(1, height // patch_size), max(1, width // patch_size)))
-    return foveated(num_tokens, pooled[0, 0], height, width, patch_size)
+    coordinates, scales = foveate(edge_density(pixel_values[None], patch_size), num_tokens, height, width, patch_size)
+    return coordinates[0], scales[0]
+
+
+def edge_density(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Of images `(batch_size, num_channels, height, width)`, as the model sees them, the density `(batch_size, rows, columns)`
+    of the strength of their edges, averaged over patches."""
+    height, width = pixel_values.shape[-2:]
+    size = max(1, height // patch_size), max(1, width // patch_size)
+    strength = torch.nn.functional.adaptive_avg_pool2d(edge_saliency(pixel_values)[:, None], size)[:, 0]
+    return density_of(strength if strength.device.type == "mps" else strength.double())
 
 
 def foveated_center(num_tokens: int, height: int, width: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -467,6 +475,33 @@ def place_windows(
     if own_scales is None or window_scales not in (None, COVER):
         own_scales = scales_of(window_scales, len(coordinates), height, width, patch_size)
     return coordinates.float(), own_scales
+
+
+def place_images(
+    placement: str, num_tokens: int, pixel_values: torch.Tensor, patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    For images, with windows that cover them, on their device: what a model does that places by itself.
+
+    Args:
+        placement (`str`): `"isotropic"`, `"foveated_edge"` or `"foveated_center"`.
+        num_tokens (`int`): at least 1.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): the images as the model sees them.
+        patch_size (`int`): of the model, in pixels.
+
+    Returns:
+        `tuple`: coordinates `(batch_size or 1, num_tokens, 2)`, float32, `(x, y)` in [0, 1], relative to `pixel_values`; and
+        scales `(batch_size or 1, num_tokens)`, float32, in patches, or `None` where all are 1.
+    """
+    (height, width), device = pixel_values.shape[-2:], pixel_values.device
+    if placement == "foveated_edge":
+        return foveate(edge_density(pixel_values, patch_size), num_tokens, height, width, patch_size)
+    if placement == "foveated_center":
+        coordinates, scales = foveated_center(num_tokens, height, width, patch_size)
+        return coordinates.to(device)[None], scales.to(device)[None]
+    scale = covering_scale(num_tokens, height, width, patch_size)
+    coordinates = isotropic(num_tokens, width / height).to(device)[None]
+    return coordinates, None if scale == 1 else torch.full((1, num_tokens), scale, device=device)
 
 
 def scales_of(

@@ -25,18 +25,10 @@ from tiny import random_images, tiny_model
 from spot_hf import SpotOracle, SpotViTImageProcessorPil, convert_checkpoint
 from spot_hf.cli import main
 from spot_hf.evaluation.arguments import EvaluationArguments
-from spot_hf.evaluation.baselines import (
-    TokenMerging,
-    bipartite_soft_matching,
-    merge_at_rate,
-    merge_schedule,
-    merge_schedule_of_cost,
-    merge_tokens,
-    shrink,
-    shrunken_size,
-)
+from spot_hf.evaluation.baselines import merge_schedule_of_cost, shrink, shrunken_size
 from spot_hf.evaluation.memory import PeakMemory
 from spot_hf.evaluation.results import METRICS
+from spot_hf.merging import merge_at_rate
 from spot_hf.placement import isotropic
 
 
@@ -72,66 +64,10 @@ def test_calibration_error_is_the_sum_over_bins():
     assert ours["expected_calibration_error"] == pytest.approx(expected, abs=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------- token merging
+# ------------------------------------------------------------------------------------------------------- baselines
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
-def test_merging_nothing_is_the_model(pooling):
-    """To 1e-5: another order of the same sums."""
-    model, images = tiny_model(pooling=pooling, norm_after_pooling=pooling == "mean"), random_images(3)
-    with torch.no_grad():
-        ours, theirs = TokenMerging(model, [0, 0])(images).logits, model(images).logits
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-def test_merging_nothing_is_the_model_on_real_weights(vit_tiny, tmp_path):
-    model = convert_checkpoint(vit_tiny, tmp_path / "model").model.eval()
-    images = random_images(2, 224, 224)
-    with torch.no_grad():
-        torch.testing.assert_close(TokenMerging(model, [0] * 12)(images).logits, model(images).logits, rtol=0, atol=1e-5)
-
-
-def test_matching_is_that_of_a_plain_loop():
-    keys = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
-    kept, source, target = bipartite_soft_matching(keys, 3)
-    for b in range(2):
-        unit = keys[b] / keys[b].norm(dim=-1, keepdim=True)
-        edges = []
-        for i in range(0, 9, 2):
-            partner = max(range(1, 9, 2), key=lambda j, i=i: float(unit[i] @ unit[j]))
-            edges.append((float(unit[i] @ unit[partner]), i, partner))
-        edges.sort(reverse=True)
-        assert {(i, j) for _, i, j in edges[:3]} == set(zip(source[b].tolist(), target[b].tolist(), strict=True))
-        assert kept[b].tolist() == sorted(i for _, i, _ in edges[3:])
-
-
-def test_merged_tokens_are_weighted_means():
-    generator = torch.Generator().manual_seed(0)
-    states, keys = torch.randn(2, 11, 4, generator=generator), torch.randn(2, 11, 6, generator=generator)
-    sizes = torch.randint(1, 4, (2, 11), generator=generator).float()
-    sizes[:, 0] = 1
-    merged, new_sizes = merge_tokens(states, sizes, keys, 4, num_prefix_tokens=1)
-    assert merged.shape == (2, 7, 4)
-    torch.testing.assert_close(merged[:, 0], states[:, 0])  # the class token
-    # Nothing is lost: sizes and weighted sums are what they were. float32 sums.
-    torch.testing.assert_close(new_sizes[:, 1:].sum(1), sizes[:, 1:].sum(1))
-    torch.testing.assert_close(
-        (merged[:, 1:] * new_sizes[:, 1:, None]).sum(1), (states[:, 1:] * sizes[:, 1:, None]).sum(1), rtol=1e-5, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("kept", [1, 9, 25, 49, 100, 195, 196])
-def test_schedules_end_where_they_should(kept):
-    schedule, left = merge_schedule(196, kept, 12), 196
-    for merged in schedule:
-        assert 0 <= merged <= left // 2
-        left -= merged
-    assert left == kept and len(schedule) == 12
-
-
-def test_schedules_that_cannot_be():
-    with pytest.raises(ValueError, match="`num_kept` must be 49 to 196"):
-        merge_schedule(196, 10, 2)
+def test_the_schedule_of_a_cost():
     assert sum(merge_schedule_of_cost(196, 196, 192, 12)) == 0
     assert merge_schedule_of_cost(196, 1, 192, 12) == merge_at_rate(196, 98, 12)  # as cheap as it can be
 

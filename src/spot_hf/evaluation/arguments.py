@@ -4,12 +4,16 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ..budgets import check_confidence, check_looks
 from ..data.labels import LabelledSource
 from ..data.source import SalientSource
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
 from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_name, recorded_placements, scale_policy
 from .baselines import BASELINES
+
+
+SAVED = "saved"  # the confidence that a model's config has
 
 
 def default_placements(with_saliency: bool = False) -> list[str]:
@@ -61,6 +65,20 @@ class EvaluationArguments(LabelledSource, SalientSource):
             "help": "Sizes of all windows, in patches, or cover: every placement is measured with each (default: its own)."
         },
     )
+    merge_tokens: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Shares of the tokens that merge inside the network, such as 0 0.5: every placement is measured with each "
+            "(default: the model's own)."
+        },
+    )
+    confidence: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Also give each image a budget of its own: looks with all of --num_tokens in turn, until the model is as "
+            "sure as each of these, such as 0.8 0.9; or saved: as calibrated."
+        },
+    )
     baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Pixels per side, such as 128 224 384 (default: the model's own)."}
@@ -104,6 +122,16 @@ class EvaluationArguments(LabelledSource, SalientSource):
     def scale_policies(self) -> list[float | str | None]:
         """`window_scales`, read; a placement's own where none are given."""
         return [scale_policy(one) for one in self.window_scales] if self.window_scales else [None]
+
+    @property
+    def merge_shares(self) -> list[float | None]:
+        """`merge_tokens`; the model's own where none are given."""
+        return list(self.merge_tokens) if self.merge_tokens else [None]
+
+    @property
+    def confidences(self) -> list[float | str]:
+        """`confidence`, read."""
+        return [one if one == SAVED else float(one) for one in self.confidence or []]
 
     @property
     def placements(self) -> list[str]:
@@ -156,6 +184,13 @@ class EvaluationArguments(LabelledSource, SalientSource):
     def _check_methods(self) -> None:
         if len(set(self.scale_policies)) != len(self.scale_policies):
             raise ValueError(f"`window_scales` must be different ones; got {', '.join(map(str, self.window_scales or []))}")
+        if len(set(self.merge_shares)) != len(self.merge_shares):
+            raise ValueError(f"`merge_tokens` must be different shares; got {self.merge_tokens}")
+        for share in self.merge_tokens or []:
+            if not 0 <= share < 1:
+                raise ValueError(f"`merge_tokens` must be shares of at least 0 and below 1; got {share}")
+        if self.confidence:
+            self._check_confidence()
         for name in self.placements:
             check_placement_name(name)
             for num_tokens in self.num_tokens:
@@ -171,6 +206,20 @@ class EvaluationArguments(LabelledSource, SalientSource):
         for steps in self.oracle_steps:
             self.search(steps).check_search()
 
+    def _check_confidence(self) -> None:
+        try:
+            values = self.confidences
+        except ValueError:
+            values = []
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"`confidence` must be different numbers, or {SAVED}; got {', '.join(self.confidence or [])}")
+        looks = check_looks(sorted(self.num_tokens))
+        for value in values:
+            if value != SAVED:
+                check_confidence(value, len(looks))
+        if not self.placements:
+            raise ValueError("`confidence` needs a `placement`; got none")
+
     def search(self, steps: int) -> SearchArguments:
         """Of the oracle, which has the label."""
         return SearchArguments(objective="label", steps=steps, learning_rate=self.oracle_learning_rate, dtype=self.dtype)
@@ -184,8 +233,9 @@ class EvaluationArguments(LabelledSource, SalientSource):
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
         recorded.update(recorded_placements(self.placements))
-        if self.window_scales is None:  # as before there was that option
-            del recorded["window_scales"]
+        for name in ("window_scales", "merge_tokens", "confidence"):  # as before there were these options
+            if getattr(self, name) is None:
+                del recorded[name]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})
         if self.image_size is not None:  # until 0.1.0, the position kernel alone said what lies between the table's cells
             recorded["position_interpolation"] = "source"

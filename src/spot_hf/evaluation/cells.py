@@ -1,5 +1,6 @@
 """The cells of an evaluation: what is measured, and the ledger of what was."""
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -25,32 +26,46 @@ class Cell:
     seed: int | None = None  # of a random placement
     steps: int | None = None  # of the oracle
     window_scales: float | str | None = None  # of all tokens of a placement, where they are not its own
+    merge_tokens: float | None = None  # the share that merges, where it is not the model's own
+    looks: tuple[int, ...] | None = None  # of a budget per image: the tokens of each, of which `num_tokens` is the last
+    confidence: float | str | None = None  # with which an image stops, or `SAVED`
 
     @property
     def name(self) -> str:
         """Of the method, in results."""
-        if self.window_scales is None:
-            return self.method
-        scale = self.window_scales if isinstance(self.window_scales, str) else f"scale {self.window_scales:g}"
-        return f"{self.method}, {scale}"
+        parts = [self.method]
+        if self.window_scales is not None:
+            scale = self.window_scales
+            parts.append(scale if isinstance(scale, str) else f"scale {scale:g}")
+        if self.merge_tokens is not None:
+            parts.append(f"merged {self.merge_tokens:g}")
+        if self.looks is not None:
+            parts.append("until sure")
+        return ", ".join(parts)
 
     @property
-    def placement(self) -> PlacementRequest | None:
-        """Where tokens are to be placed for it."""
+    def placements(self) -> list[PlacementRequest]:
+        """Where tokens are to be placed for it, in each look."""
         if is_placement(self.method):
-            return PlacementRequest(self.method, self.num_tokens, self.seed or 0, self.window_scales)
+            return [
+                PlacementRequest(self.method, count, self.seed or 0, self.window_scales)
+                for count in self.looks or (self.num_tokens,)
+            ]
         if self.method == "larger_windows":
-            return PlacementRequest("isotropic", self.num_tokens, window_scales=COVER)
-        return PlacementRequest("isotropic", self.num_tokens) if self.method == ORACLE else None
+            return [PlacementRequest("isotropic", self.num_tokens, window_scales=COVER)]
+        return [PlacementRequest("isotropic", self.num_tokens)] if self.method == ORACLE else []
 
     def to_json(self) -> dict[str, Any]:
         """In the ledger and in results, a method is called a way, as it was in 0.1.0."""
         values = {"way": self.method, "num_tokens": self.num_tokens, "seed": self.seed, "steps": self.steps}
-        return values if self.window_scales is None else {**values, "window_scales": self.window_scales}
+        later = {name: getattr(self, name) for name in ("window_scales", "merge_tokens", "looks", "confidence")}
+        return {**values, **{name: value for name, value in later.items() if value is not None}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Cell":
-        return cls(values["way"], values["num_tokens"], values["seed"], values["steps"], values.get("window_scales"))
+        later = {name: values.get(name) for name in ("window_scales", "merge_tokens", "confidence")}
+        looks = tuple(values["looks"]) if "looks" in values else None
+        return cls(values["way"], values["num_tokens"], values["seed"], values["steps"], **later, looks=looks)
 
 
 def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
@@ -61,12 +76,28 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
             if get_placement(name).on_grid and num_tokens > num_cells:
                 continue
             seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if get_placement(name).random else [None]
-            for scales in arguments.scale_policies:
-                cells += [Cell(name, num_tokens, seed, window_scales=scales) for seed in seeds]
+            for scales, merged in itertools.product(arguments.scale_policies, arguments.merge_shares):
+                cells += [Cell(name, num_tokens, seed, window_scales=scales, merge_tokens=merged) for seed in seeds]
         if num_tokens < num_cells:
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:
             cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
+    return cells + _budget_cells(arguments, num_cells)
+
+
+def _budget_cells(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
+    """Those with a budget per image: of each placement, by each confidence."""
+    looks = tuple(sorted(arguments.num_tokens))
+    cells = []
+    for name in arguments.placements if arguments.confidence else []:
+        spec = get_placement(name)
+        if spec.on_grid and looks[-1] > num_cells:
+            continue
+        for scales, merged in itertools.product(arguments.scale_policies, arguments.merge_shares):
+            cells += [
+                Cell(name, looks[-1], arguments.seed if spec.random else None, None, scales, merged, looks, confidence)
+                for confidence in arguments.confidences
+            ]
     return cells
 
 
@@ -74,7 +105,7 @@ class CellShards(Shards):
     """Those of an evaluation: lines of its ledger. A task is a cell."""
 
     def placements(self, shard: int) -> list[PlacementRequest]:
-        return list(dict.fromkeys(cell.placement for cell in self.lacks(shard) if cell.placement is not None))
+        return list(dict.fromkeys(request for cell in self.lacks(shard) for request in cell.placements))
 
 
 @dataclass(kw_only=True)
@@ -89,6 +120,7 @@ class Measurement:
         seconds (`list[float]`), num_timed (`list[int]`): per batch, and how many images it had.
         peak_mib (`list[float]`): of the batches for which memory was counted.
         knn (`list[int]`, *optional*): the nearest neighbours' class, per image.
+        num_tokens (`list[int]`, *optional*): of a budget per image, the tokens of all looks, per image.
     """
 
     image_index: list[int] = field(default_factory=list)
@@ -102,6 +134,7 @@ class Measurement:
     peak_mib: list[float] = field(default_factory=list)
     failed: list[FailedImage] = field(default_factory=list)
     knn: list[int] | None = None
+    num_tokens: list[int] | None = None
 
     @classmethod
     def concatenated(cls, parts: Sequence["Measurement"]) -> "Measurement":
@@ -119,8 +152,9 @@ class Measurement:
         return [top[0] == label for top, label in zip(self.top, self.label, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Without `failed` and `knn`, where there are none."""
-        return {name: value for name, value in asdict(self).items() if name not in ("failed", "knn") or value}
+        """Without `failed`, `knn` and `num_tokens`, where there are none."""
+        optional = ("failed", "knn", "num_tokens")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Measurement":

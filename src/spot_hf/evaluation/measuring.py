@@ -10,7 +10,7 @@ from ..jobs.process import synchronize
 from ..oracle.search import OracleResult
 from .cells import Cell, Measurement
 from .memory import PeakMemory
-from .methods import Methods
+from .methods import Methods, among
 from .neighbors import Neighbors
 
 
@@ -55,15 +55,8 @@ class Meter:
         found.confidence = [round(value, 6) for value in confidence.tolist()]
         found.loss = [round(value, 6) for value in loss.tolist()]
         found.seconds, found.num_timed = [round(seconds, 6)], [len(labels)]
-        if self.neighbors is not None and cell.steps is None:
+        if outputs.num_tokens is not None:
+            found.num_tokens = outputs.num_tokens.tolist()
+        if self.neighbors is not None and cell.steps is None and outputs.features is not None:
             found.knn = self.neighbors.predict(cell, outputs.features)
         return found
-
-
-def among(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
-    """`(batch_size, num_labels)`, with -inf for all but `classes`."""
-    if classes is None:
-        return logits
-    outside = torch.ones(logits.shape[-1], dtype=torch.bool)
-    outside[classes] = False
-    return logits.masked_fill(outside, -torch.inf)

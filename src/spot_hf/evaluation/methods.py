@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
+from ..budgets import Budgets, look_until_sure, resolve_budgets
 from ..data.batches import Batch
 from ..data.labels import LabelMapping
+from ..merging import merge_schedule
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
 from .arguments import EvaluationArguments
-from .baselines import TokenMerging, merge_schedule, merge_schedule_of_cost, shrink, shrunken_size
+from .baselines import merge_schedule_of_cost, shrink, shrunken_size
 from .cells import Cell
 
 
@@ -21,7 +24,8 @@ class Outputs:
     """Of a batch."""
 
     logits: torch.Tensor  # (batch_size, num_labels)
-    features: torch.Tensor  # (batch_size, pooled_size)
+    features: torch.Tensor | None = None  # (batch_size, pooled_size)
+    num_tokens: torch.Tensor | None = None  # (batch_size,), of all looks, of a budget per image
 
 
 class Methods:
@@ -71,8 +75,27 @@ class Methods:
                 schedule = merge_schedule(num_cells, cell.num_tokens, config.num_hidden_layers)
             else:
                 schedule = merge_schedule_of_cost(num_cells, cell.num_tokens, config.hidden_size, config.num_hidden_layers)
-            return partial(self._run, partial(_merge, TokenMerging(self.model, schedule)))
-        return partial(self._run, partial(_encode, self.model))
+            return partial(self._run, partial(_encode, self.model, merge_tokens=schedule))
+        merging = {} if cell.merge_tokens is None else {"merge_tokens": cell.merge_tokens}
+        if cell.looks is not None:
+            return partial(self._run, partial(self._until_sure, cell, merging))
+        return partial(self._run, partial(_encode, self.model, **merging))
+
+    def _until_sure(self, cell: Cell, merging: dict[str, float], pixel_values: torch.Tensor, **placed: Any) -> Outputs:
+        """Several looks, sure among the classes that count."""
+        assert cell.looks is not None
+        confidence = None if isinstance(cell.confidence, str) else cell.confidence
+        budgets = resolve_budgets(self.model.config, cell.looks, confidence)
+        assert isinstance(budgets, Budgets)
+        looks = [dict(zip(placed, parts, strict=True)) for parts in zip(*(placed[name] for name in placed), strict=True)]
+
+        def classify(number: int, images: torch.Tensor) -> torch.Tensor:
+            inputs = {name: one[images] for name, one in looks[number].items() if one is not None}
+            return among(_encode(self.model, pixel_values=pixel_values[images], **inputs, **merging).logits, self.classes)
+
+        images = torch.arange(len(pixel_values), device=pixel_values.device)
+        logits, spent = look_until_sure(classify, images, budgets)
+        return Outputs(logits, num_tokens=spent)
 
     def prepare(
         self, cell: Cell, batch: Batch, device: torch.device, full: bool = False
@@ -81,16 +104,20 @@ class Methods:
         the largest batch has, whose first ones are repeated."""
         assert batch.pixel_values is not None
         size = self.shrunken_sizes.get(cell)
-        inputs = {"pixel_values": (batch.pixel_values if size is None else batch.shrunken[size]).to(device)}
-        if cell.placement is not None:
-            inputs["coordinates"] = batch.coordinates[cell.placement].to(device)
-            if cell.placement in batch.window_scales:
-                inputs["window_scales"] = batch.window_scales[cell.placement].to(device)
+        inputs: dict[str, Any] = {"pixel_values": (batch.pixel_values if size is None else batch.shrunken[size]).to(device)}
+        if cell.looks is not None:
+            inputs["coordinates"] = [batch.coordinates[one].to(device) for one in cell.placements]
+            scales = [batch.window_scales.get(one) for one in cell.placements]
+            inputs["window_scales"] = [None if one is None else one.to(device) for one in scales]
+        for request in cell.placements if cell.looks is None else []:
+            inputs["coordinates"] = batch.coordinates[request].to(device)
+            if request in batch.window_scales:
+                inputs["window_scales"] = batch.window_scales[request].to(device)
         if cell.steps is not None:
             inputs["labels"] = batch.labels(self.labels).to(device)
         if full:
             repeated = torch.arange(self.arguments.batch_size, device=device) % len(batch.image_index)
-            inputs = {name: values[repeated] for name, values in inputs.items()}
+            inputs = {name: _take(values, repeated) for name, values in inputs.items()}
         return partial(self.functions[cell], **inputs)
 
     def at(self, batch: Batch, coordinates: torch.Tensor) -> Outputs:
@@ -99,17 +126,28 @@ class Methods:
         pixel_values = batch.pixel_values.to(coordinates.device)
         return self._run(partial(_encode, self.model), pixel_values=pixel_values, coordinates=coordinates)
 
-    def _run(self, function: Callable[..., Outputs], **inputs: torch.Tensor) -> Outputs:
+    def _run(self, function: Callable[..., Outputs], **inputs: Any) -> Outputs:
         device = inputs["pixel_values"].device.type
         with torch.inference_mode(), torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return function(**inputs)
 
 
-def _encode(model: SpotViTForImageClassification, **inputs: torch.Tensor) -> Outputs:
+def _encode(model: SpotViTForImageClassification, **inputs: Any) -> Outputs:
     features = model.spot_vit(**inputs).pooler_output
     return Outputs(model.classifier(features), features)
 
 
-def _merge(merging: TokenMerging, pixel_values: torch.Tensor) -> Outputs:
-    features = merging.features(pixel_values)
-    return Outputs(merging.model.classifier(features), features)
+def _take(values: Any, images: torch.Tensor) -> Any:
+    """Those images of a tensor, or of each of a list."""
+    if isinstance(values, list):
+        return [_take(one, images) for one in values]
+    return None if values is None else values[images]
+
+
+def among(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
+    """`(batch_size, num_labels)`, with -inf for all but `classes`."""
+    if classes is None:
+        return logits
+    outside = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    outside[classes] = False
+    return logits.masked_fill(outside, -torch.inf)

@@ -85,6 +85,7 @@ def _write_card(source: ModelSource, card_path: Path) -> Path:
 
 def _metadata(row: Result, results: EvaluationResults) -> EvalResult:
     parameters = results.ledger.parameters
+    tokens = f"{row.num_tokens} tokens" if row.looks is None else f"{row.cost:.1f} tokens per image"
     pixels = "" if row.image_size is None else f", {row.image_size} pixels"
     return EvalResult(
         task_type="image-classification",
@@ -93,7 +94,7 @@ def _metadata(row: Result, results: EvaluationResults) -> EvalResult:
         dataset_split=parameters["dataset_split"],
         dataset_revision=parameters["dataset_revision"],
         metric_type="accuracy",
-        metric_name=f"top-1, {row.method}, {row.num_tokens} tokens{pixels}",
+        metric_name=f"top-1, {row.method}, {tokens}{pixels}",
         metric_value=round(row.top_1 or 0.0, 3),
     )
 

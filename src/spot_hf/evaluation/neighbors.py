@@ -43,8 +43,9 @@ class Neighbors:
             images = images.select(np.sort(chosen))
         if len(images) < KNN_NEIGHBORS:
             raise ValueError(f"`knn_dataset_split` must have at least {KNN_NEIGHBORS} images; got {len(images)}")
-        cells = [cell for cell in methods.functions if cell.steps is None]  # the oracle would have to know the labels
-        placements = list(dict.fromkeys(cell.placement for cell in cells if cell.placement is not None))
+        # The oracle would have to know the labels, and several looks have no one feature.
+        cells = [cell for cell in methods.functions if cell.steps is None and cell.looks is None]
+        placements = list(dict.fromkeys(request for cell in cells for request in cell.placements))
         rows = torch.arange(len(images)).split(arguments.batch_size)
         work = (Work(0, part.tolist(), placements, False) for part in rows)
         preparation = Preparation(images, image_processor, shrinking)
@@ -59,7 +60,7 @@ class Neighbors:
                 labels += batch.labels(mapping).tolist()
                 for cell in cells:
                     outputs = methods.prepare(cell, batch, device)()
-                    assert isinstance(outputs, Outputs)
+                    assert isinstance(outputs, Outputs) and outputs.features is not None
                     features[cell].append(outputs.features.float().cpu().numpy())
         self.failed = failures.failed
         from sklearn.neighbors import KNeighborsClassifier

@@ -63,7 +63,7 @@ def write_report(directory: Path, results: EvaluationResults, published: bool = 
         stem = title.replace("/", "_").replace(", ", "_").replace(" ", "")
         pictures += [f"{stem}_tokens.png", f"{stem}_speed.png"]
         with write_atomically(directory / pictures[-2]) as file:
-            plot(file, own, "num_tokens", "tokens", title, PUBLISHED if published else {})
+            plot(file, own, "cost", "tokens per image", title, PUBLISHED if published else {})
         with write_atomically(directory / pictures[-1]) as file:
             plot(file, own, "images_per_second", f"images/s, {ledger.device}", title)
         if oracle:
@@ -91,7 +91,8 @@ def write_report(directory: Path, results: EvaluationResults, published: bool = 
 
 
 def tables(rows: list[Result]) -> list[str]:
-    """Accuracy as the paper lays it out, kNN in brackets; then what else was measured."""
+    """Accuracy as the paper lays it out, kNN in brackets; budgets per image; then what else was measured."""
+    every, rows = rows, [row for row in rows if row.looks is None]
     counts = sorted({row.num_tokens for row in rows if row.method != "full_grid"})
     by_method: dict[str, dict[int, Result]] = {}
     for row in rows:
@@ -112,7 +113,25 @@ def tables(rows: list[Result]) -> list[str]:
         lines += ["", f"Full grid ({full.num_tokens} tokens): {_accuracy(full, None)}."]
     if any(row.knn is not None for row in rows):
         lines += ["", "In brackets: accuracy of the nearest neighbours among the features of a training split."]
-    return [*lines, *_details(rows)]
+    budgets = [row for row in every if row.looks is not None]
+    return [*lines, *(_budget_table(budgets) if budgets else []), *_details(every)]
+
+
+def _budget_table(rows: list[Result]) -> list[str]:
+    """A budget per image, by the confidence with which it stops."""
+    lines = [
+        "",
+        f"Budget per image: looks with {', '.join(map(str, rows[0].looks or []))} tokens in turn, until the model is sure; an "
+        "image costs all of its looks.",
+        "",
+        "| | sure at | tokens per image | top-1, % (95 %) | speed-up |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        sure = row.confidence if isinstance(row.confidence, str) else f"{row.confidence:g}"
+        speed = f"{row.speed_up:.2f}×" if row.speed_up is not None else ""
+        lines.append(f"| {row.method} | {sure} | {row.mean_tokens:.1f} | {_interval(row)} | {speed} |")
+    return lines
 
 
 def _details(rows: list[Result]) -> list[str]:
@@ -133,7 +152,7 @@ def _details(rows: list[Result]) -> list[str]:
         "|---|" + "---:|" * len(names),
     ]
     for row in rows:
-        cells = [str(row.num_tokens), _interval(row)]
+        cells = [str(row.num_tokens) if row.looks is None else f"{row.cost:.1f}", _interval(row)]
         if is_paired:
             difference = row.difference_to_grid_subset
             cells.append(f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})" if difference else "")
@@ -204,10 +223,10 @@ def plot(
     for i, (method, points) in enumerate(by_method.items()):
         points.sort()
         across, up = zip(*points, strict=True)
-        if method == "full_grid" and x == "num_tokens":
+        if method == "full_grid" and x == "cost":
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
-        ticks.update(across)
+        ticks.update(across if x != "cost" or not method.endswith("until sure") else [])
         baseline = not is_placement(method.split(",")[0]) or method.startswith("grid_subset")
         axes.plot(
             across,
@@ -228,7 +247,7 @@ def plot(
             label=name,
         )
     axes.set_xscale("log")
-    chosen = sorted(ticks) if x == "num_tokens" else _round_ticks(min(ticks), max(ticks))
+    chosen = sorted(ticks) if x == "cost" else _round_ticks(min(ticks), max(ticks))
     axes.set_xticks(chosen, [f"{tick:g}" for tick in chosen])
     axes.minorticks_off()
     axes.set_xlabel(label)

@@ -30,6 +30,8 @@ class Result:
         peak_mib (`float`): of a batch's tensors.
         difference_to_grid_subset ([`Difference`]): on the same images, first seeds.
         images_per_second, speed_up (`float`): speed-up to the full grid on the same batches.
+        mean_tokens (`float`), looks (`list[int]`), confidence (`float` or `str`): of a budget per image: the tokens that an
+            image got on average, those of each look, and when it stopped; `num_tokens` are those of the last look.
         steps, forward_passes (`int`), slow_down (`float`): of the oracle, whose every result uses the label.
     """
 
@@ -52,9 +54,17 @@ class Result:
     difference_to_grid_subset: Difference | None = None
     images_per_second: float | None = None
     speed_up: float | None = None
+    mean_tokens: float | None = None
+    looks: list[int] | None = None
+    confidence: float | str | None = None
     steps: int | None = None
     forward_passes: int | None = None
     slow_down: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """Tokens per image."""
+        return self.num_tokens if self.mean_tokens is None else self.mean_tokens
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -100,18 +110,27 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
         by_cell = {cell: parts for cell, parts in every_cell.items() if cell.method != ORACLE}
         full = next((parts for cell, parts in by_cell.items() if cell.method == "full_grid"), None)
         merged = {cell: _in_order(parts) for cell, parts in by_cell.items()}
-        for method, num_tokens in dict.fromkeys((cell.name, cell.num_tokens) for cell in by_cell):
-            seeds = [cell for cell in by_cell if (cell.name, cell.num_tokens) == (method, num_tokens)]
+        for method, num_tokens, confidence in dict.fromkeys(map(_identity, by_cell)):
+            seeds = [cell for cell in by_cell if _identity(cell) == (method, num_tokens, confidence)]
             seeds.sort(key=lambda cell: cell.seed or 0)
             figures = summarize_cells([merged[cell] for cell in seeds], metrics)
             result = Result(model=model, image_size=image_size, method=method, num_tokens=num_tokens, **figures)
+            if seeds[0].looks is not None:
+                result.looks, result.confidence = list(seeds[0].looks), confidence
+                spent = [count for cell in seeds for count in merged[cell].num_tokens or []]
+                result.mean_tokens = float(np.mean(spent)) if spent else None
             against = Cell("grid_subset", num_tokens, arguments.seed)
-            if against in merged and method != "grid_subset" and merged[against].label:
+            if against in merged and method != "grid_subset" and seeds[0].looks is None and merged[against].label:
                 first, second = (np.array(merged[cell].correct) for cell in (against, seeds[0]))
                 result.difference_to_grid_subset = Difference.of(first, second)
             _add_speed(result, [timing(by_cell[cell], full) for cell in seeds], full)
             found.append(result)
     return found
+
+
+def _identity(cell: Cell) -> tuple[str, int, float | str | None]:
+    """What a result is of: a cell, whatever its seed."""
+    return cell.name, cell.num_tokens, cell.confidence
 
 
 def summarize_oracle(lines: list[Line]) -> list[Result]:
