@@ -266,7 +266,7 @@ COMMANDS = {
     "unknown option": ([*CLASSIFY, "--tokens", "4"], 2, ["--tokens"]),
     "no model": (["classify", "image.png"], 2, ["--model"]),
     "no image": (["classify", "--model", "spot"], 2, ["IMAGE"]),
-    "a number that is none": ([*CLASSIFY, "--num_tokens", "many"], 2, ["--num_tokens", "many"]),
+    "a number that is none": ([*CLASSIFY, "--num_tokens", "many"], 2, ["`num_tokens`", "many"]),
     "0 tokens": ([*CLASSIFY, "--num_tokens", "0"], 2, ["num_tokens", "got 0"]),
     "top_k": ([*CLASSIFY, "--top_k", "0"], 2, ["top_k", "got 0"]),
     "batch_size": ([*CLASSIFY, "--batch_size", "-1"], 2, ["batch_size", "got -1"]),

@@ -330,16 +330,16 @@ def test_scales_that_no_window_has_are_refused(value):
 
 def test_values_are_checked_where_they_are_known(monkeypatch):
     """On the CPU; elsewhere where `check_inputs` says so, as the device would have to be waited for; never in a graph."""
-    from spot_hf import modeling_spot_vit
+    from spot_hf import input_checks
 
     checked = []
-    monkeypatch.setattr(modeling_spot_vit, "check_values", lambda coordinates, scales: checked.append(coordinates.device.type))
+    monkeypatch.setattr(input_checks, "check_values", lambda coordinates, scales: checked.append(coordinates.device.type))
     tiny_model()(random_images(), random_coordinates())
     assert checked == ["cpu"]
     for check_inputs, expected in ((None, []), (False, []), (True, ["meta"])):
         checked.clear()
-        model = tiny_model(check_inputs=check_inputs, model_class=SpotViTModel)
-        model._check_inputs(random_images().to("meta"), random_coordinates().to("meta"), None, None)
+        config = tiny_config(check_inputs=check_inputs)
+        input_checks.check_model_inputs(config, random_images().to("meta"), random_coordinates().to("meta"))
         assert checked == expected
     checked.clear()
     torch.export.export(tiny_model(), (random_images(),), {"coordinates": random_coordinates()}, strict=False)

@@ -15,6 +15,8 @@ CODE = {
     "frames.py",
     "drawing.py",
     "foveation.py",
+    "budgets.py",
+    "merging.py",
     "image_processing_spot_vit.py",
     "input_checks.py",
     "modeling_spot_vit.py",

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_spot_vit import SpotViTConfig
+from .input_checks import check_model_inputs
 from .modeling_spot_vit import SpotViTLayer, SpotViTModel, SpotViTPreTrainedModel
 from .placement import grid
 from .positions import SpotViTPositionEmbeddings
@@ -117,7 +118,7 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
         Raises:
             `ValueError`: a tensor's shape or dtype is not as above; too few tokens to mask some and see some.
         """
-        self.spot_vit._check_inputs(pixel_values, coordinates, coordinates_mask, window_scales)
+        check_model_inputs(self.config, pixel_values, coordinates, coordinates_mask, window_scales)
         for name, value in {"coordinates_mask": coordinates_mask, "window_scales": window_scales}.items():
             if value is not None:
                 raise ValueError(f"`{name}` must be None in pre-training; got a tensor of shape {tuple(value.shape)}")

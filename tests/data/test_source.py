@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from coordinate_runs import CLASSES, picture, write_pictures
 
-from spot_hf import join_coordinates
+from spot_hf import OracleArguments, join_coordinates
 from spot_hf.cli import main
 from spot_hf.data.saliency import boxes_of_images, read_boxes_csv
 from spot_hf.data.source import DatasetSource, SalientSource, load_images
@@ -187,3 +187,29 @@ def test_a_class_has_one_number_in_all_splits(tmp_path):
         (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,label", *lines]) + "\n")
     found = {split: load(tmp_path, dataset_split=split) for split in ("train", "test")}
     assert found["train"].features == found["test"].features and found["test"]["label"][:] == [1, 2]
+
+
+def test_a_part_of_a_split(tmp_path):
+    """As `datasets` writes it; it is called so, and its labels are those of the whole split."""
+    for name in ("ant", "bee", "cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        picture(0, (8, 8)).save(tmp_path / "train" / name / "0.png")
+    found = load(tmp_path, dataset_split="train[1:3]")
+    assert found["label"][:] == [1, 2] and str(found.split) == "train[1:3]"
+    assert found.features["label"].names == ["ant", "bee", "cat", "dog"]
+    assert load(tmp_path, dataset_split="train[75%:]")["label"][:] == [3]
+    assert len(load(tmp_path, dataset_split="train[:3]", max_samples=2)) == 2
+    for wrong, message in (
+        ("train[1", "a part of one"),
+        ("test[:1]", "must be one of train"),
+        ("train[:1]+train[2:]", "part"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, dataset_split=wrong)
+    source = DatasetSource(dataset_name=str(tmp_path), dataset_split="train[:1]")
+    source.streaming = True
+    with pytest.raises(ValueError, match="a whole split with `streaming`"):
+        load_images(source)
+    arguments = OracleArguments(model="m", dataset_split="train[:1]", num_tokens=[4], output_dir="out")
+    with pytest.raises(ValueError, match="`dataset_split` must be a whole split"):
+        arguments.check()

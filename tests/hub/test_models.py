@@ -19,6 +19,8 @@ CODE = {
     "frames.py",
     "drawing.py",
     "foveation.py",
+    "budgets.py",
+    "merging.py",
     "input_checks.py",
     "placement.py",
     "pipeline_spot_vit.py",

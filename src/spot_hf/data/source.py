@@ -30,7 +30,8 @@ class DatasetSource:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
     dataset_split: str | None = field(
-        default=None, metadata={"help": "Split to use (default: test, or validation where there is no test)."}
+        default=None,
+        metadata={"help": "Split to use, or a part, as train[:9000] (default: test, or validation where there is no test)."},
     )
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set's Hub id."})
     image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
@@ -172,13 +173,28 @@ def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
     split = source.dataset_split
     if split is None:
         split = next((name for name in ("test", "validation") if name in splits), next(iter(splits)))
-    if split not in splits:
+    name, bracket, _ = split.partition("[")
+    if name not in splits:
         raise ValueError(f"`dataset_split` must be one of {', '.join(splits)}; got {split!r}")
-    dataset = splits[split]
+    dataset = splits[name]
+    if bracket:
+        if isinstance(dataset, datasets.IterableDataset):
+            raise ValueError(f"`dataset_split` must be a whole split with `streaming`; got {split!r}")
+        return _slice(_with_class_labels(dict(splits), name, source), split)
     if isinstance(dataset, datasets.IterableDataset):
         # Of a stream whose source does not state them: reads its first rows.
         return dataset if dataset.features is not None else dataset._resolve_features()
     return _with_class_labels(dict(splits), split, source)
+
+
+def _slice(dataset: datasets.Dataset, split: str) -> datasets.Dataset:
+    """A part of a split, as `datasets` writes it, such as `train[:90%]`; it is called so."""
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: len(dataset)})
+    except (ValueError, AssertionError):
+        raise ValueError(f"`dataset_split` must be a split or a part of one, such as train[:90%]; got {split!r}") from None
+    selected = dataset.select(range(part.from_ or 0, len(dataset) if part.to is None else part.to))
+    return datasets.Dataset(selected.data, info=selected.info, split=datasets.NamedSplit(split))
 
 
 def _with_class_labels(splits: dict[str, datasets.Dataset], split: str, source: DatasetSource) -> datasets.Dataset:

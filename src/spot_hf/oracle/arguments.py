@@ -150,6 +150,11 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         self.check_source()
         if not self.num_tokens or len(set(self.num_tokens)) != len(self.num_tokens):
             raise ValueError(f"`num_tokens` must be one or several different numbers; got {self.num_tokens}")
+        if "[" in (self.dataset_split or ""):
+            raise ValueError(
+                f"`dataset_split` must be a whole split, by whose positions rows are known; got {self.dataset_split!r} "
+                "(`max_samples` takes the first images)"
+            )
         check_placement_name(self.placement)
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)

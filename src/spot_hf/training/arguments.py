@@ -35,7 +35,9 @@ class TrainingInputArguments(DatasetSource):
 
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model's Hub id."})
     dataset_name: str = field(metadata={"help": "digits (embedded), a Hub id, or a directory that load_dataset reads."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split to train on, or a part of one, such as train[:9000]."}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
     jitter: float = field(
         default=0.25, metadata={"help": "Standard deviation of the noise added to each token's position, in patches."}
