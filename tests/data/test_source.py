@@ -210,6 +210,7 @@ def test_a_part_of_a_split(tmp_path):
     source.streaming = True
     with pytest.raises(ValueError, match="a whole split with `streaming`"):
         load_images(source)
-    arguments = OracleArguments(model="m", dataset_split="train[:1]", num_tokens=[4], output_dir="out")
+    given = {"model": "m", "dataset_name": str(tmp_path), "num_tokens": [4], "output_dir": "out"}
+    arguments = OracleArguments(**given, dataset_split="train[:1]")
     with pytest.raises(ValueError, match="`dataset_split` must be a whole split"):
         arguments.check()
