@@ -107,6 +107,13 @@ class EvaluationArguments(LabelledSource, SalientSource):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace what an earlier run wrote to --output_dir, and begin anew."}
     )
+    pareto: bool = field(
+        default=False,
+        metadata={
+            "help": "Also draw accuracy against speed, of the first model's placements and budgets, and of what one would use "
+            "instead: the baselines, and all of the other models."
+        },
+    )
     published: bool = field(default=False, metadata={"help": "Also draw the paper's figures, marked as published."})
 
     def __post_init__(self) -> None:
@@ -191,6 +198,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
                 raise ValueError(f"`merge_tokens` must be shares of at least 0 and below 1; got {share}")
         if self.confidence:
             self._check_confidence()
+        if self.pareto:
+            self._check_pareto()
         for name in self.placements:
             check_placement_name(name)
             for num_tokens in self.num_tokens:
@@ -205,6 +214,11 @@ class EvaluationArguments(LabelledSource, SalientSource):
             raise ValueError("`placement`, `baselines` and `oracle_steps` leave nothing to measure; got none of them")
         for steps in self.oracle_steps:
             self.search(steps).check_search()
+
+    def _check_pareto(self) -> None:
+        """Speeds are multiples of the full grid's."""
+        if "full_grid" not in self.chosen_baselines or self.image_size or not self.placements:
+            raise ValueError("`pareto` needs a `placement`, the baseline full_grid, and no `image_size`")
 
     def _check_confidence(self) -> None:
         try:
@@ -227,7 +241,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
     def recorded(self) -> dict:
         """On which results depend; the models' commits are added when these are known."""
         not_recorded = (
-            "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "revision",
+            "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "pareto",
+            "revision",
             "label_names", "labels_by_number", "boxes_csv",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}

@@ -50,10 +50,10 @@ class EvaluationResults:
         return cls(Ledger(parameters=values["parameters"], **facts), rows, oracle, failed)
 
 
-def write_report(directory: Path, results: EvaluationResults, published: bool = False) -> str:
-    """Writes `README.md` and the plots into a directory, and returns the tables."""
+def write_report(directory: Path, results: EvaluationResults, published: bool = False, sections: Iterable[str] = ()) -> str:
+    """Writes `README.md`, with further lines before the tables, and the plots into a directory, and returns the tables."""
     ledger, parameters = results.ledger, results.ledger.parameters
-    text, pictures = [], []
+    text, pictures = list(sections), []
     for key in dict.fromkeys(row.key for row in [*results.results, *results.oracle]):
         own, oracle = (
             [row for row in part if row.key == key and row.num_images] for part in (results.results, results.oracle)

@@ -109,9 +109,9 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
     for (model, image_size), every_cell in group_lines(lines):
         by_cell = {cell: parts for cell, parts in every_cell.items() if cell.method != ORACLE}
         full = next((parts for cell, parts in by_cell.items() if cell.method == "full_grid"), None)
-        merged = {cell: _in_order(parts) for cell, parts in by_cell.items()}
-        for method, num_tokens, confidence in dict.fromkeys(map(_identity, by_cell)):
-            seeds = [cell for cell in by_cell if _identity(cell) == (method, num_tokens, confidence)]
+        merged = {cell: in_order(parts) for cell, parts in by_cell.items()}
+        for method, num_tokens, confidence in dict.fromkeys(map(identity_of, by_cell)):
+            seeds = [cell for cell in by_cell if identity_of(cell) == (method, num_tokens, confidence)]
             seeds.sort(key=lambda cell: cell.seed or 0)
             figures = summarize_cells([merged[cell] for cell in seeds], metrics)
             result = Result(model=model, image_size=image_size, method=method, num_tokens=num_tokens, **figures)
@@ -128,7 +128,7 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
     return found
 
 
-def _identity(cell: Cell) -> tuple[str, int, float | str | None]:
+def identity_of(cell: Cell) -> tuple[str, int, float | str | None]:
     """What a result is of: a cell, whatever its seed."""
     return cell.name, cell.num_tokens, cell.confidence
 
@@ -148,7 +148,7 @@ def summarize_oracle(lines: list[Line]) -> list[Result]:
                     image_size=image_size,
                     method=ORACLE,
                     num_tokens=cell.num_tokens,
-                    **summarize_cells([_in_order(parts)], metrics),
+                    **summarize_cells([in_order(parts)], metrics),
                     steps=cell.steps,
                     forward_passes=2 * cell.steps + 1,
                     images_per_second=speed.images_per_second,
@@ -166,7 +166,7 @@ def load_metrics() -> dict[str, Any]:
     }
 
 
-def _in_order(parts: Parts) -> Measurement:
+def in_order(parts: Parts) -> Measurement:
     return Measurement.concatenated([parts[shard] for shard in sorted(parts)])
 
 

@@ -30,6 +30,7 @@ from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of
 from .measuring import Meter
 from .methods import Methods
 from .neighbors import Neighbors
+from .pareto import points_of, write_pareto
 from .report import EvaluationResults, write_report
 from .results import summarize_lines, summarize_oracle
 
@@ -186,10 +187,31 @@ class EvaluationRun:
         ledger.parameters["num_images"] = num_images  # of a stream, known by now
         results = EvaluationResults(ledger, rows, oracle_rows, failed)
         self.directory.write_json(RESULTS, results.to_json())
-        logger.info(write_report(self.directory.directory, results, arguments.published))
+        sections = self._pareto(results, lines) if arguments.pareto else []
+        logger.info(write_report(self.directory.directory, results, arguments.published, sections))
         if failed:
             logger.info("%s; all are listed in %s", describe_failures(failed), RESULTS)
         return results
+
+    def _pareto(self, results: EvaluationResults, lines: list[Line]) -> list[str]:
+        """Of a model of another shape, the full grid's speed is compared by the clock: it was measured at another time."""
+        full = {row.model: row for row in results.results if row.method == "full_grid" and row.image_size is None}
+        first = self.settings[0]
+        speeds = {}
+        for setting in self.settings:
+            if _shape(setting.model.config) == _shape(first.model.config):
+                speeds[setting.name] = 1.0
+            else:
+                ours, theirs = (full[name].images_per_second or 1.0 for name in (first.name, setting.name))
+                speeds[setting.name] = theirs / ours
+        points = points_of(results.results, lines, first.name, speeds)
+        return write_pareto(self.directory.directory, points, first.name, results.ledger.device)
+
+
+def _shape(config: Any) -> tuple[Any, ...]:
+    """What a forward pass costs."""
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    return *sizes, config.patch_size, config.image_height_width, config.num_prefix_tokens
 
 
 def _failed(lines: list[Line]) -> list[FailedImage]:
