@@ -44,7 +44,7 @@ def numbers(text: str) -> list[float]:
 
 def test_every_example_is_run():
     tests = Path(__file__).read_text(encoding="utf-8")
-    assert all(f'"{name}"' in tests for name in EXAMPLES) and len(EXAMPLES) == 9
+    assert all(f'"{name}"' in tests for name in EXAMPLES) and len(EXAMPLES) == 10
     index = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     assert all(f"({path.name})" in index for path in EXAMPLES.values())
 
@@ -54,6 +54,13 @@ def test_classify_and_draw(models, tmp_path):
     assert "9 tokens, center:" in printed
     assert {path.stem for path in (tmp_path / "runs/examples").iterdir()} == {"isotropic", "center", "edge"}
     assert Image.open(tmp_path / "runs/examples/edge.png").size == (480, 480)
+
+
+def test_budgets(models, tmp_path):
+    printed = run("budgets", models["a"], cwd=tmp_path)
+    lines = [numbers(line) for line in printed.splitlines() if "per image" in line]
+    tokens = [line[-1] for line in lines]
+    assert tokens[:3] == [4, 9, 36] and 4 <= tokens[3] < tokens[4] < tokens[5] <= 49  # the surer, the dearer
 
 
 def test_own_coordinates(models, tmp_path):

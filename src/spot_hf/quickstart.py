@@ -3,7 +3,8 @@
 Train two small ordinary ViTs on handwritten digits; convert them; show that on the full grid they are what they were;
 classify the held-out digits with fewer tokens under every placement; save, and load again by remote code in a process that
 cannot import this package; let the oracle find the best positions for one model, and measure what they are worth to the
-other; write tables, plots, pictures, and a data set of coordinates.
+other; fine-tune one for few tokens, with windows that cover the image, and let it decide how many each image needs; write
+tables, plots, pictures, and a data set of coordinates.
 """
 
 import json
@@ -25,6 +26,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from .configuration_spot_vit import SpotViTConfig
 from .conversion.convert import convert_checkpoint
 from .coordinates.loading import load_coordinates
 from .coordinates.show import ShowArguments, show_coordinates
@@ -32,6 +34,7 @@ from .data.digits import DIGITS, DIGITS_SIZE
 from .data.labels import LabelledSource, match_labels
 from .data.source import DatasetSource, load_images
 from .evaluation.arguments import TransferArguments, default_placements
+from .evaluation.calibration import CalibrateArguments, run_calibration
 from .evaluation.transfer import evaluate_transfer, transfer_table
 from .hub.loading import open_model
 from .jobs.files import is_written_by_quickstart, replaced_directory
@@ -39,6 +42,9 @@ from .modeling_spot_vit import SpotViTForImageClassification
 from .oracle.arguments import OracleArguments
 from .oracle.run import run_oracle
 from .quickstart_report import place_all, write_report
+from .training.arguments import TrainArguments
+from .training.fine_tuning import run_training
+from .training.trainer_arguments import SpotTrainingArguments
 
 
 logger = logging.getLogger(__name__)
@@ -48,6 +54,10 @@ GRID_TOLERANCE = 1e-4
 EPOCHS, BATCH_SIZE, LEARNING_RATE, PATCH_SIZE = 16, 32, 3e-3, 8
 # Of the oracle. Windows are a sixth of a digit's width, and may move further than those of a photograph.
 ORACLE_STEPS, ORACLE_LEARNING_RATE = 10, 1e-2
+COVERED = "isotropic, cover"  # windows as large as makes them cover the image
+# Of fine-tuning for few tokens, and of the budgets: as shares of the grid, and tokens per image, of all looks, likewise.
+FEW_EPOCHS, FEW_LEARNING_RATE = 12, 1e-3
+LOOKS, MEAN_TOKENS = (1 / 9, 1 / 4, 1), 1 / 2
 
 
 @dataclass(kw_only=True)
@@ -107,6 +117,8 @@ def run_quickstart(arguments: QuickstartArguments) -> dict[str, Any]:
         results["remote_code"] = check_remote_code(directory / "spot-a", few)
         logger.info("loaded by remote code in a process without spot_hf: %s", results["remote_code"]["labels"])
         results["oracle"] = _oracle(directory, results["models"], dataset, arguments)
+        if not arguments.model:
+            results["budgets"] = _budgets(directory, results["models"]["a"], arguments)
         for row in results["models"].values():
             row["source"] = Path(row["source"]).name
         results["seconds"] = round(time.time() - start, 1)
@@ -190,11 +202,16 @@ def _one_model(
     )
     accuracies: dict[str, dict[int, float]] = {name: {} for name in default_placements(with_saliency=True)}
     counts = _token_counts(result["num_cells"])
+    accuracies[COVERED] = {}
     with tqdm(total=len(accuracies) * len(counts), desc="classifying with few tokens", unit="run") as progress:
         for placement, points in accuracies.items():
             for num_tokens in counts:
-                coordinates = place_all(placement, num_tokens, pixel_values, patch_size, arguments.seed)
-                points[num_tokens] = _percent(_logits(model, pixel_values, coordinates, batch_size), labels)
+                if placement == COVERED:
+                    logits = _logits(model, pixel_values, None, batch_size, num_tokens=num_tokens)
+                else:
+                    coordinates = place_all(placement, num_tokens, pixel_values, patch_size, arguments.seed)
+                    logits = _logits(model, pixel_values, coordinates, batch_size)
+                points[num_tokens] = _percent(logits, labels)
                 progress.set_postfix_str(f"{placement} {num_tokens}: {points[num_tokens]:.1f} %")
                 progress.update()
     return {**result, "accuracies": accuracies}
@@ -223,11 +240,13 @@ def _token_counts(num_cells: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, pixel_values: torch.Tensor, coordinates: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+def _logits(
+    model: nn.Module, pixel_values: torch.Tensor, coordinates: torch.Tensor | None, batch_size: int, **options: Any
+) -> torch.Tensor:
     outputs: list[torch.Tensor] = []
     for i in range(0, len(pixel_values), batch_size):
         placed = {} if coordinates is None else {"coordinates": coordinates[i : i + batch_size]}
-        outputs.append(model(pixel_values=pixel_values[i : i + batch_size], **placed).logits)
+        outputs.append(model(pixel_values=pixel_values[i : i + batch_size], **placed, **options).logits)
     return torch.cat(outputs)
 
 
@@ -344,10 +363,49 @@ def _draw_one(rows: datasets.Dataset, coordinates: Path, directory: Path, argume
         other.unlink()
 
 
+def _budgets(directory: Path, first: dict[str, Any], arguments: QuickstartArguments) -> dict[str, Any]:
+    """Fine-tunes model a for few tokens that cover the image, and calibrates when it is sure."""
+    num_cells, few = first["num_cells"], directory / "spot-a-few"
+    looks = [max(1, round(num_cells * share)) for share in LOOKS]
+    train = TrainArguments(
+        model=str(directory / "spot-a"),
+        dataset_name=DIGITS,
+        num_tokens=looks,
+        placement=["isotropic", "foveated"],
+        window_scales=["cover"],
+        crop_scale=[0.7, 1.0],
+        flip=0.0,
+    )
+    training = SpotTrainingArguments(
+        str(few), learning_rate=FEW_LEARNING_RATE, num_train_epochs=FEW_EPOCHS, per_device_train_batch_size=BATCH_SIZE,
+        eval_strategy="no", save_strategy="no", dataloader_num_workers=0, report_to="none", seed=arguments.seed,
+    )  # fmt: skip
+    calibrate = CalibrateArguments(
+        model=str(few), dataset_name=DIGITS, num_tokens=looks, mean_tokens=MEAN_TOKENS * num_cells, num_workers=0
+    )
+    with quiet():
+        run_training(train, training)
+        calibration = run_calibration(calibrate)
+    config = SpotViTConfig.from_pretrained(few)
+    chosen = [point["confidence"] for point in calibration["points"]].index(config.confidence)
+    measured = calibration["evaluation"]
+    result = {
+        "num_tokens": looks,
+        "fixed": [one["value"] for one in measured["fixed"]],
+        "num_images": measured["num_images"],
+        **{name: measured["points"][chosen][name] for name in ("mean_tokens", "accuracy", "accuracy_low", "accuracy_high")},
+    }
+    logger.info(
+        f"\nfine-tuned for {', '.join(map(str, looks))} tokens, with windows that cover: {result['accuracy']:.1f} % at "
+        f"{result['mean_tokens']:.1f} tokens per image, where it looks again until it is sure\n"
+    )
+    return result
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what jobs log while they run inside of this one."""
-    jobs = [logging.getLogger(f"{__package__}.{name}") for name in ("oracle", "coordinates")]
+    jobs = [logging.getLogger(f"{__package__}.{name}") for name in ("oracle", "coordinates", "training", "evaluation")]
     levels = [job.level for job in jobs]
     for job in jobs:
         job.setLevel(logging.WARNING)

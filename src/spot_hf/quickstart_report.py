@@ -50,7 +50,7 @@ def write_report(results: dict[str, Any], dataset: datasets.Dataset, directory: 
     (directory / QUICKSTART_RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     with (directory / "accuracy.png").open("wb") as file:
         title = f"{results['dataset']}, {results['num_images']} images: converted, not yet fine-tuned for few tokens"
-        plot(file, _as_results(first, results["num_images"]), "num_tokens", "tokens", title)
+        plot(file, _as_results(first, results["num_images"]), "cost", "tokens per image", title)
     save_windows_picture(directory / "windows.png", list(_window_rows(first, dataset, directory, seed)))
     (directory / "README.md").write_text(_markdown(results), encoding="utf-8")
 
@@ -95,6 +95,20 @@ def _oracle_lines(oracle: dict[str, Any]) -> list[str]:
     return [*lines, "![oracle](oracle.png)", ""]
 
 
+def _budget_lines(budgets: dict[str, Any]) -> list[str]:
+    counts = budgets["num_tokens"]
+    fixed = ", ".join(f"{count} tokens {value:.1f} %" for count, value in zip(counts, budgets["fixed"], strict=True))
+    return [
+        "## A budget per image",
+        "",
+        f"Model a, fine-tuned for few tokens with windows that cover the image (`spot-a-few/`), on {budgets['num_images']} of "
+        f"the images: {fixed}. Looks with {', '.join(map(str, counts))} tokens in turn, until it is sure, as calibrated on "
+        f"the other images: {budgets['accuracy']:.1f} % ({budgets['accuracy_low']:.1f} to {budgets['accuracy_high']:.1f}) at "
+        f"{budgets['mean_tokens']:.1f} tokens per image, of all looks.",
+        "",
+    ]
+
+
 def _markdown(results: dict[str, Any]) -> str:
     models = results["models"]
     counts = [int(count) for count in next(iter(models["a"]["accuracies"].values()))]
@@ -103,7 +117,8 @@ def _markdown(results: dict[str, Any]) -> str:
         "",
         f"Top-1 accuracy in percent on {results['num_images']} held-out images of `{results['dataset']}` (seed "
         f"{results['seed']}), of models that were converted and never trained on few or off-grid tokens. `salient` and "
-        "`inverse_salient` use the contrast to the image's border as saliency.",
+        "`inverse_salient` use the contrast to the image's border as saliency; windows of `isotropic, cover` are as large as "
+        "makes them cover the image.",
     ]
     for name, result in models.items():
         checked = "not compared with its source's class"
@@ -133,6 +148,7 @@ def _markdown(results: dict[str, Any]) -> str:
         "![windows](windows.png)",
         "",
         *_oracle_lines(results["oracle"]),
+        *(_budget_lines(results["budgets"]) if "budgets" in results else []),
         f"{results['seconds']:.0f} seconds in all.",
         "",
     ]
