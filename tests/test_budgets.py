@@ -258,3 +258,50 @@ def test_budgets_of_a_config_need_its_looks():
     with pytest.raises(ValueError, match="`confidence` is needed"):
         resolve_budgets(config, [4, 9])
     assert resolve_budgets(config, 9) == 9
+
+
+# ------------------------------------------------------------------------------------- where budgets are not what is wanted
+
+
+def test_windows_of_ones_own_size_in_a_pipeline_that_looks_again():
+    classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=tiny_processor())
+    budget = {"num_tokens": [4, 9], "confidence": 2.0, "return_coordinates": True}
+    (picture,) = pictures(1)
+    assert classifier(picture, **budget)["window_scales"] == [3.0] * 4 + [2.0] * 9
+    assert classifier(picture, window_scales=1.5, **budget)["window_scales"] == [1.5] * 13
+    scales = [1.0] * 4 + [1.5] * 9
+    assert classifier(picture, window_scales=scales, **budget)["window_scales"] == scales
+
+
+def test_what_a_call_names_takes_the_place_of_what_the_pipeline_was_made_with():
+    made = {"num_tokens": [4, 9], "confidence": 2.0, "return_coordinates": True}
+    classifier = SpotImageClassificationPipeline(model=tiny_model(), image_processor=tiny_processor(), **made)
+    (picture,) = pictures(1)
+    assert len(classifier(picture)["coordinates"]) == 13
+    assert len(classifier(picture, confidence=0.0)["coordinates"]) == 4
+    assert len(classifier(picture, num_tokens=9)["coordinates"]) == 9
+    assert len(classifier(picture, coordinates=[[0.5, 0.5]])["coordinates"]) == 1
+    with pytest.raises(ValueError, match="`confidence` needs several `num_tokens`"):
+        classifier(picture, num_tokens=9, confidence=0.5)
+
+
+def test_a_batch_of_images_with_and_without_positions_of_their_own():
+    """Where the config says how many tokens: as one by one. Sums in another order: 1e-5."""
+    classifier = SpotImageClassificationPipeline(model=tiny_model(num_tokens=9), image_processor=tiny_processor())
+    one, two, three = pictures(3)
+    inputs = [one, {"image": two, "coordinates": [[0.2, 0.3], [0.7, 0.6]]}, three]
+    together = classifier(inputs, batch_size=3, return_coordinates=True)
+    alone = [classifier(each, return_coordinates=True) for each in inputs]
+    assert [len(each["coordinates"]) for each in together] == [9, 2, 9]
+    for each, same in zip(together, alone, strict=True):
+        assert each["coordinates"] == same["coordinates"] and each.get("window_scales") == same.get("window_scales")
+        scores = [{answer["label"]: answer["score"] for answer in found["predictions"]} for found in (each, same)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_classifiers_of_one_class_have_no_budgets():
+    for changes in ({"num_labels": 1}, {"problem_type": "multi_label_classification"}):
+        with pytest.raises(ValueError, match="one of several classes"):
+            tiny_model(**changes)(random_images(1), num_tokens=LOOKS, confidence=0.5)
+    with pytest.raises(ValueError, match="`output_hidden_states` is not for several"):
+        tiny_model()(random_images(1), num_tokens=LOOKS, confidence=0.5, output_hidden_states=True)

@@ -17,6 +17,7 @@ CODE = {
     "foveation.py",
     "budgets.py",
     "merging.py",
+    "placer.py",
     "image_processing_spot_vit.py",
     "input_checks.py",
     "modeling_spot_vit.py",

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch
 @dataclass(frozen=True)
 class Budgets:
     """
-    Several looks, from the cheapest to the dearest.
+    Several looks, from the cheapest to the most expensive.
 
     Attributes:
         num_tokens (`tuple[int, ...]`): of each look.
@@ -86,15 +87,15 @@ def resolve_budgets(
     given = {"confidence": confidence, "max_mean_tokens": max_mean_tokens}
     if num_tokens is None:
         num_tokens = config.num_tokens
-    if num_tokens is None or isinstance(num_tokens, int):
+    if num_tokens is None or isinstance(num_tokens, Integral):
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
-                    f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r} with {num_tokens}"
+                    f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r}, {num_tokens}"
                 )
         if num_tokens is not None:
             check_num_tokens(num_tokens)
-        return num_tokens
+        return num_tokens if num_tokens is None else int(num_tokens)
     looks = check_looks(num_tokens)
     if confidence is not None and max_mean_tokens is not None:
         raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
@@ -121,6 +122,7 @@ def check_looks(num_tokens: Any) -> tuple[int, ...]:
     looks = tuple(num_tokens) if isinstance(num_tokens, (list, tuple)) else ()
     for one in looks:
         check_num_tokens(one)
+    looks = tuple(map(int, looks))
     if len(looks) < 2 or any(low >= high for low, high in pairwise(looks)):
         raise ValueError(f"`num_tokens` must be one number, or several, ascending; got {num_tokens!r}")
     return looks
@@ -128,7 +130,7 @@ def check_looks(num_tokens: Any) -> tuple[int, ...]:
 
 def check_num_tokens(num_tokens: Any) -> None:
     """`ValueError` where it is no number of tokens."""
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or num_tokens < 1:
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, Integral) or num_tokens < 1:
         raise ValueError(f"`num_tokens` must be positive integers; got {num_tokens!r}")
 
 
@@ -145,7 +147,9 @@ def check_confidence(confidence: Any, num_looks: int) -> tuple[float, ...]:
 
 
 def _within(points: list[dict[str, Any]], max_mean_tokens: Any) -> list[float]:
-    """The thresholds of the dearest calibrated point within a mean number of tokens: the dearer, the better."""
+    """The thresholds of the most expensive calibrated point within a mean number of tokens: the more expensive, the better."""
+    if not isinstance(max_mean_tokens, Real) or isinstance(max_mean_tokens, bool):
+        raise ValueError(f"`max_mean_tokens` must be a number; got {max_mean_tokens!r}")
     affordable = [point for point in points if point["mean_tokens"] <= max_mean_tokens]
     if not affordable:
         least = min(point["mean_tokens"] for point in points)

@@ -48,13 +48,13 @@ class ClassifyArguments:
         metadata={"help": "With several --num_tokens: how sure, such as 0.9, or one number for each look but the last."},
     )
     max_mean_tokens: float | None = field(
-        default=None, metadata={"help": "Instead: as sure as kept images to so many tokens on average, when calibrated."}
+        default=None, metadata={"help": "Instead: the calibrated thresholds that averaged at most this many tokens per image."}
     )
     merge_tokens: float | None = field(
         default=None, metadata={"help": "Share of the tokens that merge inside the network (default: what the model saved)."}
     )
     placement: str | None = field(
-        default=None, metadata={"help": "The prior that places them, or module:function (default: the same)."}
+        default=None, metadata={"help": "The prior that places them, module:function, or learned (default: the same)."}
     )
     coordinates: str | None = field(default=None, metadata={"help": OWN_COORDINATES})
     window_scales: str | None = field(
@@ -97,7 +97,7 @@ class ClassifyArguments:
             check_looks(looks)
         if self.confidence is not None and self.max_mean_tokens is not None:
             raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
-        if self.placement is not None or looks is not None:
+        if self.placement != "learned" and (self.placement is not None or looks is not None):
             for count in looks if isinstance(looks, list) else [looks]:
                 # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
                 check_placement(self.placement or "isotropic", 1 if count is None else count)
@@ -106,7 +106,7 @@ class ClassifyArguments:
         check_outside(self.outside)
         if self.window_scales is not None:
             scale_policy(self.window_scales)
-        is_salient = self.placement is not None and get_placement(self.placement).saliency
+        is_salient = self.placement not in (None, "learned") and get_placement(self.placement).saliency  # type: ignore[arg-type]
         if is_salient and self.boxes_csv is None:
             raise ValueError(f"`placement` {self.placement!r} needs `boxes_csv`, or a saliency map in Python; got none")
         if self.boxes_csv is not None and self.coordinates is not None:
@@ -132,13 +132,13 @@ class ClassifyArguments:
 
 
 def _numbers(name: str, value: Any, kind: type) -> Any:
-    """A number, or a list of those that commas separate; what is none of both as it is."""
+    """A number, or a list of those that commas separate; anything but text unchanged."""
     if not isinstance(value, str):
         return value
     try:
         numbers = [kind(one) for one in value.split(",")]
     except ValueError:
-        raise ValueError(f"`{name}` must be a number, or several, as 9,25,49; got {value!r}") from None
+        raise ValueError(f"`{name}` must be a number, or several, separated by commas; got {value!r}") from None
     return numbers if len(numbers) > 1 else numbers[0]
 
 

@@ -93,6 +93,12 @@ COMMANDS = {
         takes_recipe=True,
         records_command=True,
     ),
+    "train-placer": Command(
+        "Teach a SpotViT where to look, without labels: a placer that agrees with the model's own full-grid answers.",
+        "training.placer:run_placer_training",
+        ("training.placer:TrainPlacerArguments",),
+        records_command=True,
+    ),
     "pretrain": Command(
         "Pre-train a SpotViT without labels, by predicting masked windows. Takes all of transformers' TrainingArguments too.",
         "training.pretraining:run_pretraining",

@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 
 from .budgets import check_confidence, check_looks, check_num_tokens
 from .merging import check_merge_tokens
+from .placer import check_placer
 
 
 WINDOW_BORDERS = ("repeat", "zero")
@@ -15,7 +16,7 @@ KERNEL_CENTERS = ("cells", "mesh")
 KERNEL_UNITS = ("cells", "pixels")
 KERNEL_NORMALIZATIONS = (None, "image", "batch")
 # With which a model can place tokens by itself: no random numbers, and nothing but the image.
-MODEL_PLACEMENTS = ("isotropic", "foveated_edge", "foveated_center")
+MODEL_PLACEMENTS = ("isotropic", "foveated_edge", "foveated_center", "learned")
 POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
@@ -106,8 +107,10 @@ class SpotViTConfig(PreTrainedConfig):
         num_tokens (`int` or `list[int]`, *optional*): tokens per image where a classifier is given no `coordinates`: it
             then places them itself. Several, ascending: a look with each in turn, until it is sure. By default all cells of
             the grid.
-        placement (`str`, defaults to `"isotropic"`): how it does: `"isotropic"`, `"foveated_edge"` or `"foveated_center"`,
-            whose windows always cover the image.
+        placement (`str`, defaults to `"isotropic"`): how it does: `"isotropic"`, `"foveated_edge"`, `"foveated_center"`, or
+            `"learned"`, by its placer. Windows always cover the image.
+        placer (`dict`, *optional*): of a classifier's own placer, which `spot-hf train-placer` trains: `thumbnail_size`,
+            `grid_size`, `width`, `height` and `hidden_size`, see [`SpotViTPlacer`]. By default it has none.
         confidence (`float` or `list[float]`, *optional*): with several `num_tokens`, the probability of the likeliest class
             with which an image needs no further look: one, or one for each look but the last.
         calibration (`dict`, *optional*): what `spot-hf calibrate` has measured for `num_tokens`: `temperature`, one per
@@ -159,6 +162,7 @@ class SpotViTConfig(PreTrainedConfig):
     norm_pix_loss: bool = True
     num_tokens: int | list[int] | tuple[int, ...] | None = None
     placement: str = "isotropic"
+    placer: dict[str, Any] | None = None
     confidence: float | int | list[float] | tuple[float, ...] | None = None
     calibration: dict[str, Any] | None = None
     merge_tokens: float | int | list[int] | tuple[int, ...] = 0.0
@@ -264,6 +268,10 @@ class SpotViTConfig(PreTrainedConfig):
                 check_confidence(self.confidence, len(looks))
         elif self.num_tokens is not None:
             check_num_tokens(self.num_tokens)
+        if self.placer is not None:
+            check_placer(self.placer)
+        elif self.placement == "learned":
+            raise ValueError("`placement` 'learned' needs a `placer`, which `spot-hf train-placer` trains; got none")
         check_merge_tokens(self.merge_tokens, self.num_hidden_layers)
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}")

@@ -66,7 +66,7 @@ def _inverse_cdf(mass: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
     its mass before it: `(batch_size, num_quantiles)`."""
     mass = mass / mass.sum(1, keepdim=True)
     cumulative = torch.nn.functional.pad(mass.cumsum(1), (1, 0))
-    wanted = quantiles.expand(len(mass), -1).contiguous()
+    wanted = quantiles.expand(mass.shape[0], -1).contiguous()
     last = mass.shape[1] - 1
     cell = (torch.searchsorted(cumulative.detach(), wanted, right=True) - 1).clamp(0, last)
     within = (wanted - cumulative.gather(1, cell)) / mass.gather(1, cell)

@@ -35,6 +35,7 @@ from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
 from .input_checks import check_merging, check_model_inputs
 from .merging import merge_tokens, schedule_of
 from .placement import grid, place_images
+from .placer import SpotViTPlacer
 from .positions import SpotViTPositionEmbeddings
 from .windows import sample_windows
 
@@ -437,15 +438,17 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         self.num_labels = config.num_labels
         self.spot_vit = SpotViTModel(config)
         self.classifier = nn.Linear(config.pooled_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.placer = SpotViTPlacer(config) if config.placer is not None else None
         self.post_init()
 
-    def place(self, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+    def place(self, pixel_values: torch.Tensor, num_tokens: int, placement: str | None = None) -> dict[str, torch.Tensor]:
         """
-        Where the model itself places tokens (`config.placement`), for [`forward`].
+        Where the model itself places tokens, for [`forward`].
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): the images.
             num_tokens (`int`): per image, at least 1.
+            placement (`str`, *optional*): of `config.placement`, which is the default: `"learned"` asks the model's placer.
 
         Returns:
             `dict`: `coordinates` `(batch_size, num_tokens, 2)`, float32, `(x, y)` in [0, 1], model frame; and `window_scales`
@@ -453,12 +456,21 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         """
         check_model_inputs(self.config, pixel_values, None, None, None)
         check_num_tokens(num_tokens)
-        placed = self._place(pixel_values, num_tokens)
+        placed = self._place(pixel_values, num_tokens, placement)
         return {name: one.expand(len(pixel_values), *one.shape[1:]) for name, one in placed.items()}
 
-    def _place(self, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+    def _place(self, pixel_values: torch.Tensor, num_tokens: int, placement: str | None = None) -> dict[str, torch.Tensor]:
         """As [`place`]; a batch of 1 where it holds for all images."""
-        coordinates, scales = place_images(self.config.placement, num_tokens, pixel_values, self.config.patch_size)
+        placement = self.config.placement if placement is None else placement
+        scales: torch.Tensor | None
+        if placement != "learned":
+            coordinates, scales = place_images(placement, num_tokens, pixel_values, self.config.patch_size)
+        elif self.placer is not None:
+            coordinates, scales = self.placer.place(pixel_values, num_tokens)
+        else:
+            raise ValueError(
+                f"`placement` {placement!r} needs a placer, which `spot-hf train-placer` trains; got a model without one"
+            )
         return {"coordinates": coordinates, **({} if scales is None else {"window_scales": scales})}
 
     @can_return_tuple
@@ -526,7 +538,18 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
     def _look(self, pixel_values, placed, labels, budgets, **kwargs) -> SpotViTImageClassifierOutput:
         """Several looks, each at the images of which the one before was not sure."""
         if self.training:
-            raise ValueError(f"`num_tokens` must be one number in training; got {list(budgets.num_tokens)}")
+            raise ValueError(
+                f"`num_tokens` must be one number in training, or `config.num_tokens` None for all cells of the grid; got "
+                f"{list(budgets.num_tokens)}"
+            )
+        if self.num_labels < 2 or self.config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"several `num_tokens` need a classifier that picks one of several classes; got num_labels={self.num_labels} "
+                f"and problem_type={self.config.problem_type!r}"
+            )
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name):
+                raise ValueError(f"`{name}` is not for several `num_tokens`: images have different numbers of looks")
         check_model_inputs(self.config, pixel_values, **placed)
         if placed["coordinates_mask"] is not None:
             raise ValueError("`coordinates_mask` is not for several `num_tokens`: a look has as many in every image")

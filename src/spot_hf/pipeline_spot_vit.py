@@ -11,7 +11,6 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 from .placement import check_takes_saliency, get_placement
 
 
-BUDGET_PARAMETERS = ("confidence", "max_mean_tokens", "merge_tokens")
 PLACEMENT_PARAMETERS = ("num_tokens", "placement", "coordinates", "seed", "saliency", "boxes", "window_scales", "outside")
 # What one image, given as a dict, can have of its own. The row of a data set may have any other columns.
 INPUT_KEYS = ("image", "coordinates", "saliency", "boxes", "image_id", "window_scales")
@@ -63,10 +62,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"`top_k` must be a positive integer; got {top_k!r}")
-        budget = {"confidence": confidence, "max_mean_tokens": max_mean_tokens, "merge_tokens": merge_tokens}
-        forward.update({name: value for name, value in budget.items() if value is not None})
-        if confidence is not None and max_mean_tokens is not None:
-            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+        forward.update(self._budget_of(num_tokens, confidence, max_mean_tokens))
+        if merge_tokens is not None:
+            forward["merge_tokens"] = merge_tokens
         placed = {name: value for name, value in (("num_tokens", num_tokens), ("placement", placement)) if value is not None}
         if coordinates is not None and (saliency is not None or boxes is not None):
             name = "saliency" if saliency is not None else "boxes"
@@ -79,17 +77,34 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 check_takes_saliency(name, placement)
         given = (num_tokens, placement, coordinates, seed, saliency, boxes, window_scales, outside)
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
-        if num_tokens is not None:
-            forward["num_tokens"] = num_tokens
+        if placement is not None:
+            forward["placement"] = placement
         # Arguments of a call override those that the pipeline was made with.
         if coordinates is not None:
             preprocess.update(num_tokens=None, placement=None)
-            forward["num_tokens"] = None
+            forward.update(num_tokens=None, confidence=None, max_mean_tokens=None)
         elif placed:
             preprocess["coordinates"] = None
         if return_coordinates is not None:
             postprocess["return_coordinates"] = return_coordinates
         return preprocess, forward, postprocess
+
+    @staticmethod
+    def _budget_of(num_tokens: Any, confidence: Any, max_mean_tokens: Any) -> dict[str, Any]:
+        """How many tokens, and when they are enough, of a call: what it names takes the place of what the pipeline was made
+        with, also where one excludes the other."""
+        if confidence is not None and max_mean_tokens is not None:
+            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+        given = {"confidence": confidence, "max_mean_tokens": max_mean_tokens}
+        if num_tokens is None:
+            named = any(value is not None for value in given.values())
+            return given if named else {}
+        for name, value in given.items():
+            if value is not None and not isinstance(num_tokens, (list, tuple)):
+                raise ValueError(
+                    f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r} and {num_tokens!r}"
+                )
+        return {"num_tokens": num_tokens, **given}
 
     def __call__(self, inputs: Any, **kwargs: Any):
         """
@@ -106,8 +121,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 itself.
             confidence, max_mean_tokens, merge_tokens (*optional*): when the model is sure, and how many of its tokens merge:
                 as [`SpotViTForImageClassification.forward`] takes them.
-            placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`; the saved default where
-                not given.
+            placement (`str`, *optional*): the spatial prior, such as `"isotropic"` or `"center"`, or `"learned"`, by the
+                model's placer; the saved default where not given.
             coordinates (*optional*): positions `(x, y)` relative to the original image, in [0, 1]: one set
                 `(num_tokens, 2)` for all images, or, for a list of images, one set per image.
             seed (`int`, *optional*): seed of random placements.
@@ -186,11 +201,22 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 own["image_ids"] = [inputs["image_id"]]
             parameters, inputs = {**parameters, **own}, inputs["image"]
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
+        if parameters.get("placement") == "learned" and parameters.get("window_scales") is not None:
+            raise ValueError("`window_scales` excludes `placement='learned'`, whose windows cover the image; got both")
+        if self._is_free(parameters) and parameters.get("window_scales") is not None:  # the model's own would cover the image
+            parameters["num_tokens"] = parameters.get("num_tokens") or self.model.config.num_tokens
+            parameters["placement"] = "isotropic"
         if self._places_itself(parameters):
             parameters["num_tokens"] = None
             parameters["placement"] = "grid"
             pixel_values = self.image_processor(images=image, return_tensors="pt", **parameters)["pixel_values"]
-            return {"pixel_values": pixel_values.to(self.dtype), "image_size": torch.tensor([_image_size(image)])}
+            return {
+                "window_scales": torch.ones(1, 1),
+                "pixel_values": pixel_values.to(self.dtype),
+                "coordinates": torch.full((1, 1, 2), 0.5),
+                "coordinates_mask": torch.zeros(1, 1, dtype=torch.bool),  # no token yet: to be placed in a batch
+                "image_size": torch.tensor([_image_size(image)]),
+            }
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
         salient = [parameters.get(name) for name in ("saliency", "boxes")]
@@ -211,6 +237,10 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     def _places_itself(self, parameters: dict[str, Any]) -> bool:
         """Whether the model places the tokens of an image: where nobody else does, and it has been told how many by the call,
         which then names several, or by its config."""
+        return parameters.get("placement") == "learned" or self._is_free(parameters)
+
+    def _is_free(self, parameters: dict[str, Any]) -> bool:
+        """Whether nobody says where tokens sit, and the call, which then names several numbers, or the config how many."""
         given = ("coordinates", "placement", "saliency", "boxes")
         if any(parameters.get(name) is not None for name in given):
             return False
@@ -220,18 +250,22 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         saved = (self.image_processor.num_tokens, self.image_processor.placement)
         return saved == (None, None) and getattr(self.model.config, "num_tokens", None) is not None
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], num_tokens=None, **budget) -> dict[str, torch.Tensor]:
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], num_tokens=None, placement=None, **budget
+    ) -> dict[str, torch.Tensor]:
         image_size = model_inputs.pop("image_size")
-        looks = self.model.config.num_tokens if num_tokens is None and "coordinates" not in model_inputs else num_tokens
+        own = ~model_inputs["coordinates_mask"].any(1)  # images whose tokens the model places
+        looks = self.model.config.num_tokens if num_tokens is None and bool(own.any()) else num_tokens
         if isinstance(looks, (list, tuple)):
             budget["num_tokens"] = list(looks)
-        if "coordinates" not in model_inputs:  # or the model would not tell where it looked
-            placed = [self.model.place(model_inputs["pixel_values"], count) for count in _as_list(looks)]
-            ones = model_inputs["pixel_values"].new_ones(len(image_size), 1, dtype=torch.float32)
-            sizes = [one.get("window_scales", ones.expand(-1, one["coordinates"].shape[1])) for one in placed]
-            model_inputs["coordinates"] = torch.cat([one["coordinates"] for one in placed], dim=1)
-            model_inputs["window_scales"] = torch.cat(sizes, dim=1)
-            model_inputs["coordinates_mask"] = torch.ones_like(model_inputs["window_scales"], dtype=torch.bool)
+            if bool(own.any()) and not bool(own.all()):
+                raise ValueError(f"an input's `coordinates` and several `num_tokens` exclude each other; got {list(looks)}")
+        else:
+            for name in ("confidence", "max_mean_tokens"):
+                if budget.pop(name, None) is not None:
+                    raise ValueError(f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got one number, or none")
+        if bool(own.any()):
+            self._place(model_inputs, own, _as_list(looks), "learned" if placement == "learned" else None)
         coordinates, mask = model_inputs["coordinates"], model_inputs["coordinates_mask"]
         scales = model_inputs["window_scales"].masked_fill(~mask, 1.0)  # padding was filled with zeros
         model_inputs["window_scales"] = scales
@@ -248,6 +282,22 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "window_scales": scales,
             "image_size": image_size,
         }
+
+    def _place(self, inputs: dict[str, torch.Tensor], own: torch.Tensor, looks: list[int], placement: str | None) -> None:
+        """Fills in where the model looks in the images `own` `(batch_size,)` of a batch; the others keep their tokens."""
+        placed = [self.model.place(inputs["pixel_values"][own], count, placement) for count in looks]
+        coordinates = torch.cat([one["coordinates"] for one in placed], dim=1)
+        ones = torch.ones_like(coordinates[..., 0])
+        scales = [one.get("window_scales", ones[:, :count]) for one, count in zip(placed, looks, strict=True)]
+        found = {"coordinates": coordinates, "window_scales": torch.cat(scales, dim=1), "coordinates_mask": ones.bool()}
+        longest = max(coordinates.shape[1], inputs["coordinates"].shape[1])
+        for name, value in found.items():
+            before = inputs[name]
+            after = before.new_zeros(len(own), longest, *before.shape[2:])
+            after[:, : before.shape[1]] = before
+            after[own] = 0
+            after[own, : value.shape[1]] = value.to(after.dtype)
+            inputs[name] = after
 
     def postprocess(self, model_outputs, function_to_apply=None, top_k=5, return_coordinates=False):
         predictions = super().postprocess(model_outputs, function_to_apply=function_to_apply, top_k=top_k)
@@ -266,6 +316,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         """Whether the placement of a call, or else the saved one, takes what is salient; where neither is named, whether a
         number of tokens is, which is then placed by it."""
         placement = parameters.get("placement") or self.image_processor.placement
+        if placement == "learned":
+            return False
         if placement is None:
             return parameters.get("num_tokens") is not None
         return get_placement(placement).saliency

@@ -245,7 +245,8 @@ PLACEMENTS = {
 BUILT_IN = tuple(PLACEMENTS)
 # Of other methods, beside which an evaluation names placements.
 OTHER_METHODS = (
-    "full_grid", "shrunken_image", "larger_windows", "token_merging", "token_merging_same_cost", "oracle",
+    "learned", "learned_control", "calibrated", "full_grid", "shrunken_image", "larger_windows", "token_merging",
+    "token_merging_same_cost", "oracle",
 )  # fmt: skip
 MAX_TOKENS = 65536
 COVER = "cover"  # window scales with which the windows' areas sum to the image's
@@ -494,6 +495,8 @@ def place_images(
         scales `(batch_size or 1, num_tokens)`, float32, in patches, or `None` where all are 1.
     """
     (height, width), device = pixel_values.shape[-2:], pixel_values.device
+    if placement not in ("isotropic", "foveated_edge", "foveated_center"):
+        raise ValueError(f"`placement` must be isotropic, foveated_edge, foveated_center or learned; got {placement!r}")
     if placement == "foveated_edge":
         return foveate(edge_density(pixel_values, patch_size), num_tokens, height, width, patch_size)
     if placement == "foveated_center":

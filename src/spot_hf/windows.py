@@ -109,22 +109,16 @@ def sample_windows(
         pyramid.append(nn.functional.avg_pool2d(pyramid[-1], 2, ceil_mode=True, count_include_pad=False))
     pixels = torch.cat([one.flatten(2) for one in pyramid], dim=2)
     level = window_scales.to(dtype).log2().clamp(0, highest)[..., None]
-    lower = level.detach().floor().clamp_max(max(0, highest - 1)).long()
+    lower = level.detach().floor().long().clamp(0, max(0, highest - 1))
+    # Of the levels: how many times smaller, height, width, first pixel. Made on the device, which nothing has to be sent to.
+    shrunk = 2 ** torch.arange(len(pyramid), device=image.device)
+    level_height, level_width = ((side + shrunk - 1) // shrunk for side in (height, width))
+    level_start = (level_height * level_width).cumsum(0) - level_height * level_width
     windows = torch.zeros((), dtype=dtype, device=image.device)
     for k in (lower, lower + 1):
-        heights, widths, starts, shrinking = _levels(pyramid, k)
+        heights, widths, starts, shrinking = (one[k] for one in (level_height, level_width, level_start, shrunk))
         # A pixel of level k is the mean of 2^k × 2^k pixels of the image.
         x, y = ((center + offsets) / shrinking + (0.5 / shrinking - 0.5) for center in (center_x, center_y))
         weight = (1 - (level - k).abs()).clamp(min=0)[..., None, None]
         windows = windows + weight * _sample_bilinear(pixels, x, y, heights, widths, border, starts)
     return windows
-
-
-def _levels(pyramid: list[torch.Tensor], k: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Height, width, first pixel and 2^k of the levels `k`, int64 of any shape."""
-    table, start = [], 0
-    for number, level in enumerate(pyramid):
-        height, width = level.shape[-2:]
-        table.append((height, width, start, 2**number))
-        start += height * width
-    return tuple(torch.tensor(column, device=k.device)[k] for column in zip(*table, strict=True))

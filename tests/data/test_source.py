@@ -11,6 +11,7 @@ from coordinate_runs import CLASSES, picture, write_pictures
 
 from spot_hf import OracleArguments, join_coordinates
 from spot_hf.cli import main
+from spot_hf.data.encoded import image_ids
 from spot_hf.data.saliency import boxes_of_images, read_boxes_csv
 from spot_hf.data.source import DatasetSource, SalientSource, load_images
 
@@ -196,6 +197,10 @@ def test_a_part_of_a_split(tmp_path):
         picture(0, (8, 8)).save(tmp_path / "train" / name / "0.png")
     found = load(tmp_path, dataset_split="train[1:3]")
     assert found["label"][:] == [1, 2] and str(found.split) == "train[1:3]"
+    assert image_ids(found.map(lambda row: {"image": row["image"].convert("L")})) == [
+        "train/1",
+        "train/2",
+    ]  # as in the whole split
     assert found.features["label"].names == ["ant", "bee", "cat", "dog"]
     assert load(tmp_path, dataset_split="train[75%:]")["label"][:] == [3]
     assert len(load(tmp_path, dataset_split="train[:3]", max_samples=2)) == 2

@@ -161,13 +161,19 @@ def test_an_evaluation_with_budgets_per_image(source, model, tmp_path):
     rows = json.loads((tmp_path / "out/results.json").read_text())["results"]
     budgets = {(row["way"], row["confidence"]): row for row in rows if "looks" in row}
     fixed = {(row["way"], row["num_tokens"]): row for row in rows if "looks" not in row}
-    assert len(budgets) == 2 * 2 * 4 and {row["looks"] == COUNTS for row in budgets.values()} == {True}
+    assert len(budgets) == 2 * 2 * 3 + 1 and {row["looks"] == COUNTS for row in budgets.values()} == {True}
     for name in ("isotropic, cover, merged 0", "uniform, cover, merged 0.5"):
         at_once, never = budgets[f"{name}, until sure", 0.0], budgets[f"{name}, until sure", 2.0]
         assert at_once["mean_tokens"] == 4 and never["mean_tokens"] == 29
         # A temperature leaves the likeliest class.
         assert at_once["top_1"] == fixed[name, 4]["top_1"] and never["top_1"] == fixed[name, 16]["top_1"]
-    assert 4 <= budgets["isotropic, cover, merged 0, until sure", "saved"]["mean_tokens"] <= 29
+    # As it was calibrated, on all of the images: those on which thresholds were picked, and those that they were measured on.
+    calibration = SpotViTConfig.from_pretrained(model).calibration
+    chosen = [point["confidence"] for point in calibration["points"]].index(SpotViTConfig.from_pretrained(model).confidence)
+    both = calibration["points"][chosen], calibration["evaluation"]["points"][chosen]
+    saved = budgets["calibrated, until sure", "saved"]
+    assert saved["mean_tokens"] == pytest.approx(np.mean([one["mean_tokens"] for one in both]))
+    assert saved["top_1"] == pytest.approx(np.mean([one["accuracy"] for one in both]))
     report = (tmp_path / "out/README.md").read_text()
     assert "Budget per image: looks with 4, 9, 16 tokens" in report
     assert main([*words, "--confidence", "0", "0.25", "2", "saved"]) == 0  # it resumes: nothing is left to do
@@ -210,3 +216,63 @@ def test_a_calibrated_copy(source, model, tmp_path):
     assert copy.config.placement == "foveated_center" and copy.config.num_tokens == COUNTS
     assert SpotViTConfig.from_pretrained(model).num_tokens is None
     assert "## Budget per image" in (tmp_path / "copy/README.md").read_text()
+
+
+def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
+    """A directory of an earlier version, whose processor places 4 tokens: afterwards the model decides, as remote code too."""
+    from spot_hf import SpotViTImageProcessorPil
+
+    for name in ("budgets.py", "merging.py"):
+        (model / name).unlink()
+    (model / "modeling_spot_vit.py").write_text("# of an earlier version\n")
+    SpotViTImageProcessorPil.from_pretrained(model, num_tokens=4, placement="isotropic").save_pretrained(model)
+    arguments = CalibrateArguments(model=str(model), dataset_name=source[1], num_tokens=COUNTS, mean_tokens=12, num_workers=0)
+    run_calibration(arguments)
+    assert (model / "budgets.py").is_file() and "SpotViTForImageClassification" in (model / "modeling_spot_vit.py").read_text()
+    processor = SpotViTImageProcessorPil.from_pretrained(model)
+    assert processor.num_tokens is None and processor.placement is None
+
+
+def test_fine_tuning_drops_what_was_calibrated(source, model, tmp_path, capsys):
+    """Also as the teacher, the model is asked for its full grid."""
+    arguments = CalibrateArguments(model=str(model), dataset_name=source[1], num_tokens=COUNTS, mean_tokens=12, num_workers=0)
+    run_calibration(arguments)
+    words = ["train", "--model", str(model), "--dataset_name", source[1], "--dataset_split", "validation", "--num_tokens", "4"]
+    words += ["--distill_weight", "1", "--feature_weight", "1", "--eval_strategy", "no", "--max_steps", "2"]
+    words += ["--per_device_train_batch_size", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
+    assert main([*words, "--output_dir", str(tmp_path / "tuned")]) == 0
+    assert "budgets per image are not kept" in capsys.readouterr().out
+    config = SpotViTConfig.from_pretrained(tmp_path / "tuned")
+    assert config.num_tokens is config.confidence is config.calibration is None
+
+
+def test_parts_of_a_split_that_overlap_are_refused(source, model, tmp_path):
+    given = {"model": str(model), "dataset_name": source[1], "num_tokens": COUNTS, "mean_tokens": 12.0, "num_workers": 0}
+    for first, second in (
+        ("validation[:20]", "validation[10:]"),
+        ("validation", "validation[10:]"),
+        ("validation", "validation"),
+    ):
+        with pytest.raises(ValueError, match="must have no images of `dataset_split`"):
+            run_calibration(CalibrateArguments(**given, dataset_split=first, eval_dataset_split=second))
+    run_calibration(CalibrateArguments(**given, dataset_split="validation[:20]", eval_dataset_split="validation[20:]"))
+    words = ["train", "--model", str(model), "--dataset_name", source[1], "--num_tokens", "4", "--max_steps", "1"]
+    words += ["--dataset_split", "validation[:30]", "--output_dir", str(tmp_path / "tuned"), "--report_to", "none"]
+    assert main(words) == 2 and main([*words, "--eval_dataset_split", "validation[20:]"]) == 2
+
+
+def test_saved_looks_need_a_calibrated_model(source, tmp_path, capsys):
+    words = [
+        "evaluate",
+        "--model",
+        str(source[0]),
+        "--dataset_name",
+        source[1],
+        "--num_tokens",
+        "4",
+        "9",
+        "--confidence",
+        "saved",
+    ]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "as `spot-hf calibrate` saves them" in capsys.readouterr().err and not (tmp_path / "out").exists()

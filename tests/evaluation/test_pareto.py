@@ -37,7 +37,7 @@ def test_what_the_report_says(tmp_path):
     assert "| b: shrunken_image | 9 | 8.0× | 55.0 | 60.0 | +5.0" in said
     said = "\n".join(write_pareto(tmp_path, [*ours, below, above], "a", "cpu"))
     assert "1 of the rivals' 2 best points lie above the curve of `a`: b: shrunken_image (2.0×, 94.0 %)." in said
-    with pytest.raises(ValueError, match="got only one of both"):
+    with pytest.raises(ValueError, match="got only one of the two"):
         write_pareto(tmp_path, ours, "a", None)
 
 

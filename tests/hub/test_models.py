@@ -21,6 +21,7 @@ CODE = {
     "foveation.py",
     "budgets.py",
     "merging.py",
+    "placer.py",
     "input_checks.py",
     "placement.py",
     "pipeline_spot_vit.py",

@@ -1,6 +1,7 @@
 """Images as their source stores them: bytes, an id, where they are."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -125,9 +126,16 @@ def image_id_of(path: str | None, index: int, split: str) -> str:
         `str`: the file's name; in an archive, its path below the archive; without a path, `SPLIT/INDEX`.
     """
     if not path:
-        return f"{split}/{index}"
+        name, start, _ = rows_of_part(split)
+        return f"{name}/{start + index}"
     member, chained, _ = path.partition("::")
     return member.partition("://")[2] if chained else Path(path).name
+
+
+def rows_of_part(split: str) -> tuple[str, int, float]:
+    """Of a split, or a part of one such as `train[100:900]`: the split's name, the first row, and the one after the last."""
+    found = re.fullmatch(r"(.+)\[(\d+):(\d+)\]", split)
+    return (found[1], int(found[2]), int(found[3])) if found else (split, 0, math.inf)
 
 
 def image_paths(images: datasets.Dataset, image_column_name: str = "image") -> list[str | None]:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError
 from ..jobs.versions import hub_commit, public_name
 from ..placement import get_placement
 from .digits import DIGITS, load_digits
-from .encoded import encoded, image_ids, image_paths
+from .encoded import encoded, image_ids, image_paths, rows_of_part
 from .failures import check_max_failed_share
 from .saliency import boxes_of_images, check_saliency_column, read_boxes_csv
 
@@ -188,13 +188,20 @@ def _load_split(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
 
 
 def _slice(dataset: datasets.Dataset, split: str) -> datasets.Dataset:
-    """A part of a split, as `datasets` writes it, such as `train[:90%]`; it is called so."""
+    """A part of a split, as `datasets` writes it, such as `train[:90%]`; it is called by its rows, as `train[0:900]`."""
     try:
         (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({split.partition("[")[0]: len(dataset)})
     except (ValueError, AssertionError):
         raise ValueError(f"`dataset_split` must be a split or a part of one, such as train[:90%]; got {split!r}") from None
-    selected = dataset.select(range(part.from_ or 0, len(dataset) if part.to is None else part.to))
-    return datasets.Dataset(selected.data, info=selected.info, split=datasets.NamedSplit(split))
+    start, stop = part.from_ or 0, len(dataset) if part.to is None else part.to
+    selected = dataset.select(range(start, stop)).flatten_indices()
+    return datasets.Dataset(selected.data, info=selected.info, split=datasets.NamedSplit(f"{part.splitname}[{start}:{stop}]"))
+
+
+def parts_overlap(first: str, second: str) -> bool:
+    """Whether two splits, or parts of splits as [`load_images`] calls them, can have images in common."""
+    (name, low, high), (other, other_low, other_high) = rows_of_part(first), rows_of_part(second)
+    return name == other and low < other_high and other_low < high
 
 
 def _with_class_labels(splits: dict[str, datasets.Dataset], split: str, source: DatasetSource) -> datasets.Dataset:

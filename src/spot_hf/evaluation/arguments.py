@@ -55,8 +55,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
     placement: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Priors that place them, or module:function (default: all built-in ones but the foveated; salient and "
-            "inverse_salient where it is known what is salient)."
+            "help": "Priors that place them, or module:function; learned: by the model's placer; learned_control: as it says "
+            "of another image (default: all built-in ones but the foveated; with saliency also those that need it)."
         },
     )
     window_scales: list[str] | None = field(
@@ -76,7 +76,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         default=None,
         metadata={
             "help": "Also give each image a budget of its own: looks with all of --num_tokens in turn, until the model is as "
-            "sure as each of these, such as 0.8 0.9; or saved: as calibrated."
+            "sure as each of these, such as 0.8 0.9; or saved: the model's own looks, as calibrated."
         },
     )
     baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})
@@ -202,6 +202,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
             self._check_pareto()
         for name in self.placements:
             check_placement_name(name)
+            if name in ("learned", "learned_control"):
+                continue
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
             self.check_saliency_of(name)
@@ -247,7 +249,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
-        recorded.update(recorded_placements(self.placements))
+        recorded.update(recorded_placements(name for name in self.placements if not name.startswith("learned")))
         for name in ("window_scales", "merge_tokens", "confidence"):  # as before there were these options
             if getattr(self, name) is None:
                 del recorded[name]

@@ -1,14 +1,14 @@
 """`spot-hf calibrate`: when is a model sure? Picks the confidence with which an image needs no further look.
 
-Each look's logits get a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), so that a confidence means
-the same after every look. Of all thresholds, those are kept with which the images of one split are expected to be classified
-best for what they cost; expected by the confidences, as there are few mistakes to count. What they come to is measured on
-another split.
+Each look's logits get a temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), so that confidences after
+different looks can be compared. Of all thresholds, those are kept with which the images of one split are expected to be
+classified best for what they cost; expected by the confidences, as there are few mistakes to count. What they come to is
+measured on another split.
 """
 
 import itertools
-import json
 import logging
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..configuration_spot_vit import MODEL_PLACEMENTS
 from ..data.batches import FailureCount, Preparation, Work, batches_of
 from ..data.failures import describe_failures
 from ..data.labels import LabelledSource, match_labels
-from ..data.source import load_images, pinned
+from ..data.source import load_images, parts_overlap, pinned
 from ..hub.cards import with_section
 from ..hub.loading import ModelSource, open_model
 from ..hub.models import save_model
@@ -163,6 +163,13 @@ def run_calibration(arguments: CalibrateArguments, *, command: str | None = None
     points = frontier(first, temperature, arguments.num_tokens)
     chosen = _choose(points, arguments)
     measured = [_measure(second, temperature, arguments.num_tokens, point) for point in points]
+    there = measured[points.index(chosen)]
+    if arguments.accuracy is not None and there["accuracy_high"] < arguments.accuracy:
+        logger.warning(
+            f"on the images to measure on, the accuracy is {there['accuracy']:.1f} % ({there['accuracy_low']:.1f} to "
+            f"{there['accuracy_high']:.1f}), below the {arguments.accuracy:g} % that was asked for, and reached where "
+            "thresholds were picked"
+        )
     calibration = {
         "num_tokens": list(arguments.num_tokens),
         "temperature": temperature,
@@ -190,8 +197,8 @@ def _looks_at_splits(arguments: CalibrateArguments, source: ModelSource) -> tupl
     first, name = _look(arguments, source, model, arguments.dataset_split)
     if arguments.eval_dataset_split is not None:
         second, other = _look(arguments, source, model, arguments.eval_dataset_split)
-        if name == other:
-            raise ValueError(f"`eval_dataset_split` must be another split than `dataset_split`; got {name!r} twice")
+        if parts_overlap(name, other):
+            raise ValueError(f"`eval_dataset_split` must have no images of `dataset_split`; got {other!r} and {name!r}")
         return first, second, (name, other)
     if len(first.labels) < 2:
         raise ValueError(f"`dataset_split` must have at least 2 images; {name!r} has {len(first.labels)}")
@@ -308,15 +315,18 @@ def _write(arguments: CalibrateArguments, source: ModelSource, calibration: dict
         "placement": source.config.placement,
         "calibration": calibration,
     }
+    model, image_processor = source.load(), source.load_image_processor()
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    given = {name: getattr(image_processor, name) for name in ("num_tokens", "placement", "window_scales")}
+    if any(value is not None for value in given.values()):
+        logger.info("the image processor no longer places tokens by default (%s): the model does", given)
+        for name in given:
+            setattr(image_processor, name, None)
     if arguments.output_dir is not None:
-        model = source.load()
-        for name, value in changes.items():
-            setattr(model.config, name, value)
-        save_model(model, source.load_image_processor(), directory, repo_id=public_name(arguments.model))
+        save_model(model, image_processor, directory, repo_id=public_name(arguments.model))
     else:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        with write_atomically(directory / "config.json") as file:
-            file.write((json.dumps({**config, **changes}, indent=2, sort_keys=True) + "\n").encode())
+        _update(directory, model, image_processor)
     text = "\n".join(_section(calibration, chosen, source.config.placement))
     card_path = directory / "README.md"
     if card_path.is_file():
@@ -326,6 +336,20 @@ def _write(arguments: CalibrateArguments, source: ModelSource, calibration: dict
             file.write(f"---\n{card.data.to_yaml()}\n---\n\n{body}\n".encode())
     logger.info(text)
     logger.info("\nwritten to %s: config.json%s", directory, ", README.md" if card_path.is_file() else "")
+
+
+def _update(directory: Path, model: Any, image_processor: Any) -> None:
+    """Of a model's directory all but the weights and the card: also the code, which an earlier version may have written and
+    remote code runs. The config comes last."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, image_processor, folder, repo_id=directory.name)
+        files = [
+            *sorted(Path(folder).glob("*.py")),
+            *(Path(folder) / name for name in ("preprocessor_config.json", "config.json")),
+        ]
+        for path in files:
+            with write_atomically(directory / path.name) as file:
+                file.write(path.read_bytes())
 
 
 def _section(calibration: dict[str, Any], chosen: int, placement: str) -> list[str]:
@@ -338,8 +362,8 @@ def _section(calibration: dict[str, Any], chosen: int, placement: str) -> list[s
         f"split `{calibration['dataset_split']}`, and measured on {evaluation['num_images']}, "
         f"`{evaluation['dataset_split']}`. An image costs all of its looks. In brackets: 95 % intervals.",
         "",
-        "| sure at | tokens per image | top-1, % | to all images at the last look, points, paired | |",
-        "|---|---:|---:|---:|---|",
+        "| sure at | tokens per image | top-1, % | vs. last look at every image (points, paired) | `max_mean_tokens` | |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for number, (point, measured) in enumerate(zip(calibration["points"], evaluation["points"], strict=True)):
         lines.append(
@@ -347,10 +371,13 @@ def _section(calibration: dict[str, Any], chosen: int, placement: str) -> list[s
             f"({measured['mean_tokens_low']:.1f} to {measured['mean_tokens_high']:.1f}) | {measured['accuracy']:.1f} "
             f"({measured['accuracy_low']:.1f} to {measured['accuracy_high']:.1f}) | "
             f"{measured['difference_to_last_look']:+.1f} ({measured['difference_low']:+.1f} to "
-            f"{measured['difference_high']:+.1f}) | {'**saved**' if number == chosen else ''} |"
+            f"{measured['difference_high']:+.1f}) | {point['mean_tokens']:.1f} | {'**saved**' if number == chosen else ''} |"
         )
     lines += ["", f"The same images with one budget for all, top-1 in percent: {fixed}."]
-    lines += ["", "`max_mean_tokens=` picks another row: the last one that had at most so many tokens where it was picked."]
+    lines += [
+        "",
+        "`max_mean_tokens=` picks another row, by its cost on the images that thresholds were picked on.",
+    ]
     if "command" in calibration:
         lines += ["", "```", calibration["command"], "```"]
     return lines

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..configuration_spot_vit import SpotViTConfig
 from ..data.batches import PlacementRequest, Shards
 from ..data.failures import FailedImage
 from ..placement import COVER, get_placement, is_placement
-from .arguments import EvaluationArguments
+from .arguments import SAVED, EvaluationArguments
 
 
 ORACLE = "oracle"  # the method that uses the label: a ceiling
+CALIBRATED = "calibrated"  # looks as the model's config says, at the model's own positions
+LEARNED = ("learned", "learned_control")  # by the model's placer: of the image, and, to compare, of another image
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,21 @@ class Cell:
         return cls(values["way"], values["num_tokens"], values["seed"], values["steps"], **later, looks=looks)
 
 
-def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
-    """All cells of a model whose grid has `num_cells`."""
+def is_placed(method: str) -> bool:
+    """Whether tokens are placed freely under a method, by its name in results, rather than it being a baseline."""
+    name = method.split(",")[0]
+    return name in (*LEARNED, CALIBRATED) or (is_placement(name) and name != "grid_subset")
+
+
+def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConfig) -> list[Cell]:
+    """All cells of a model whose grid has `num_cells`. `ValueError` where it has no calibrated looks, and is to be measured
+    with these."""
     cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
     for num_tokens in arguments.num_tokens:
         for name in arguments.placements:
+            if name in LEARNED:
+                cells += [Cell(name, num_tokens, merge_tokens=merged) for merged in arguments.merge_shares]
+                continue
             if get_placement(name).on_grid and num_tokens > num_cells:
                 continue
             seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if get_placement(name).random else [None]
@@ -82,6 +95,14 @@ def cells_of(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:
             cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
+    if SAVED in arguments.confidences:
+        if not isinstance(config.num_tokens, (list, tuple)) or config.confidence is None:
+            raise ValueError(
+                f"`confidence` {SAVED!r} needs a model whose config has several `num_tokens` and a `confidence`, as `spot-hf "
+                f"calibrate` saves them; got num_tokens={config.num_tokens}"
+            )
+        looks = tuple(config.num_tokens)
+        cells.append(Cell(CALIBRATED, looks[-1], looks=looks, confidence=SAVED))
     return cells + _budget_cells(arguments, num_cells)
 
 
@@ -90,6 +111,14 @@ def _budget_cells(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
     looks = tuple(sorted(arguments.num_tokens))
     cells = []
     for name in arguments.placements if arguments.confidence else []:
+        if name in LEARNED:
+            cells += [
+                Cell(name, looks[-1], None, None, None, merged, looks, confidence)
+                for merged in arguments.merge_shares
+                for confidence in arguments.confidences
+                if confidence != SAVED
+            ]
+            continue
         spec = get_placement(name)
         if spec.on_grid and looks[-1] > num_cells:
             continue
@@ -97,6 +126,7 @@ def _budget_cells(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
             cells += [
                 Cell(name, looks[-1], arguments.seed if spec.random else None, None, scales, merged, looks, confidence)
                 for confidence in arguments.confidences
+                if confidence != SAVED
             ]
     return cells
 

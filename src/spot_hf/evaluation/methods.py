@@ -16,7 +16,7 @@ from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
 from .arguments import EvaluationArguments
 from .baselines import merge_schedule_of_cost, shrink, shrunken_size
-from .cells import Cell
+from .cells import CALIBRATED, LEARNED, Cell
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Methods:
         if cell.method == "shrunken_image":
             size = shrunken_size(cell.num_tokens, self.height, self.width, config.patch_size)
             self.shrunken_sizes[cell] = size
-            return partial(self._run, partial(_encode, shrink(self.saved, *size)))
+            return partial(self._run, partial(_encode, shrink(self.saved, *size), merge_tokens=0.0))
         if cell.method.startswith("token_merging"):
             num_cells = (self.height // config.patch_size) * (self.width // config.patch_size)
             if cell.method == "token_merging":
@@ -76,22 +76,43 @@ class Methods:
             else:
                 schedule = merge_schedule_of_cost(num_cells, cell.num_tokens, config.hidden_size, config.num_hidden_layers)
             return partial(self._run, partial(_encode, self.model, merge_tokens=schedule))
+        if cell.method in LEARNED and self.model.placer is None:
+            raise ValueError(f"`placement` {cell.method!r} needs a model with a placer, which `spot-hf train-placer` trains")
         merging = {} if cell.merge_tokens is None else {"merge_tokens": cell.merge_tokens}
         if cell.looks is not None:
             return partial(self._run, partial(self._until_sure, cell, merging))
+        if cell.method in LEARNED:
+            return partial(self._run, partial(self._learned, cell, merging))
+        if cell.method == "full_grid":  # of which speeds are multiples
+            merging = {"merge_tokens": 0.0}
         return partial(self._run, partial(_encode, self.model, **merging))
+
+    def _learned(self, cell: Cell, merging: dict[str, float], pixel_values: torch.Tensor) -> Outputs:
+        """At the placer's positions, which are a part of what is timed."""
+        return _encode(self.model, pixel_values=pixel_values, **self._place(cell, pixel_values, cell.num_tokens), **merging)
+
+    def _place(self, cell: Cell, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
+        """By the placer; to compare, as it says of another image of the batch."""
+        placed = self.model.place(pixel_values, num_tokens, "learned")
+        return placed if cell.method == "learned" else {name: one.roll(1, 0) for name, one in placed.items()}
 
     def _until_sure(self, cell: Cell, merging: dict[str, float], pixel_values: torch.Tensor, **placed: Any) -> Outputs:
         """Several looks, sure among the classes that count."""
         assert cell.looks is not None
-        confidence = None if isinstance(cell.confidence, str) else cell.confidence
+        confidence = None if isinstance(cell.confidence, str) else cell.confidence  # or what was calibrated
         budgets = resolve_budgets(self.model.config, cell.looks, confidence)
         assert isinstance(budgets, Budgets)
         looks = [dict(zip(placed, parts, strict=True)) for parts in zip(*(placed[name] for name in placed), strict=True)]
 
         def classify(number: int, images: torch.Tensor) -> torch.Tensor:
-            inputs = {name: one[images] for name, one in looks[number].items() if one is not None}
-            return among(_encode(self.model, pixel_values=pixel_values[images], **inputs, **merging).logits, self.classes)
+            seen = pixel_values[images]
+            if cell.method == CALIBRATED:
+                inputs = self.model.place(seen, budgets.num_tokens[number])
+            elif cell.method in LEARNED:
+                inputs = self._place(cell, seen, budgets.num_tokens[number])
+            else:
+                inputs = {name: one[images] for name, one in looks[number].items() if one is not None}
+            return among(_encode(self.model, pixel_values=seen, **inputs, **merging).logits, self.classes)
 
         images = torch.arange(len(pixel_values), device=pixel_values.device)
         logits, spent = look_until_sure(classify, images, budgets)
@@ -105,7 +126,7 @@ class Methods:
         assert batch.pixel_values is not None
         size = self.shrunken_sizes.get(cell)
         inputs: dict[str, Any] = {"pixel_values": (batch.pixel_values if size is None else batch.shrunken[size]).to(device)}
-        if cell.looks is not None:
+        if cell.looks is not None and cell.placements:
             inputs["coordinates"] = [batch.coordinates[one].to(device) for one in cell.placements]
             scales = [batch.window_scales.get(one) for one in cell.placements]
             inputs["window_scales"] = [None if one is None else one.to(device) for one in scales]

@@ -1,7 +1,7 @@
 """`spot-hf evaluate --pareto`: accuracy against speed, of one model and of what a sceptic would use instead.
 
-Ours are the placements and budgets of the first model. Its baselines, and all that was measured of the other models, are the
-rivals: a ViT trained on shrunken images, token merging, a random subset of the grid.
+Ours are the placements, among them larger windows, and budgets of the first model. Its other baselines, and all that was
+measured of the other models, are the rivals: a ViT trained on shrunken images, token merging, a random subset of the grid.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..jobs.files import write_atomically
-from ..placement import is_placement
-from .cells import Line
+from .cells import Line, is_placed
 from .intervals import Difference
 from .report import COLORS, MARKERS
 from .results import Result, group_lines, identity_of, in_order
@@ -58,16 +57,10 @@ def points_of(results: Sequence[Result], lines: list[Line], first: str, speeds: 
     for row in results:
         if row.speed_up is None or row.top_1 is None or row.image_size is not None:
             continue
-        ours = row.model == first and _is_free(row.method)
+        ours = row.model == first and (is_placed(row.method) or row.method in ("full_grid", "larger_windows"))
         right = correct[row.model, row.image_size, row.method, row.num_tokens, row.confidence]
         found.append(Point(row, row.speed_up * speeds[row.model], right, ours))
     return found
-
-
-def _is_free(method: str) -> bool:
-    """Whether it is a placement off the grid, or the full grid itself, rather than a baseline."""
-    name = method.split(",")[0]
-    return name == "full_grid" or (is_placement(name) and name != "grid_subset")
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -91,7 +84,9 @@ def write_pareto(directory: Path, points: Sequence[Point], first: str, device: s
     """Writes the figure into a directory, and returns Markdown lines. `ValueError` where there is nothing to compare."""
     ours, rivals = [one for one in points if one.is_ours], [one for one in points if not one.is_ours]
     if not ours or not rivals:
-        raise ValueError("`pareto` needs placements of the first model, and baselines or other models; got only one of both")
+        raise ValueError(
+            "`pareto` needs placements of the first model, and baselines or other models; got only one of the two"
+        )
     curve, best_rivals = frontier(ours), frontier(rivals)
     with write_atomically(directory / PICTURE) as file:
         _figure(points, curve, first, device).savefig(file, dpi=150, format="png", bbox_inches="tight")
@@ -104,8 +99,8 @@ def write_pareto(directory: Path, points: Sequence[Point], first: str, device: s
     lines = [
         "## Accuracy against speed",
         "",
-        f"{said} Speed: images/s as a multiple of the full grid's, on the same batches. The curve: what of `{first}` nothing "
-        "else of it beats in both, straight between.",
+        f"{said} Speed: images/s as a multiple of the full grid's, on the same batches. The curve: the Pareto-optimal points "
+        f"of `{first}`, interpolated linearly.",
         "",
         f"![{PICTURE}]({PICTURE})",
         "",
@@ -118,7 +113,7 @@ def write_pareto(directory: Path, points: Sequence[Point], first: str, device: s
         lines.append(f"| {_name(one)} | {row.cost:.4g} | {one.speed:.1f}× | {interval} |")
     lines += [
         "",
-        "| the rivals' best | tokens per image | speed | top-1, % | the curve there | the curve's nearest point, less it "
+        "| the rivals' best | tokens per image | speed | top-1, % | the curve there | nearest point on the curve minus this "
         "(paired, 95 %) |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -160,10 +155,11 @@ def _figure(points: Sequence[Point], curve: Sequence[Point], first: str, device:
         label=f"{first}: placements and budgets",
     )  # fmt: skip
     axes.set_xscale("log")
-    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24) if tick <= 1.1 * max(one.speed for one in points)]
+    low, fast = min(one.speed for one in points), max(one.speed for one in points)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 48) if 0.9 * low <= tick <= 1.1 * fast]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlim(0.9, 1.15 * ticks[-1])
+    axes.set_xlim(0.9 * low, 1.15 * fast)
     high = max(one.top_1 for one in points)
     axes.set_ylim(max(0, min(one.top_1 for one in curve) - 12), min(100, high + 2))
     axes.set_xlabel(f"speed, as a multiple of the full grid's{'' if device is None else f' ({device})'}")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..data.failures import FailedImage
 from ..jobs.directory import Ledger
 from ..jobs.files import write_atomically
-from ..placement import is_placement
+from .cells import is_placed
 from .results import Result
 
 
@@ -227,7 +227,7 @@ def plot(
             axes.axhline(up[0], color="black", linewidth=1, linestyle=":", label=f"full grid, {int(across[0])} tokens")
             continue
         ticks.update(across if x != "cost" or not method.endswith("until sure") else [])
-        baseline = not is_placement(method.split(",")[0]) or method.startswith("grid_subset")
+        baseline = not is_placed(method)
         axes.plot(
             across,
             up,

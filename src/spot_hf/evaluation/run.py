@@ -211,7 +211,8 @@ class EvaluationRun:
 def _shape(config: Any) -> tuple[Any, ...]:
     """What a forward pass costs."""
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
-    return *sizes, config.patch_size, config.image_height_width, config.num_prefix_tokens
+    others = (config.patch_size, config.num_channels, config.image_height_width, config.num_prefix_tokens)
+    return *sizes, *others, config.use_swiglu_ffn, config.use_layer_scale
 
 
 def _failed(lines: list[Line]) -> list[FailedImage]:
@@ -228,7 +229,7 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
             raise ValueError(f"`image_size` must be at least {patch_size}, the patch size of {model.name!r}; got {image_size}")
         image_processor = image_processor.resized(image_size, image_size)
     width, height = image_processor.model_size((1000, 1000))
-    cells = cells_of(arguments, (height // patch_size) * (width // patch_size))
+    cells = cells_of(arguments, (height // patch_size) * (width // patch_size), model.config)
     if not cells:
         raise ValueError(
             f"`placement` and `baselines` leave nothing to measure with `num_tokens` {arguments.num_tokens} on the "

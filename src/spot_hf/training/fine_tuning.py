@@ -13,7 +13,7 @@ from ..configuration_spot_vit import SpotViTConfig
 from ..coordinates.joining import join_coordinates
 from ..coordinates.loading import load_coordinates
 from ..data.labels import ForeignLabelsError, LabelMapping, match_labels
-from ..data.source import load_images
+from ..data.source import load_images, parts_overlap
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..placement import scale_policy
@@ -131,7 +131,7 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
         images=arguments.training_images(
             images, processor, training.seed, augmentation=arguments.augmentation(training.seed), mapping=labels
         ),
-        evaluation=_evaluation_images(arguments, training, processor, config, class_names, classes),
+        evaluation=_evaluation_images(arguments, training, processor, config, class_names, classes, str(images.split)),
     )
 
 
@@ -187,6 +187,7 @@ def _evaluation_images(
     config: SpotViTConfig,
     class_names: list[str] | None,
     classes: list[int] | None,
+    train_split: str,
 ) -> dict[str, EvaluationImages] | None:
     if training.eval_strategy == IntervalStrategy.NO:
         return None
@@ -195,7 +196,12 @@ def _evaluation_images(
         images: Any = load_images(source)
     except ValueError as error:
         raise ValueError(str(error).replace("`dataset_split`", "`eval_dataset_split`")) from None
-    if arguments.eval_dataset_split is None and str(images.split) == arguments.dataset_split:
+    if parts_overlap(str(images.split), train_split):
+        if arguments.eval_dataset_split is not None:
+            raise ValueError(
+                f"`eval_dataset_split` must have no images of `dataset_split`; got {arguments.eval_dataset_split!r} and "
+                f"{arguments.dataset_split!r}"
+            )
         raise ValueError(
             f"`eval_dataset_split` must be named, or `eval_strategy` be no: {arguments.dataset_name!r} has no split test or "
             f"validation beside {arguments.dataset_split!r}"
@@ -267,6 +273,9 @@ def _class_names(images: datasets.Dataset, arguments: TrainArguments) -> list[st
 
 def _load_model(arguments: TrainArguments, found: _Ingredients) -> SpotViTForImageClassification:
     changes: dict[str, Any] = {"drop_path_rate": arguments.drop_path_rate}
+    if found.model.config.calibration is not None or isinstance(found.model.config.num_tokens, (list, tuple)):
+        logger.info("budgets per image are not kept: their thresholds are those of the weights as they were. Calibrate anew")
+        changes.update(num_tokens=None, confidence=None, calibration=None)
     names = found.class_names
     if names is None:
         return load_weights(SpotViTForImageClassification, found.model, **changes)

@@ -189,7 +189,9 @@ class SpotTrainer(Trainer):
         if self.teacher is None:
             return loss
         with torch.no_grad(), self.accelerator.autocast():
-            targets = self.teacher(pixel_values=batch.inputs["pixel_values"]).logits
+            # By its encoder: the full grid, whatever its config says of tokens and of merging.
+            encoded = self.teacher.spot_vit(batch.inputs["pixel_values"], merge_tokens=0.0)
+            targets = self.teacher.classifier(encoded.pooler_output)
         if self.distill_weight:
             temperature = self.distill_temperature
             divergence = distill_loss(self._among(logits) / temperature, self._among(targets) / temperature)
