@@ -1,6 +1,7 @@
 """Recipes: options from YAML, with the types that they have there."""
 
 import pytest
+from conftest import ROOT
 
 from spot_hf.cli import COMMANDS, _parser
 from spot_hf.recipes import with_recipe
@@ -60,3 +61,13 @@ def test_what_has_no_default_may_stand_in_a_recipe(tmp_path):
 def test_what_is_none_is_named(tmp_path, recipe, said):
     with pytest.raises(ValueError, match=said):
         parsed(tmp_path, recipe)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along_are_ones(path, tmp_path):
+    """Every option is one, and all of them go together."""
+    command = COMMANDS["train"]
+    parser = _parser("train", command)
+    words = ["--config", str(path), "--model", "m", "--dataset_name", "d", "--output_dir", str(tmp_path), "--bf16", "false"]
+    arguments, training = parser.parse_args_into_dataclasses(args=with_recipe(parser, command.classes, words))[:2]
+    arguments.check(training)

@@ -37,7 +37,7 @@ from .intervals import CONFIDENCE, Accuracy, Difference
 
 
 MAX_TRIALS = 30_000  # combinations of thresholds
-MAX_POINTS = 12  # that are kept
+MAX_POINTS = 12  # that are kept, about
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ def run_calibration(arguments: CalibrateArguments, *, command: str | None = None
     temperature = first.temperatures()
     points = frontier(first, temperature, arguments.num_tokens)
     chosen = _choose(points, arguments)
+    points = thinned(points, chosen)
     measured = [_measure(second, temperature, arguments.num_tokens, point) for point in points]
     there = measured[points.index(chosen)]
     if arguments.accuracy is not None and there["accuracy_high"] < arguments.accuracy:
@@ -235,8 +236,7 @@ def _look(
 
 
 def frontier(looks: Looks, temperature: list[float], num_tokens: list[int]) -> list[Point]:
-    """The thresholds, from the cheapest to the dearest, of which none are expected to be better for less: at most
-    `MAX_POINTS`."""
+    """The thresholds, from the cheapest to the most expensive, than which none are expected to be better for less."""
     confidence, correct = looks.confidence(temperature), looks.correct
     cost = np.cumsum(num_tokens)
     num_thresholds = len(num_tokens) - 1
@@ -254,8 +254,15 @@ def frontier(looks: Looks, temperature: list[float], num_tokens: list[int]) -> l
             best, last = negative, last_look(confidence, thresholds)
             accuracy = 100 * correct[last, np.arange(len(last))].mean()
             kept.append(Point([float(one) for one in thresholds], float(mean_tokens), float(accuracy)))
-    chosen = np.unique(np.linspace(0, len(kept) - 1, MAX_POINTS).round().astype(int))
-    return [kept[i] for i in chosen]
+    return kept
+
+
+def thinned(points: list[Point], chosen: Point) -> list[Point]:
+    """About `MAX_POINTS` of a frontier, evenly in the logarithm of their cost, the chosen one among them."""
+    costs = np.log([point.mean_tokens for point in points])
+    wanted = np.linspace(costs[0], costs[-1], MAX_POINTS)
+    kept = {points.index(chosen), *(int(np.abs(costs - one).argmin()) for one in wanted)}
+    return [points[i] for i in sorted(kept)]
 
 
 def last_look(confidence: np.ndarray, thresholds: Any) -> np.ndarray:
