@@ -29,7 +29,7 @@ from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES, check_dtype
 from ..oracle.objectives import distill_loss
 from ..placer import check_placer, densities, mirrored
-from .draws import CHOICE, uniforms
+from .draws import CHOICE, PIXELS, uniforms
 
 
 RESULTS = "placer.json"  # is written last
@@ -50,11 +50,14 @@ class TrainPlacerArguments(DatasetSource):
         default=None, metadata={"help": "JSON of the placer's sizes, such as '{\"grid_size\": 7}', see SpotViTPlacer."}
     )
     sharpness: float = field(
-        default=1.5, metadata={"help": "Targets are softmax(-sharpness * log(divergence + 0.01)) over the foveations."}
+        default=2.0, metadata={"help": "Targets are softmax(-sharpness * log(divergence + 0.01)) over the foveations."}
     )
-    num_train_epochs: int = field(default=12, metadata={"help": "Passes over the thumbnails."})
+    num_train_epochs: int = field(default=40, metadata={"help": "Passes over the thumbnails."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Of AdamW, with a cosine schedule."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of matrices."})
+    max_shift: int = field(
+        default=3, metadata={"help": "Thumbnails are mirrored at random, and moved by at most so many pixels."}
+    )
     train_batch_size: int = field(default=64, metadata={"help": "Thumbnails per step."})
     batch_size: int = field(default=50, metadata={"help": "Images per forward pass of the search."})
     dtype: str = field(default="float32", metadata={"help": "Of the search: float32, or bfloat16 or float16 for autocast."})
@@ -70,6 +73,7 @@ class TrainPlacerArguments(DatasetSource):
         check_placer(self.sizes)
         for name, least in (
             ("num_tokens", 1), ("num_train_epochs", 1), ("train_batch_size", 1), ("batch_size", 1), ("num_workers", 0),
+            ("max_shift", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
@@ -217,9 +221,10 @@ def _train(arguments: TrainPlacerArguments, model: Any, thumbnails: torch.Tensor
             draws = epoch * len(thumbnails) + torch.arange(len(thumbnails))
             order, flipped = uniforms(arguments.seed, draws, CHOICE, 2).unbind(1)
             total = 0.0
-            for rows in order.argsort().split(arguments.train_batch_size):
+            for step, rows in enumerate(order.argsort().split(arguments.train_batch_size)):
                 flip = flipped[rows] < 0.5
                 seen = torch.where(flip[:, None, None, None], thumbnails[rows].flip(-1), thumbnails[rows]).to(device)
+                seen = _shifted(seen.float(), arguments.max_shift, arguments.seed, epoch * per_epoch + step)
                 wanted = torch.where(flip[:, None], targets[rows][:, mirror], targets[rows]).to(device)
                 loss = nn.functional.cross_entropy(placer(seen), wanted)
                 optimizer.zero_grad()
@@ -232,6 +237,14 @@ def _train(arguments: TrainPlacerArguments, model: Any, thumbnails: torch.Tensor
             progress.set_postfix(loss=f"{losses[-1]:.3f}")
     placer.requires_grad_(False).eval()
     return losses
+
+
+def _shifted(thumbnails: torch.Tensor, max_shift: int, seed: int, step: int) -> torch.Tensor:
+    """A batch of thumbnails, moved by at most so many pixels; border pixels are repeated."""
+    moves = (uniforms(seed, torch.tensor([step]), PIXELS, 2)[0] * (2 * max_shift + 1)).long().tolist()
+    height, width = thumbnails.shape[-2:]
+    padded = nn.functional.pad(thumbnails, (max_shift,) * 4, mode="replicate")
+    return padded[..., moves[0] : moves[0] + height, moves[1] : moves[1] + width]
 
 
 @torch.inference_mode()
