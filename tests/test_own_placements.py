@@ -191,9 +191,9 @@ def test_in_evaluation_and_oracle_and_train(jobs, tmp_path):
 
 def test_names_of_other_methods_are_taken():
     from spot_hf.evaluation.baselines import BASELINES
-    from spot_hf.evaluation.cells import ORACLE
+    from spot_hf.evaluation.cells import CALIBRATED, LEARNED, ORACLE
 
-    assert set(OTHER_METHODS) == {*BASELINES, ORACLE}
+    assert set(OTHER_METHODS) == {*BASELINES, *LEARNED, CALIBRATED, ORACLE}
     for name in OTHER_METHODS:
         with pytest.raises(ValueError, match="`name` must be a Python identifier, and none of"):
             register_placement(name, diagonal)

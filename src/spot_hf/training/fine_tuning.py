@@ -196,12 +196,12 @@ def _evaluation_images(
         images: Any = load_images(source)
     except ValueError as error:
         raise ValueError(str(error).replace("`dataset_split`", "`eval_dataset_split`")) from None
-    if parts_overlap(str(images.split), train_split):
-        if arguments.eval_dataset_split is not None:
-            raise ValueError(
-                f"`eval_dataset_split` must have no images of `dataset_split`; got {arguments.eval_dataset_split!r} and "
-                f"{arguments.dataset_split!r}"
-            )
+    overlap = parts_overlap(str(images.split), train_split)
+    if overlap and arguments.eval_dataset_split is not None:  # as was asked for
+        logger.warning(
+            "`eval_dataset_split` and `dataset_split` have images in common: these accuracies are of training images"
+        )
+    elif overlap:
         raise ValueError(
             f"`eval_dataset_split` must be named, or `eval_strategy` be no: {arguments.dataset_name!r} has no split test or "
             f"validation beside {arguments.dataset_split!r}"
