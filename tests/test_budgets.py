@@ -269,6 +269,10 @@ def test_windows_of_ones_own_size_in_a_pipeline_that_looks_again():
     (picture,) = pictures(1)
     assert classifier(picture, **budget)["window_scales"] == [3.0] * 4 + [2.0] * 9
     assert classifier(picture, window_scales=1.5, **budget)["window_scales"] == [1.5] * 13
+    calibrated = tiny_model(num_tokens=[4, 9], confidence=2.0)
+    saved = SpotImageClassificationPipeline(model=calibrated, image_processor=tiny_processor())
+    own = classifier(picture, window_scales=1.5, **budget)
+    assert saved(picture, window_scales=1.5, return_coordinates=True) == own  # two looks, not one with 13 tokens
     scales = [1.0] * 4 + [1.5] * 9
     assert classifier(picture, window_scales=scales, **budget)["window_scales"] == scales
 

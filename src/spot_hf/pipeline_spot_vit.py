@@ -203,18 +203,21 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
         if parameters.get("placement") == "learned" and parameters.get("window_scales") is not None:
             raise ValueError("`window_scales` excludes `placement='learned'`, whose windows cover the image; got both")
-        if self._is_free(parameters) and parameters.get("window_scales") is not None:  # the model's own would cover the image
+        is_free = self._is_free(parameters)
+        if is_free or parameters.get("placement") == "learned":
             parameters["num_tokens"] = parameters.get("num_tokens") or self.model.config.num_tokens
+        several = torch.tensor([isinstance(parameters.get("num_tokens"), (list, tuple))])
+        if is_free and parameters.get("window_scales") is not None:  # the model's own would cover the image
             parameters["placement"] = "isotropic"
-        if self._places_itself(parameters):
-            parameters["num_tokens"] = None
-            parameters["placement"] = "grid"
+        elif is_free or parameters.get("placement") == "learned":
+            parameters.update(num_tokens=None, placement="grid")
             pixel_values = self.image_processor(images=image, return_tensors="pt", **parameters)["pixel_values"]
             return {
                 "window_scales": torch.ones(1, 1),
                 "pixel_values": pixel_values.to(self.dtype),
                 "coordinates": torch.full((1, 1, 2), 0.5),
                 "coordinates_mask": torch.zeros(1, 1, dtype=torch.bool),  # no token yet: to be placed in a batch
+                "several": several,
                 "image_size": torch.tensor([_image_size(image)]),
             }
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
@@ -231,13 +234,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "coordinates": features["coordinates"],
             # Ragged batches are padded with zeros: false is padding.
             "coordinates_mask": torch.ones(1, num_tokens, dtype=torch.bool),
+            "several": several,  # whether they are those of several looks
             "image_size": torch.tensor([_image_size(image)]),
         }
-
-    def _places_itself(self, parameters: dict[str, Any]) -> bool:
-        """Whether the model places the tokens of an image: where nobody else does, and it has been told how many by the call,
-        which then names several, or by its config."""
-        return parameters.get("placement") == "learned" or self._is_free(parameters)
 
     def _is_free(self, parameters: dict[str, Any]) -> bool:
         """Whether nobody says where tokens sit, and the call, which then names several numbers, or the config how many."""
@@ -255,10 +254,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     ) -> dict[str, torch.Tensor]:
         image_size = model_inputs.pop("image_size")
         own = ~model_inputs["coordinates_mask"].any(1)  # images whose tokens the model places
-        looks = self.model.config.num_tokens if num_tokens is None and bool(own.any()) else num_tokens
-        if isinstance(looks, (list, tuple)):
+        several = model_inputs.pop("several")
+        looks: Any = num_tokens or getattr(self.model.config, "num_tokens", None)
+        if bool(several.any()):
             budget["num_tokens"] = list(looks)
-            if bool(own.any()) and not bool(own.all()):
+            if not bool(several.all()):
                 raise ValueError(f"an input's `coordinates` and several `num_tokens` exclude each other; got {list(looks)}")
         else:
             for name in ("confidence", "max_mean_tokens"):
