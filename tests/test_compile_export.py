@@ -11,6 +11,12 @@ TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 @pytest.mark.slow
 @torch.no_grad()
+@pytest.fixture(autouse=True)
+def no_graphs_yet():
+    """Those of other tests count towards the limit of graphs per function."""
+    torch.compiler.reset()
+
+
 def test_compile_fullgraph():
     model = tiny_model()
     compiled = torch.compile(model, fullgraph=True)
