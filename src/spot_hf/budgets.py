@@ -84,21 +84,16 @@ def resolve_budgets(
     Raises:
         `ValueError`: an argument that there cannot be, or several numbers without a confidence.
     """
-    given = {"confidence": confidence, "max_mean_tokens": max_mean_tokens}
     if num_tokens is None:
         num_tokens = config.num_tokens
     if num_tokens is None or isinstance(num_tokens, Integral):
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r}, {num_tokens}"
-                )
-        if num_tokens is not None:
-            check_num_tokens(num_tokens)
-        return num_tokens if num_tokens is None else int(num_tokens)
+        check_no_budget(num_tokens, confidence, max_mean_tokens)
+        if num_tokens is None:
+            return None
+        check_num_tokens(num_tokens)
+        return int(num_tokens)
     looks = check_looks(num_tokens)
-    if confidence is not None and max_mean_tokens is not None:
-        raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+    check_one_budget(confidence, max_mean_tokens)
     calibration = config.calibration or {}
     is_calibrated = tuple(calibration.get("num_tokens", ())) == looks
     temperature = tuple(calibration["temperature"]) if is_calibrated else (1.0,) * len(looks)
@@ -108,13 +103,31 @@ def resolve_budgets(
                 f"`max_mean_tokens` needs thresholds that were calibrated for num_tokens={list(looks)}: `spot-hf calibrate`"
             )
         confidence = _within(calibration["points"], max_mean_tokens)
-    elif confidence is None and tuple(_as_list(config.num_tokens)) == looks:
+    elif confidence is None and tuple(looks_of(config.num_tokens)) == looks:
         confidence = config.confidence
     if confidence is None:
         raise ValueError(
             f"`confidence` is needed with several `num_tokens`, {list(looks)}: a probability at which an image stops; got none"
         )
     return Budgets(looks, check_confidence(confidence, len(looks)), temperature)
+
+
+def looks_of(num_tokens: Any) -> list[Any]:
+    """The number of tokens of each look, of one number, or none, or of several."""
+    return list(num_tokens) if isinstance(num_tokens, (list, tuple)) else [num_tokens]
+
+
+def check_one_budget(confidence: Any, max_mean_tokens: Any) -> None:
+    """`ValueError` where both say when an image stops."""
+    if confidence is not None and max_mean_tokens is not None:
+        raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+
+
+def check_no_budget(num_tokens: Any, confidence: Any, max_mean_tokens: Any) -> None:
+    """`ValueError` where one says when an image stops, of one look, or none."""
+    for name, value in (("confidence", confidence), ("max_mean_tokens", max_mean_tokens)):
+        if value is not None:
+            raise ValueError(f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r}, {num_tokens}")
 
 
 def check_looks(num_tokens: Any) -> tuple[int, ...]:
@@ -155,7 +168,3 @@ def _within(points: list[dict[str, Any]], max_mean_tokens: Any) -> list[float]:
         least = min(point["mean_tokens"] for point in points)
         raise ValueError(f"`max_mean_tokens` must be at least {least:.1f}, as calibrated; got {max_mean_tokens!r}")
     return max(affordable, key=lambda point: point["mean_tokens"])["confidence"]
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else []

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers.image_utils import load_image
 
-from .budgets import check_looks
+from .budgets import check_looks, check_one_budget, looks_of
 from .coordinates.own import OWN_COORDINATES, read_own_coordinates
 from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
@@ -95,10 +95,9 @@ class ClassifyArguments:
         looks = self.looks
         if isinstance(looks, list):
             check_looks(looks)
-        if self.confidence is not None and self.max_mean_tokens is not None:
-            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+        check_one_budget(self.confidence, self.max_mean_tokens)
         if self.placement != "learned" and (self.placement is not None or looks is not None):
-            for count in looks if isinstance(looks, list) else [looks]:
+            for count in looks_of(looks):
                 # Where only a placement is given, the model's saved default may say how many tokens: the processor knows.
                 check_placement(self.placement or "isotropic", 1 if count is None else count)
             if self.coordinates is not None:

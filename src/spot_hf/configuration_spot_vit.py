@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 
 from .budgets import check_confidence, check_looks, check_num_tokens
 from .merging import check_merge_tokens
+from .placement import COVERING_PLACEMENTS
 from .placer import check_placer
 
 
@@ -15,8 +16,7 @@ WINDOW_BORDERS = ("repeat", "zero")
 KERNEL_CENTERS = ("cells", "mesh")
 KERNEL_UNITS = ("cells", "pixels")
 KERNEL_NORMALIZATIONS = (None, "image", "batch")
-# With which a model can place tokens by itself: no random numbers, and nothing but the image.
-MODEL_PLACEMENTS = ("isotropic", "foveated_edge", "foveated_center", "learned")
+MODEL_PLACEMENTS = (*COVERING_PLACEMENTS, "learned")  # with which a model can place tokens by itself
 POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds

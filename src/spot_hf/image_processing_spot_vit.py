@@ -25,7 +25,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
-from .budgets import check_looks
+from .budgets import check_looks, looks_of
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, coordinates_from_pixels, resized_size
 from .input_checks import (
@@ -217,7 +217,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if placement is not None:
             if isinstance(num_tokens, (list, tuple)):
                 check_looks(num_tokens)
-            for count in _looks(num_tokens):
+            for count in looks_of(num_tokens):
                 check_placement(placement, count)
         return {"num_tokens": num_tokens, "placement": placement}
 
@@ -259,10 +259,10 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         elif placement is not None:
             cells = [(frame.model_size[1] // patch_size) * (frame.model_size[0] // patch_size) for frame in frames]
             for num_cells in cells:
-                for count in _looks(num_tokens):
+                for count in looks_of(num_tokens):
                     check_placement(placement, count, num_cells)
             if window_scales is not None and policy is None:
-                total = sum(filter(None, _looks(num_tokens)))
+                total = sum(filter(None, looks_of(num_tokens)))
                 scales = expand_window_scales(window_scales, [total or num_cells for num_cells in cells])
             maps = self._crop_saliency(saliency, boxes, images, frames, placement)
 
@@ -276,7 +276,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
                 # On the CPU, as the generator is: a draw is the same on every device.
                 pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
                 looks, own_scales = [], []
-                for count in _looks(num_tokens):  # each as it would be alone
+                for count in looks_of(num_tokens):  # each as it would be alone
                     generator = None
                     if image_id is not None:
                         generator = generator_for(seed, image_id) if seed is not None else new_generator()
@@ -527,11 +527,6 @@ def _scales_of(policy: float | str, num_tokens: int, frame: Frame, patch_size: i
 def _filled_in(scales: torch.Tensor | None, num_tokens: int) -> np.ndarray:
     """1 where no scales are given."""
     return np.ones(num_tokens, dtype=np.float32) if scales is None else scales.numpy()
-
-
-def _looks(num_tokens: Any) -> list[Any]:
-    """The number of tokens of each look."""
-    return list(num_tokens) if isinstance(num_tokens, (list, tuple)) else [num_tokens]
 
 
 def _content_id(image: np.ndarray | torch.Tensor) -> str:

@@ -20,11 +20,7 @@ def schedule_of(merge_tokens: float | Sequence[int], num_tokens: int, num_layers
         num_tokens (`int`), num_layers (`int`): patch tokens of an image, layers of the model.
     """
     if isinstance(merge_tokens, (list, tuple)):
-        schedule, left = [], num_tokens
-        for wanted in merge_tokens:
-            schedule.append(min(wanted, left // 2))
-            left -= schedule[-1]
-        return schedule
+        return _within_halves(merge_tokens, num_tokens)
     assert isinstance(merge_tokens, (int, float))
     fewest = num_tokens - sum(merge_at_rate(num_tokens, num_tokens, num_layers))
     return merge_schedule(num_tokens, max(fewest, round(num_tokens * (1 - merge_tokens))), num_layers)
@@ -47,9 +43,14 @@ def check_merge_tokens(merge_tokens: object, num_layers: int) -> None:
 
 def merge_at_rate(num_tokens: int, rate: int, num_layers: int, num_kept: int = 1) -> list[int]:
     """Tokens to merge in each layer: `rate`, at most half of what a layer has, and not below `num_kept`."""
+    return _within_halves([rate] * num_layers, num_tokens, num_kept)
+
+
+def _within_halves(wanted: Sequence[int], num_tokens: int, num_kept: int = 1) -> list[int]:
+    """As many as are wanted of each layer, at most half of what it has, and not below `num_kept`."""
     schedule, left = [], num_tokens
-    for _ in range(num_layers):
-        schedule.append(max(0, min(rate, left // 2, left - num_kept)))
+    for count in wanted:
+        schedule.append(max(0, min(count, left // 2, left - num_kept)))
         left -= schedule[-1]
     return schedule
 

@@ -8,6 +8,7 @@ import torch
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 
+from .budgets import check_no_budget, check_one_budget, looks_of
 from .placement import check_takes_saliency, get_placement
 
 
@@ -93,17 +94,13 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     def _budget_of(num_tokens: Any, confidence: Any, max_mean_tokens: Any) -> dict[str, Any]:
         """How many tokens, and when they are enough, of a call: what it names takes the place of what the pipeline was made
         with, also where one excludes the other."""
-        if confidence is not None and max_mean_tokens is not None:
-            raise ValueError("`confidence` and `max_mean_tokens` exclude each other; got both")
+        check_one_budget(confidence, max_mean_tokens)
         given = {"confidence": confidence, "max_mean_tokens": max_mean_tokens}
         if num_tokens is None:
             named = any(value is not None for value in given.values())
             return given if named else {}
-        for name, value in given.items():
-            if value is not None and not isinstance(num_tokens, (list, tuple)):
-                raise ValueError(
-                    f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got {name}={value!r} and {num_tokens!r}"
-                )
+        if not isinstance(num_tokens, (list, tuple)):
+            check_no_budget(num_tokens, confidence, max_mean_tokens)
         return {"num_tokens": num_tokens, **given}
 
     def __call__(self, inputs: Any, **kwargs: Any):
@@ -261,11 +258,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             if not bool(several.all()):
                 raise ValueError(f"an input's `coordinates` and several `num_tokens` exclude each other; got {list(looks)}")
         else:
-            for name in ("confidence", "max_mean_tokens"):
-                if budget.pop(name, None) is not None:
-                    raise ValueError(f"`{name}` needs several `num_tokens`, such as [9, 25, 49]; got one number, or none")
+            check_no_budget(looks, budget.pop("confidence", None), budget.pop("max_mean_tokens", None))
         if bool(own.any()):
-            self._place(model_inputs, own, _as_list(looks), "learned" if placement == "learned" else None)
+            self._place(model_inputs, own, looks_of(looks), "learned" if placement == "learned" else None)
         coordinates, mask = model_inputs["coordinates"], model_inputs["coordinates_mask"]
         scales = model_inputs["window_scales"].masked_fill(~mask, 1.0)  # padding was filled with zeros
         model_inputs["window_scales"] = scales
@@ -328,10 +323,6 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
             self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_keys(row: dict[str, Any]) -> None:

@@ -243,6 +243,8 @@ PLACEMENTS = {
     "foveated_center": Placement(foveated_center, sized=True, scaled=True),
 }
 BUILT_IN = tuple(PLACEMENTS)
+# Those that [`place_images`] knows: no random numbers, nothing but the image.
+COVERING_PLACEMENTS = ("isotropic", "foveated_edge", "foveated_center")
 # Of other methods, beside which an evaluation names placements.
 OTHER_METHODS = (
     "learned", "learned_control", "calibrated", "full_grid", "shrunken_image", "larger_windows", "token_merging",
@@ -485,7 +487,7 @@ def place_images(
     For images, with windows that cover them, on their device: what a model does that places by itself.
 
     Args:
-        placement (`str`): `"isotropic"`, `"foveated_edge"` or `"foveated_center"`.
+        placement (`str`): of `COVERING_PLACEMENTS`.
         num_tokens (`int`): at least 1.
         pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): the images as the model sees them.
         patch_size (`int`): of the model, in pixels.
@@ -495,8 +497,8 @@ def place_images(
         scales `(batch_size or 1, num_tokens)`, float32, in patches, or `None` where all are 1.
     """
     (height, width), device = pixel_values.shape[-2:], pixel_values.device
-    if placement not in ("isotropic", "foveated_edge", "foveated_center"):
-        raise ValueError(f"`placement` must be isotropic, foveated_edge, foveated_center or learned; got {placement!r}")
+    if placement not in COVERING_PLACEMENTS:
+        raise ValueError(f"`placement` must be {', '.join(COVERING_PLACEMENTS)} or learned; got {placement!r}")
     if placement == "foveated_edge":
         return foveate(edge_density(pixel_values, patch_size), num_tokens, height, width, patch_size)
     if placement == "foveated_center":

@@ -72,6 +72,12 @@ class Work:
     closes_shard: bool
 
 
+def work_of(rows: range, batch_size: int, placements: Iterable[PlacementRequest] = ()) -> Iterator[Work]:
+    """Rows of a data set, in batches, for who keeps no shards."""
+    for start in range(0, len(rows), batch_size):
+        yield Work(0, list(rows[start : start + batch_size]), list(placements), False)
+
+
 @dataclass
 class Batch:
     """The images of a batch that could be read, ready for the model."""

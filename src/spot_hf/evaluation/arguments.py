@@ -13,6 +13,7 @@ from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_n
 from .baselines import BASELINES
 
 
+LEARNED = ("learned", "learned_control")  # by the model's placer: of the image, and, to compare, of another image
 SAVED = "saved"  # the confidence that a model's config has
 
 
@@ -202,7 +203,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
             self._check_pareto()
         for name in self.placements:
             check_placement_name(name)
-            if name in ("learned", "learned_control"):
+            if name in LEARNED:
                 continue
             for num_tokens in self.num_tokens:
                 check_placement(name, num_tokens)
@@ -249,7 +250,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
-        recorded.update(recorded_placements(name for name in self.placements if not name.startswith("learned")))
+        recorded.update(recorded_placements(name for name in self.placements if name not in LEARNED))
         for name in ("window_scales", "merge_tokens", "confidence"):  # as before there were these options
             if getattr(self, name) is None:
                 del recorded[name]

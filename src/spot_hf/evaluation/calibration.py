@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from ..budgets import check_looks
 from ..configuration_spot_vit import MODEL_PLACEMENTS
-from ..data.batches import FailureCount, Preparation, Work, batches_of
+from ..data.batches import FailureCount, Preparation, batches_of, work_of
 from ..data.failures import describe_failures
 from ..data.labels import LabelledSource, match_labels
 from ..data.source import load_images, parts_overlap, pinned
 from ..hub.cards import with_section
-from ..hub.loading import ModelSource, open_model
+from ..hub.loading import open_model
 from ..hub.models import save_model
 from ..jobs.files import check_output_dir, write_atomically
 from ..jobs.process import default_device
@@ -156,9 +156,19 @@ def run_calibration(arguments: CalibrateArguments, *, command: str | None = None
     arguments = pinned(arguments)
     source = open_model(arguments.model, arguments.revision)
     source.check_classifier()
+    images, others = _images_of(arguments)
+    model: Any = source.load().to(default_device())
+    image_processor = source.load_image_processor()
     if arguments.placement is not None:
-        source.config.placement = arguments.placement
-    first, second, splits = _looks_at_splits(arguments, source)
+        model.config.placement = arguments.placement
+    split, first = str(images.split), _look(arguments, model, image_processor, images)
+    if others is not None:
+        second, splits = _look(arguments, model, image_processor, others), (split, str(others.split))
+    elif len(first.labels) < 2:
+        raise ValueError(f"`dataset_split` must have at least 2 images; {split!r} has {len(first.labels)}")
+    else:
+        first, second = first.part(slice(0, None, 2)), first.part(slice(1, None, 2))
+        splits = f"{split}, every second image", f"{split}, the other images"
     temperature = first.temperatures()
     points = frontier(first, temperature, arguments.num_tokens)
     chosen = _choose(points, arguments)
@@ -186,40 +196,33 @@ def run_calibration(arguments: CalibrateArguments, *, command: str | None = None
         },
         **({} if command is None else {"command": command}),
     }
-    _write(arguments, source, calibration, points.index(chosen))
+    _write(arguments, model, image_processor, calibration, points.index(chosen))
     return calibration
 
 
-def _looks_at_splits(arguments: CalibrateArguments, source: ModelSource) -> tuple[Looks, Looks, tuple[str, str]]:
-    """Of the images that thresholds are picked on, of those that they are measured on, and what these are called."""
-    device = default_device()
-    model: Any = source.load().to(device)
-    model.config.placement = source.config.placement
-    first, name = _look(arguments, source, model, arguments.dataset_split)
-    if arguments.eval_dataset_split is not None:
-        second, other = _look(arguments, source, model, arguments.eval_dataset_split)
-        if parts_overlap(name, other):
-            raise ValueError(f"`eval_dataset_split` must have no images of `dataset_split`; got {other!r} and {name!r}")
-        return first, second, (name, other)
-    if len(first.labels) < 2:
-        raise ValueError(f"`dataset_split` must have at least 2 images; {name!r} has {len(first.labels)}")
-    halves = first.part(slice(0, None, 2)), first.part(slice(1, None, 2))
-    return *halves, (f"{name}, every second image", f"{name}, the other images")
+def _images_of(arguments: CalibrateArguments) -> tuple[Any, Any]:
+    """Of the split that thresholds are picked on, and of that which they are measured on, where it is another one.
+    `ValueError` where the two have some in common."""
+    images: Any = load_images(arguments.source())
+    if arguments.eval_dataset_split is None:
+        return images, None
+    others: Any = load_images(arguments.source(dataset_split=arguments.eval_dataset_split))
+    name, other = str(images.split), str(others.split)
+    if parts_overlap(name, other):
+        raise ValueError(f"`eval_dataset_split` must have no images of `dataset_split`; got {other!r} and {name!r}")
+    return images, others
 
 
-def _look(
-    arguments: CalibrateArguments, source: ModelSource, model: SpotViTForImageClassification, split: str | None
-) -> tuple[Looks, str]:
-    images: Any = load_images(arguments.source(dataset_split=split))
-    mapping = match_labels(images.features["label"], source.config, arguments)
+def _look(arguments: CalibrateArguments, model: SpotViTForImageClassification, image_processor: Any, images: Any) -> Looks:
+    """With every number of tokens at every image that can be read."""
+    mapping = match_labels(images.features["label"], model.config, arguments)
     mapping.of(images)
-    rows = torch.arange(len(images)).split(arguments.batch_size)
     failures = FailureCount(arguments.max_failed_share, len(images))
-    work = (Work(0, part.tolist(), [], False) for part in rows)
+    work = work_of(range(len(images)), arguments.batch_size)
     logits: list[list[np.ndarray]] = [[] for _ in arguments.num_tokens]
     labels: list[int] = []
     with tqdm(total=len(images), desc=f"looks at {images.split}", unit="image") as progress, torch.inference_mode():
-        preparation = Preparation(images, source.load_image_processor())
+        preparation = Preparation(images, image_processor)
         for batch in batches_of(preparation, work, arguments.num_workers, failures):
             progress.update(batch.num_images)
             if batch.pixel_values is None:
@@ -232,7 +235,7 @@ def _look(
         logger.info(describe_failures(failures.failed))
     if not labels:
         raise ValueError(f"`dataset_split` must have images; {str(images.split)!r} has none")
-    return Looks(np.stack([np.concatenate(found) for found in logits]), np.array(labels)), str(images.split)
+    return Looks(np.stack([np.concatenate(found) for found in logits]), np.array(labels))
 
 
 def frontier(looks: Looks, temperature: list[float], num_tokens: list[int]) -> list[Point]:
@@ -313,18 +316,12 @@ def _measure(looks: Looks, temperature: list[float], num_tokens: list[int], poin
 # --------------------------------------------------------------------------------------------------- config and card
 
 
-def _write(arguments: CalibrateArguments, source: ModelSource, calibration: dict[str, Any], chosen: int) -> None:
+def _write(arguments: CalibrateArguments, model: Any, image_processor: Any, calibration: dict[str, Any], chosen: int) -> None:
     """Into the model's config and onto its card."""
     directory = Path(arguments.output_dir or arguments.model).expanduser()
-    changes = {
-        "num_tokens": calibration["num_tokens"],
-        "confidence": calibration["points"][chosen]["confidence"],
-        "placement": source.config.placement,
-        "calibration": calibration,
-    }
-    model, image_processor = source.load(), source.load_image_processor()
-    for name, value in changes.items():
-        setattr(model.config, name, value)
+    model.config.num_tokens = calibration["num_tokens"]
+    model.config.confidence = calibration["points"][chosen]["confidence"]
+    model.config.calibration = calibration
     given = {name: getattr(image_processor, name) for name in ("num_tokens", "placement", "window_scales")}
     if any(value is not None for value in given.values()):
         logger.info("the image processor no longer places tokens by default (%s): the model does", given)
@@ -334,7 +331,7 @@ def _write(arguments: CalibrateArguments, source: ModelSource, calibration: dict
         save_model(model, image_processor, directory, repo_id=public_name(arguments.model))
     else:
         _update(directory, model, image_processor)
-    text = "\n".join(_section(calibration, chosen, source.config.placement))
+    text = "\n".join(_section(calibration, chosen, model.config.placement))
     card_path = directory / "README.md"
     if card_path.is_file():
         card = ModelCard.load(card_path)

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from ..configuration_spot_vit import SpotViTConfig
 from ..data.batches import PlacementRequest, Shards
 from ..data.failures import FailedImage
 from ..placement import COVER, get_placement, is_placement
-from .arguments import SAVED, EvaluationArguments
+from .arguments import LEARNED, SAVED, EvaluationArguments
 
 
 ORACLE = "oracle"  # the method that uses the label: a ceiling
 CALIBRATED = "calibrated"  # looks as the model's config says, at the model's own positions
-LEARNED = ("learned", "learned_control")  # by the model's placer: of the image, and, to compare, of another image
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,7 @@ def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConf
     cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
     for num_tokens in arguments.num_tokens:
         for name in arguments.placements:
-            if name in LEARNED:
-                cells += [Cell(name, num_tokens, merge_tokens=merged) for merged in arguments.merge_shares]
-                continue
-            if get_placement(name).on_grid and num_tokens > num_cells:
-                continue
-            seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if get_placement(name).random else [None]
-            for scales, merged in itertools.product(arguments.scale_policies, arguments.merge_shares):
-                cells += [Cell(name, num_tokens, seed, window_scales=scales, merge_tokens=merged) for seed in seeds]
+            cells += _placed_cells(arguments, name, num_tokens, num_cells)
         if num_tokens < num_cells:
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:
@@ -106,29 +98,25 @@ def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConf
     return cells + _budget_cells(arguments, num_cells)
 
 
+def _placed_cells(arguments: EvaluationArguments, name: str, num_tokens: int, num_cells: int) -> list[Cell]:
+    """Of a placement at a number of tokens: by the windows' scales, which a placer has of its own, merging, and seed."""
+    if name in LEARNED:
+        return [Cell(name, num_tokens, merge_tokens=merged) for merged in arguments.merge_shares]
+    spec = get_placement(name)
+    if spec.on_grid and num_tokens > num_cells:
+        return []
+    seeds = range(arguments.seed, arguments.seed + arguments.num_seeds) if spec.random else [None]
+    variants = itertools.product(arguments.scale_policies, arguments.merge_shares, seeds)
+    return [Cell(name, num_tokens, seed, window_scales=scales, merge_tokens=merged) for scales, merged, seed in variants]
+
+
 def _budget_cells(arguments: EvaluationArguments, num_cells: int) -> list[Cell]:
-    """Those with a budget per image: of each placement, by each confidence."""
+    """Those with a budget per image: of each placement, with its first seed, by each confidence."""
     looks = tuple(sorted(arguments.num_tokens))
-    cells = []
-    for name in arguments.placements if arguments.confidence else []:
-        if name in LEARNED:
-            cells += [
-                Cell(name, looks[-1], None, None, None, merged, looks, confidence)
-                for merged in arguments.merge_shares
-                for confidence in arguments.confidences
-                if confidence != SAVED
-            ]
-            continue
-        spec = get_placement(name)
-        if spec.on_grid and looks[-1] > num_cells:
-            continue
-        for scales, merged in itertools.product(arguments.scale_policies, arguments.merge_shares):
-            cells += [
-                Cell(name, looks[-1], arguments.seed if spec.random else None, None, scales, merged, looks, confidence)
-                for confidence in arguments.confidences
-                if confidence != SAVED
-            ]
-    return cells
+    placed = [cell for name in arguments.placements for cell in _placed_cells(arguments, name, looks[-1], num_cells)]
+    firsts = [cell for cell in placed if cell.seed in (None, arguments.seed)]
+    confidences = [one for one in arguments.confidences if one != SAVED]
+    return [replace(cell, looks=looks, confidence=one) for cell in firsts for one in confidences]
 
 
 class CellShards(Shards):

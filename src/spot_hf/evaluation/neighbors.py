@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.batches import FailureCount, Preparation, Work, batches_of
+from ..data.batches import FailureCount, Preparation, batches_of, work_of
 from ..data.labels import match_labels
 from ..data.source import load_images
 from .arguments import EvaluationArguments
@@ -45,9 +45,8 @@ class Neighbors:
             raise ValueError(f"`knn_dataset_split` must have at least {KNN_NEIGHBORS} images; got {len(images)}")
         # The oracle would have to know the labels, and several looks have no one feature.
         cells = [cell for cell in methods.functions if cell.steps is None and cell.looks is None]
-        placements = list(dict.fromkeys(request for cell in cells for request in cell.placements))
-        rows = torch.arange(len(images)).split(arguments.batch_size)
-        work = (Work(0, part.tolist(), placements, False) for part in rows)
+        placements = dict.fromkeys(request for cell in cells for request in cell.placements)
+        work = work_of(range(len(images)), arguments.batch_size, placements)
         preparation = Preparation(images, image_processor, shrinking)
         failures = FailureCount(arguments.max_failed_share, len(images))
         features: dict[Cell, list[np.ndarray]] = {cell: [] for cell in cells}

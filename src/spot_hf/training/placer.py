@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from tqdm import tqdm
 
-from ..data.batches import FailureCount, Preparation, Work, batches_of
+from ..data.batches import FailureCount, Preparation, batches_of, work_of
 from ..data.failures import describe_failures
 from ..data.source import DatasetSource, load_images, pinned
 from ..foveation import foveate
@@ -23,6 +23,7 @@ from ..hub.loading import load_weights, open_model
 from ..hub.models import save_model
 from ..jobs.arguments import json_object
 from ..jobs.directory import JobDirectory, Ledger
+from ..jobs.files import write_atomically
 from ..jobs.process import job_processes, open_directory
 from ..jobs.versions import device_name, versions
 from ..modeling_spot_vit import SpotViTForImageClassification
@@ -166,8 +167,7 @@ class _Search:
         return tuple(torch.cat([part[name] for part in parts]) for name in ("thumbnails", "divergence"))  # type: ignore[return-value]
 
     def _write(self, path: Path, rows: range, failures: FailureCount) -> None:
-        batches = [list(rows[i : i + self.arguments.batch_size]) for i in range(0, len(rows), self.arguments.batch_size)]
-        work = (Work(0, batch, [], False) for batch in batches)
+        work = work_of(rows, self.arguments.batch_size)
         found: dict[str, list[torch.Tensor]] = {"thumbnails": [], "divergence": []}
         for batch in batches_of(self.preparation, work, self.arguments.num_workers, failures):
             if batch.pixel_values is None:
@@ -178,9 +178,8 @@ class _Search:
             found["thumbnails"].append(self.model.placer.thumbnails(pixel_values).half().cpu())
         if not found["divergence"]:
             raise OSError(f"none of the images {rows.start} to {rows.stop - 1} can be read")
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({name: torch.cat(values).contiguous() for name, values in found.items()}, temporary)
-        temporary.replace(path)
+        with write_atomically(path) as file:
+            file.write(save({name: torch.cat(values).contiguous() for name, values in found.items()}))
 
     @torch.inference_mode()
     def _divergence(self, pixel_values: torch.Tensor) -> torch.Tensor:
