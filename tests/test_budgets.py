@@ -1,15 +1,11 @@
 """Tokens that a model places by itself, and a budget per image: looks with more and more tokens, until it is sure."""
 
 import json
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny import random_images, tiny_model, tiny_processor
-from transformers import pipeline
+from saved_pipelines import check_stock_pipelines
+from tiny import pictures, random_images, save_pictures, tiny_model, tiny_processor
 
 from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification
 from spot_hf.budgets import resolve_budgets
@@ -18,11 +14,6 @@ from spot_hf.cli import main
 
 LOOKS = [4, 9, 36]
 SURE = 0.31  # as sure as the tiny model is of some images at a first look, of others at a second, of some never
-
-
-def pictures(count: int) -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (48, 48, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 def by_hand(model, images, confidence, temperature=(1.0, 1.0, 1.0)):
@@ -209,40 +200,23 @@ def test_what_a_pipeline_refuses_of_budgets():
         classifier({"image": pictures(1)[0], "coordinates": [[0.5, 0.5]]}, num_tokens=LOOKS, confidence=0.5)
 
 
-def test_saved_budgets_in_stock_pipelines(tmp_path):
+def test_saved_budgets_in_stock_pipelines(fresh_process, tmp_path):
     """Also as remote code, in a process without the package."""
     tiny_model(num_tokens=LOOKS, confidence=SURE).save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
-    files = []
-    for number, picture in enumerate(pictures(6)):
-        files.append(str(tmp_path / f"{number}.png"))
-        picture.save(files[-1])
+    files = save_pictures(tmp_path, 6)
     own = SpotImageClassificationPipeline(
         model=SpotViTForImageClassification.from_pretrained(tmp_path / "model"), image_processor=tiny_processor()
     )
     expected = own(files, top_k=1, return_coordinates=True)
     assert len({len(one["coordinates"]) for one in expected}) > 1
-    stock = pipeline("image-classification", model=str(tmp_path / "model"))(files, top_k=1, batch_size=3)
-    code = (
-        "import sys, json; sys.modules['spot_hf'] = None\n"
-        "from transformers import pipeline\n"
-        "p = pipeline('image-classification', model=sys.argv[1], trust_remote_code=True)\n"
-        "print(json.dumps(p(sys.argv[2:], top_k=1, batch_size=4)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), *files], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    for one, two, three in zip(expected, stock, json.loads(run.stdout.splitlines()[-1]), strict=True):
-        for other in (two, three):
-            assert other[0]["label"] == one["predictions"][0]["label"]
-            assert other[0]["score"] == pytest.approx(one["predictions"][0]["score"], abs=1e-5)
+    check_stock_pipelines(fresh_process, tmp_path / "model", files, expected)
 
 
 def test_classify_with_a_budget_per_image(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
-    (tmp_path / "images").mkdir()
-    for number, picture in enumerate(pictures(6)):
-        picture.save(tmp_path / "images" / f"{number}.png")
+    save_pictures(tmp_path / "images", 6)
     words = ["classify", "--model", str(tmp_path / "model"), str(tmp_path / "images"), "--json"]
     assert main([*words, "--num_tokens", "4,9,36", "--confidence", f"{SURE},{SURE}", "--draw", str(tmp_path / "seen")]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,15 +1,12 @@
 """A model's own placer: where to look closely, from a thumbnail."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from oracle_runs import save_images
-from test_budgets import pictures
-from tiny import random_images, tiny_model, tiny_processor
-from transformers import pipeline
+from saved_pipelines import check_stock_pipelines
+from tiny import random_images, save_pictures, tiny_model, tiny_processor
 
 from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification, convert_checkpoint, foveate
 from spot_hf.cli import main
@@ -69,35 +66,20 @@ def test_learned_placement_compiles_exports_and_takes_bfloat16():
     assert {one.dtype for one in placed.values()} == {torch.float32}
 
 
-def test_a_placer_travels_with_its_model(tmp_path):
+def test_a_placer_travels_with_its_model(fresh_process, tmp_path):
     """Saved, in the stock pipeline, and as remote code in a process without the package."""
     model_with_placer(num_tokens=9).save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
     model = SpotViTForImageClassification.from_pretrained(tmp_path / "model")
     images = random_images(3)
     assert torch.equal(model(images).logits, model_with_placer()(images, num_tokens=9).logits)
-    files = []
-    for number, picture in enumerate(pictures(3)):
-        files.append(str(tmp_path / f"{number}.png"))
-        picture.save(files[-1])
+    files = save_pictures(tmp_path, 3)
     own = SpotImageClassificationPipeline(model=model, image_processor=tiny_processor())
     expected = own(files, top_k=1, return_coordinates=True)
     assert {len(one["coordinates"]) for one in expected} == {9}
     again = own(files, top_k=1, num_tokens=9, placement="learned", return_coordinates=True)
     assert again == expected
-    stock = pipeline("image-classification", model=str(tmp_path / "model"))(files, top_k=1, batch_size=2)
-    code = (
-        "import sys, json; sys.modules['spot_hf'] = None\n"
-        "from transformers import pipeline\n"
-        "p = pipeline('image-classification', model=sys.argv[1], trust_remote_code=True)\n"
-        "print(json.dumps(p(sys.argv[2:], top_k=1)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), *files], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    for one, two, three in zip(expected, stock, json.loads(run.stdout.splitlines()[-1]), strict=True):
-        for other in (two, three):
-            assert other[0]["label"] == one["predictions"][0]["label"]
-            assert other[0]["score"] == pytest.approx(one["predictions"][0]["score"], abs=1e-5)
+    check_stock_pipelines(fresh_process, tmp_path / "model", files, expected)
 
 
 def test_what_placers_refuse():

@@ -1,6 +1,10 @@
 """Tiny SpotViTs for unit tests: every parameter random, so that each one matters to the result."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 
 from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTImageProcessorPil
 
@@ -41,3 +45,18 @@ def random_images(count: int = 2, height: int = 48, width: int = 48, seed: int =
 
 def random_coordinates(count: int = 2, num_tokens: int = 7, seed: int = 1, dtype=torch.float32) -> torch.Tensor:
     return torch.rand(count, num_tokens, 2, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Of random pixels, 48 × 48."""
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 255, (48, 48, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def save_pictures(directory: Path, count: int) -> list[str]:
+    """The same as files in a directory, which is made."""
+    directory.mkdir(exist_ok=True)
+    files = [str(directory / f"{number}.png") for number in range(count)]
+    for picture, file in zip(pictures(count), files, strict=True):
+        picture.save(file)
+    return files

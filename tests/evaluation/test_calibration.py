@@ -28,6 +28,16 @@ def model(source, tmp_path):
     return shutil.copytree(source[0], tmp_path / "spot")
 
 
+def calibrate(model, source, **changes) -> None:
+    given = {"num_tokens": COUNTS, "mean_tokens": 12, "num_workers": 0, **changes}
+    run_calibration(CalibrateArguments(model=str(model), dataset_name=source[1], **given))
+
+
+def words_of(model, source) -> list[str]:
+    counts = [str(count) for count in COUNTS]
+    return ["--model", str(model), "--dataset_name", source[1], "--num_tokens", *counts, "--num_workers", "0"]
+
+
 def some_looks(num_images: int = 300, seed: int = 0) -> Looks:
     """Of a model that gets better with each look, and is too sure of itself."""
     generator = np.random.default_rng(seed)
@@ -80,19 +90,7 @@ def test_the_frontier_is_better_for_more():
 
 
 def test_a_calibrated_model_decides_by_itself(source, model, capsys):
-    words = [
-        "calibrate",
-        "--model",
-        str(model),
-        "--dataset_name",
-        source[1],
-        "--num_tokens",
-        "4",
-        "9",
-        "16",
-        "--num_workers",
-        "0",
-    ]
+    words = ["calibrate", *words_of(model, source)]
     assert main([*words, "--mean_tokens", "12"]) == 0
     said = capsys.readouterr().out
     config = SpotViTConfig.from_pretrained(model)
@@ -129,22 +127,8 @@ def test_a_calibrated_model_decides_by_itself(source, model, capsys):
 
 
 def test_an_evaluation_with_budgets_per_image(source, model, tmp_path):
-    run_calibration(
-        CalibrateArguments(model=str(model), dataset_name=source[1], num_tokens=COUNTS, mean_tokens=12, num_workers=0)
-    )
-    words = [
-        "evaluate",
-        "--model",
-        str(model),
-        "--dataset_name",
-        source[1],
-        "--num_tokens",
-        "4",
-        "9",
-        "16",
-        "--num_workers",
-        "0",
-    ]
+    calibrate(model, source)
+    words = ["evaluate", *words_of(model, source)]
     words += [
         "--placement",
         "isotropic",
@@ -202,16 +186,7 @@ def test_what_calibration_refuses(source, model, tmp_path):
 
 
 def test_a_calibrated_copy(source, model, tmp_path):
-    arguments = CalibrateArguments(
-        model=str(model),
-        dataset_name=source[1],
-        num_tokens=COUNTS,
-        placement="foveated_center",
-        mean_tokens=9,
-        num_workers=0,
-        output_dir=str(tmp_path / "copy"),
-    )
-    run_calibration(arguments)
+    calibrate(model, source, placement="foveated_center", mean_tokens=9, output_dir=str(tmp_path / "copy"))
     copy = SpotViTForImageClassification.from_pretrained(tmp_path / "copy")
     assert copy.config.placement == "foveated_center" and copy.config.num_tokens == COUNTS
     assert SpotViTConfig.from_pretrained(model).num_tokens is None
@@ -226,8 +201,7 @@ def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
         (model / name).unlink()
     (model / "modeling_spot_vit.py").write_text("# of an earlier version\n")
     SpotViTImageProcessorPil.from_pretrained(model, num_tokens=4, placement="isotropic").save_pretrained(model)
-    arguments = CalibrateArguments(model=str(model), dataset_name=source[1], num_tokens=COUNTS, mean_tokens=12, num_workers=0)
-    run_calibration(arguments)
+    calibrate(model, source)
     assert (model / "budgets.py").is_file() and "SpotViTForImageClassification" in (model / "modeling_spot_vit.py").read_text()
     processor = SpotViTImageProcessorPil.from_pretrained(model)
     assert processor.num_tokens is None and processor.placement is None
@@ -235,8 +209,7 @@ def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
 
 def test_fine_tuning_drops_what_was_calibrated(source, model, tmp_path, capsys):
     """Also as the teacher, the model is asked for its full grid."""
-    arguments = CalibrateArguments(model=str(model), dataset_name=source[1], num_tokens=COUNTS, mean_tokens=12, num_workers=0)
-    run_calibration(arguments)
+    calibrate(model, source)
     words = ["train", "--model", str(model), "--dataset_name", source[1], "--dataset_split", "validation", "--num_tokens", "4"]
     words += ["--distill_weight", "1", "--feature_weight", "1", "--eval_strategy", "no", "--max_steps", "2"]
     words += ["--per_device_train_batch_size", "8", "--dataloader_num_workers", "0", "--report_to", "none"]
