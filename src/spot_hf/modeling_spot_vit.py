@@ -222,7 +222,7 @@ class SpotViTLayer(GradientCheckpointingLayer):
             hidden_states, sizes = merge_tokens(hidden_states, sizes, keys.mean(1), num_merged, self.num_prefix_tokens)
         transformed = self.mlp(self.norm2(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale2(transformed)))
-        return hidden_states if sizes is None or not num_merged else (hidden_states, sizes)
+        return (hidden_states, sizes) if num_merged else hidden_states  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------------------------ models

@@ -101,6 +101,13 @@ class Batch:
         """Those that could not be read included."""
         return len(self.image_index) + len(self.failed)
 
+    def tokens(self, request: PlacementRequest, device: torch.device) -> dict[str, torch.Tensor]:
+        """Where a request has placed them, as a model takes it: `coordinates` and, where not all are 1, `window_scales`."""
+        found = {"coordinates": self.coordinates[request].to(device)}
+        if request in self.window_scales:
+            found["window_scales"] = self.window_scales[request].to(device)
+        return found
+
     def labels(self, mapping: LabelMapping) -> torch.Tensor:
         """The model's classes, `(batch_size,)`, int64; `ValueError` where an image has none of them."""
         classes = [mapping(label) for label in self.label]

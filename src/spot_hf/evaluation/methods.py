@@ -92,26 +92,26 @@ class Methods:
         return _encode(self.model, pixel_values=pixel_values, **self._place(cell, pixel_values, cell.num_tokens), **merging)
 
     def _place(self, cell: Cell, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
-        """By the placer; to compare, as it says of another image of the batch."""
-        placed = self.model.place(pixel_values, num_tokens, "learned")
-        return placed if cell.method == "learned" else {name: one.roll(1, 0) for name, one in placed.items()}
+        """Where the model does, by its config or its placer; to compare, as that says of another image of the batch."""
+        placed = self.model.place(pixel_values, num_tokens, None if cell.method == CALIBRATED else "learned")
+        return {name: one.roll(1, 0) for name, one in placed.items()} if cell.method == "learned_control" else placed
 
-    def _until_sure(self, cell: Cell, merging: dict[str, float], pixel_values: torch.Tensor, **placed: Any) -> Outputs:
-        """Several looks, sure among the classes that count."""
+    def _until_sure(
+        self,
+        cell: Cell,
+        merging: dict[str, float],
+        pixel_values: torch.Tensor,
+        looks: list[dict[str, torch.Tensor]] | None = None,
+    ) -> Outputs:
+        """Several looks, where `looks` says or else the model does; sure among the classes that count."""
         assert cell.looks is not None
         confidence = None if isinstance(cell.confidence, str) else cell.confidence  # or what was calibrated
         budgets = resolve_budgets(self.model.config, cell.looks, confidence)
         assert isinstance(budgets, Budgets)
-        looks = [dict(zip(placed, parts, strict=True)) for parts in zip(*(placed[name] for name in placed), strict=True)]
 
         def classify(number: int, images: torch.Tensor) -> torch.Tensor:
             seen = pixel_values[images]
-            if cell.method == CALIBRATED:
-                inputs = self.model.place(seen, budgets.num_tokens[number])
-            elif cell.method in LEARNED:
-                inputs = self._place(cell, seen, budgets.num_tokens[number])
-            else:
-                inputs = {name: one[images] for name, one in looks[number].items() if one is not None}
+            inputs = self._place(cell, seen, budgets.num_tokens[number]) if looks is None else _take(looks[number], images)
             return among(_encode(self.model, pixel_values=seen, **inputs, **merging).logits, self.classes)
 
         images = torch.arange(len(pixel_values), device=pixel_values.device)
@@ -126,19 +126,14 @@ class Methods:
         assert batch.pixel_values is not None
         size = self.shrunken_sizes.get(cell)
         inputs: dict[str, Any] = {"pixel_values": (batch.pixel_values if size is None else batch.shrunken[size]).to(device)}
-        if cell.looks is not None and cell.placements:
-            inputs["coordinates"] = [batch.coordinates[one].to(device) for one in cell.placements]
-            scales = [batch.window_scales.get(one) for one in cell.placements]
-            inputs["window_scales"] = [None if one is None else one.to(device) for one in scales]
-        for request in cell.placements if cell.looks is None else []:
-            inputs["coordinates"] = batch.coordinates[request].to(device)
-            if request in batch.window_scales:
-                inputs["window_scales"] = batch.window_scales[request].to(device)
+        placed = [batch.tokens(request, device) for request in cell.placements]
+        if placed:
+            inputs.update(placed[0] if cell.looks is None else {"looks": placed})
         if cell.steps is not None:
             inputs["labels"] = batch.labels(self.labels).to(device)
         if full:
             repeated = torch.arange(self.arguments.batch_size, device=device) % len(batch.image_index)
-            inputs = {name: _take(values, repeated) for name, values in inputs.items()}
+            inputs = _take(inputs, repeated)
         return partial(self.functions[cell], **inputs)
 
     def at(self, batch: Batch, coordinates: torch.Tensor) -> Outputs:
@@ -159,10 +154,10 @@ def _encode(model: SpotViTForImageClassification, **inputs: Any) -> Outputs:
 
 
 def _take(values: Any, images: torch.Tensor) -> Any:
-    """Those images of a tensor, or of each of a list."""
-    if isinstance(values, list):
-        return [_take(one, images) for one in values]
-    return None if values is None else values[images]
+    """Those images of a tensor, or of all tensors in lists and dicts."""
+    if isinstance(values, dict):
+        return {name: _take(one, images) for name, one in values.items()}
+    return [_take(one, images) for one in values] if isinstance(values, list) else values[images]
 
 
 def among(logits: torch.Tensor, classes: list[int] | None) -> torch.Tensor:
