@@ -10,15 +10,16 @@ from tiny import random_images, save_pictures, tiny_model, tiny_processor
 
 from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification, convert_checkpoint, foveate
 from spot_hf.cli import main
-from spot_hf.placer import SpotViTPlacer, densities, mirrored
-from spot_hf.training.placer import TrainPlacerArguments, _train, run_placer_training
+from spot_hf.placer import SpotViTPlacer, bumps_at, densities, mirrored
+from spot_hf.training.placer import NEW, TrainPlacerArguments, _train, run_placer_training
 
 
 SIZES = {"thumbnail_size": 24, "hidden_size": 16, "grid_size": 3}
+both_heads = pytest.mark.parametrize("head", ["heatmap", "linear"])
 
 
-def model_with_placer(**changes):
-    return tiny_model(placer=SIZES, placement="learned", **changes)
+def model_with_placer(head="heatmap", **changes):
+    return tiny_model(placer={**SIZES, "head": head}, placement="learned", **changes)
 
 
 def test_the_family_of_foveations():
@@ -32,19 +33,21 @@ def test_the_family_of_foveations():
     assert torch.equal(mirrored(placer)[mirrored(placer)], torch.arange(10))
 
 
-def test_a_model_looks_where_its_placer_says():
+@both_heads
+def test_a_model_looks_where_its_placer_says(head):
     """For any number of tokens; an image's positions are its own. Sums in another order: 1e-5."""
-    model = model_with_placer()
+    model = model_with_placer(head)
     images = torch.nn.functional.interpolate(blobs(12, seed=0)[0], scale_factor=2.0)
     placer = model.placer = SpotViTPlacer(model.config)
     best = placer(placer.thumbnails(images)).argmax(-1)
     assert len(set(best.tolist())) > 1
+    wanted = densities(placer.placer)[best] if head == "linear" else placer.densities(placer.thumbnails(images))
     for num_tokens in (4, 9, 30):
-        coordinates, scales = foveate(densities(placer.placer)[best], num_tokens, 48, 48, 8)
+        coordinates, scales = foveate(wanted, num_tokens, 48, 48, 8)
         placed = model.place(images, num_tokens)
         assert torch.equal(placed["coordinates"], coordinates) and torch.equal(placed["window_scales"], scales)
     alone = torch.cat([model.place(image, 9)["coordinates"] for image in images.split(1)])
-    assert torch.equal(model.place(images, 9)["coordinates"], alone)
+    torch.testing.assert_close(model.place(images, 9)["coordinates"], alone, rtol=0, atol=1e-5)
     isotropic = model.place(images, 9, "isotropic")["coordinates"]
     assert not torch.equal(isotropic, alone)
     with torch.no_grad():
@@ -54,8 +57,23 @@ def test_a_model_looks_where_its_placer_says():
     torch.testing.assert_close(looks.logits, logits, rtol=0, atol=1e-5)
 
 
-def test_learned_placement_compiles_exports_and_takes_bfloat16():
-    model, images = model_with_placer(), random_images(2)
+def test_a_bump_sits_between_the_places_that_score_highest():
+    """At the mean of the likeliest place and its neighbours, weighed by softmax; where flat scores highest, none."""
+    placer = SpotViTPlacer(model_with_placer().config)
+    scores = torch.full((3, 10), -9.0)
+    scores[0, [5, 6]] = 9.0  # the middle and the one to its right
+    scores[1, [1, 9]] = torch.tensor([9.0, 8.9])  # two corners: the other one is no neighbour
+    scores[2, 0] = 9.0
+    placer.forward = lambda thumbnails: scores
+    found = placer.densities(torch.zeros(3, 3, 24, 24))
+    expected = bumps_at(torch.tensor([[2 / 3, 0.5], [1 / 6, 1 / 6]]), placer.placer)
+    torch.testing.assert_close(found[:2], expected, rtol=1e-4, atol=0)  # exp(-18) of the weight is elsewhere
+    assert torch.equal(found[2], torch.ones(14, 14))
+
+
+@both_heads
+def test_learned_placement_compiles_exports_and_takes_bfloat16(head):
+    model, images = model_with_placer(head), random_images(2)
     expected = model(images, num_tokens=9).logits
     torch.compiler.reset()  # graphs of other tests count towards a limit
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -83,7 +101,7 @@ def test_a_placer_travels_with_its_model(fresh_process, tmp_path):
 
 
 def test_what_placers_refuse():
-    for wrong in ({"grid": 5}, {"grid_size": 0}, {"hidden_size": 12}, {"width": 0.0}, {"height": float("inf")}):
+    for wrong in ({"grid": 5}, {"grid_size": 0}, {"hidden_size": 12}, {"width": 0.0}, {"height": float("inf")}, {"head": "mlp"}):
         with pytest.raises(Exception, match="`placer`"):
             tiny_model(placer=wrong)
     with pytest.raises(Exception, match="`placement` 'learned' needs a `placer`"):
@@ -108,9 +126,10 @@ def blobs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return thumbnails, which
 
 
-def test_a_placer_learns_where_the_best_foveation_is():
+@both_heads
+def test_a_placer_learns_where_the_best_foveation_is(head):
     """On others than it was trained on, and their mirror images."""
-    model = model_with_placer()
+    model = model_with_placer(head)
     model.placer = SpotViTPlacer(model.config)  # as a new one begins
     thumbnails, which = blobs(600, seed=0)
     divergence = torch.full((600, 10), 2.0).scatter(1, which[:, None] + 1, 0.05)
@@ -157,7 +176,7 @@ def test_the_job_from_images_to_an_evaluation(source, tmp_path, monkeypatch, cap
     assert divergence["best"] <= min(divergence.values()) and len(found["losses"]) == 2
     assert "has a placer, trained without labels on 24 images" in (tmp_path / "whole/README.md").read_text()
     model = SpotViTForImageClassification.from_pretrained(tmp_path / "whole")
-    assert model.config.placement == "learned" and model.config.placer == SIZES
+    assert model.config.placement == "learned" and model.config.placer == {**NEW, **SIZES}
 
     # Killed after a shard of the search: the same weights.
     real, calls = placer._Search._write, []

@@ -110,7 +110,7 @@ class SpotViTConfig(PreTrainedConfig):
         placement (`str`, defaults to `"isotropic"`): how it does: `"isotropic"`, `"foveated_edge"`, `"foveated_center"`, or
             `"learned"`, by its placer. Windows always cover the image.
         placer (`dict`, *optional*): of a classifier's own placer, which `spot-hf train-placer` trains: `thumbnail_size`,
-            `grid_size`, `width`, `height` and `hidden_size`, see [`SpotViTPlacer`]. By default it has none.
+            `grid_size`, `width`, `height`, `hidden_size` and `head`, see [`SpotViTPlacer`]. By default it has none.
         confidence (`float` or `list[float]`, *optional*): with several `num_tokens`, the probability of the likeliest class
             with which an image needs no further look: one, or one for each look but the last.
         calibration (`dict`, *optional*): what `spot-hf calibrate` has measured for `num_tokens`: `temperature`, one per

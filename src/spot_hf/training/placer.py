@@ -5,6 +5,7 @@ model's answer then is from its own full-grid answer (Kullback-Leibler divergenc
 which one agrees best. What is peculiar to one view is averaged out over the two.
 """
 
+import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,12 +30,13 @@ from ..jobs.versions import device_name, versions
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES, check_dtype
 from ..oracle.objectives import distill_loss
-from ..placer import check_placer, densities, mirrored
+from ..placer import DEFAULTS, check_placer, densities, mirrored
 from .draws import CHOICE, PIXELS, uniforms
 
 
 RESULTS = "placer.json"  # is written last
 SHARD = 500  # images of a file of the search
+NEW = {"head": "heatmap", "width": 0.2, "height": 3.0}  # of a new placer, besides the defaults of its config
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +86,15 @@ class TrainPlacerArguments(DatasetSource):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What `placer` says."""
-        return json_object("placer", self.placer or "{}", example='{"grid_size": 7}')
+        """Of the new placer."""
+        return {**NEW, **json_object("placer", self.placer or "{}", example='{"grid_size": 7}')}
 
     def recorded(self) -> dict[str, Any]:
         """On which the weights depend."""
         not_recorded = ("num_workers", "max_failed_share", "output_dir", "overwrite_output_dir", "label_column_name")
         values = {name: value for name, value in asdict(self).items() if name not in not_recorded}
+        sizes = {name: value for name, value in self.sizes.items() if value != DEFAULTS[name]}
+        values["placer"] = json.dumps(sizes) if sizes else None
         return {**values, **{name: one for name, one in self.recorded_source().items() if name != "label_column_name"}}
 
 
