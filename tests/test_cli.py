@@ -167,6 +167,7 @@ def test_benchmark_writes_its_figures(converted, tiny_vit, tmp_path, capsys):
     peaks = [row["peak_mib"] for row in result["rows"][2:]]
     assert 0 < peaks[0] < peaks[-1] and peaks == sorted(peaks)
     assert result["rows"][2]["sampling_share"] > 0
+    assert "placer_share" not in result["rows"][2]  # this model has none
     assert "| spot 4 | 4 |" in capsys.readouterr().out
 
 

@@ -10,8 +10,8 @@ from tiny import random_images, save_pictures, tiny_model, tiny_processor
 
 from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification, convert_checkpoint, foveate
 from spot_hf.cli import main
-from spot_hf.placer import SpotViTPlacer, bumps_at, densities, mirrored
-from spot_hf.training.placer import NEW, TrainPlacerArguments, _train, run_placer_training
+from spot_hf.placer import NEW, SpotViTPlacer, bumps_at, densities, mirrored
+from spot_hf.training.placer import TrainPlacerArguments, _train, run_placer_training
 
 
 SIZES = {"thumbnail_size": 24, "hidden_size": 16, "grid_size": 3}
@@ -101,7 +101,14 @@ def test_a_placer_travels_with_its_model(fresh_process, tmp_path):
 
 
 def test_what_placers_refuse():
-    for wrong in ({"grid": 5}, {"grid_size": 0}, {"hidden_size": 12}, {"width": 0.0}, {"height": float("inf")}, {"head": "mlp"}):
+    for wrong in (
+        {"grid": 5},
+        {"grid_size": 0},
+        {"hidden_size": 12},
+        {"width": 0.0},
+        {"height": float("inf")},
+        {"head": "mlp"},
+    ):
         with pytest.raises(Exception, match="`placer`"):
             tiny_model(placer=wrong)
     with pytest.raises(Exception, match="`placement` 'learned' needs a `placer`"):

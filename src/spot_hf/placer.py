@@ -17,9 +17,10 @@ from torch import nn
 from .foveation import bump, foveate
 
 
-# Of `config.placer`: side of the thumbnail in pixels, places per side, width and height of a bump (see `bump`), channels, head.
-# What a config leaves out is as the first placers had it.
+# Of `config.placer`: side of the thumbnail in pixels, places per side, width and height of a bump (see `bump`), channels, and
+# head. What a config leaves out is as the first placers had it.
 DEFAULTS = {"thumbnail_size": 56, "grid_size": 5, "width": 0.18, "height": 2.2, "hidden_size": 32, "head": "linear"}
+NEW = {"head": "heatmap", "width": 0.2, "height": 3.0}  # of a placer that is made now, besides these
 HEADS = ("heatmap", "linear")
 DENSITY_SIZE = 14  # cells per side of a density
 

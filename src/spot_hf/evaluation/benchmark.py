@@ -27,6 +27,7 @@ from ..jobs.versions import device_name, public_name
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES, check_dtype
 from ..placement import grid, isotropic
+from ..placer import NEW
 from ..windows import sample_windows
 from .memory import PeakMemory
 
@@ -73,7 +74,7 @@ class BenchmarkArguments:
         if self.model is not None:
             model = load_weights(SpotViTForImageClassification, open_model(self.model))
         else:
-            model = SpotViTForImageClassification(SpotViTConfig(num_labels=1000))
+            model = SpotViTForImageClassification(SpotViTConfig(num_labels=1000, placer=NEW))
         return model.to(self.device, DTYPES[self.dtype]).eval()
 
     def ordinary(self, config: SpotViTConfig) -> nn.Module:
@@ -115,6 +116,7 @@ class BenchmarkRow:
         float  # to the ordinary model: median of each round's own ratio, as what slows the machine slows both halves of it
     )
     sampling_share: float | None = None  # of the time, that windows and position embeddings take
+    placer_share: float | None = None  # how much a placer adds to the time, where the model has one
     peak_mib: float | None = None  # of the tensors that live at the same time, without weights and inputs; counted
 
 
@@ -142,6 +144,8 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         coordinates = arguments.coordinates(count)
         passes[f"spot {count}"] = partial(spot, pixel_values=pixel_values, coordinates=coordinates)
         samplings[f"sampling {count}"] = partial(_sampling_and_positions, spot, pixel_values, coordinates)
+        if spot.placer is not None:
+            samplings[f"placing {count}"] = partial(spot.place, pixel_values, count, "learned")
     peaks = {name: _peak_mib(run) for name, run in passes.items()}
     if arguments.compile:
         compiled = {model: torch.compile(model, fullgraph=True) for model in {run.func for run in passes.values()}}
@@ -179,7 +183,11 @@ def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: 
     def median_ratio(upper: str, lower: str) -> float:
         return statistics.median(a / b for a, b in zip(times[upper], times[lower], strict=True))
 
-    speedup, sampling = median_ratio("ordinary", name), name.replace("spot", "sampling")
+    def share(part: str) -> float | None:
+        timed = name.replace("spot", part)
+        return median_ratio(timed, name) if timed != name and timed in times else None
+
+    speedup = median_ratio("ordinary", name)
     ms = statistics.median(times["ordinary"]) / speedup  # so that a table's times and speed-ups agree
     return BenchmarkRow(
         name=name,
@@ -187,7 +195,8 @@ def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: 
         ms=ms,
         images_per_second=1000 * batch_size / ms,
         speedup=speedup,
-        sampling_share=median_ratio(sampling, name) if sampling != name and sampling in times else None,
+        sampling_share=share("sampling"),
+        placer_share=share("placing"),
     )
 
 
@@ -233,13 +242,13 @@ def _table(result: dict[str, Any], rows: list[BenchmarkRow]) -> str:
         f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} "
         f"threads{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
         "",
-        "| model | tokens | ms | images/s | speed-up | sampling and positions | peak MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| model | tokens | ms | images/s | speed-up | sampling and positions | a placer adds | peak MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        share = f"{100 * row.sampling_share:.1f} %" if row.sampling_share is not None else ""
+        shares = [f"{100 * one:.1f} %" if one is not None else "" for one in (row.sampling_share, row.placer_share)]
         lines.append(
-            f"| {row.name} | {row.num_tokens} | {row.ms:.1f} | {row.images_per_second:.1f} | {row.speedup:.2f}× | {share} | "
-            f"{row.peak_mib:.0f} |"
+            f"| {row.name} | {row.num_tokens} | {row.ms:.1f} | {row.images_per_second:.1f} | {row.speedup:.2f}× | "
+            f"{' | '.join(shares)} | {row.peak_mib:.0f} |"
         )
     return "\n".join(lines)

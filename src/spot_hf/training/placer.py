@@ -30,13 +30,12 @@ from ..jobs.versions import device_name, versions
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES, check_dtype
 from ..oracle.objectives import distill_loss
-from ..placer import DEFAULTS, check_placer, densities, mirrored
+from ..placer import DEFAULTS, NEW, check_placer, densities, mirrored
 from .draws import CHOICE, PIXELS, uniforms
 
 
 RESULTS = "placer.json"  # is written last
 SHARD = 500  # images of a file of the search
-NEW = {"head": "heatmap", "width": 0.2, "height": 3.0}  # of a new placer, besides the defaults of its config
 
 logger = logging.getLogger(__name__)
 
