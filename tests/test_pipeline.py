@@ -110,6 +110,21 @@ def test_arrays_and_tensors_as_in_the_stock_pipeline(classifier, convert):
     )
 
 
+@pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification", "single_label_classification"])
+def test_classes_are_those_of_the_stock_pipeline(problem_type):
+    """To the last bit, and in the same order where scores are equal."""
+    model = tiny_model(problem_type=problem_type)
+    with torch.no_grad():
+        model.classifier.weight[2] = model.classifier.weight[1]
+        model.classifier.bias[2] = model.classifier.bias[1]
+    ours, stock = (
+        one(model=model, image_processor=tiny_processor(num_tokens=9))
+        for one in (SpotImageClassificationPipeline, ImageClassificationPipeline)
+    )
+    for options in ({}, {"top_k": 2}, {"top_k": 1000}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}):
+        assert ours(IMAGES, **options) == stock(IMAGES, **options)
+
+
 def test_a_call_says_more_than_the_pipeline_was_made_with():
     parts = {"model": tiny_model(), "image_processor": tiny_processor()}
     made = SpotImageClassificationPipeline(**parts, num_tokens=9)
