@@ -10,6 +10,7 @@ from tiny import tiny_processor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.image_processing_backends import PilBackend
 
 from spot_hf import SpotViTImageProcessorPil
 from spot_hf.placement import center, grid, isotropic
@@ -74,6 +75,30 @@ def test_the_frames_are_inverses(recipe):
 
 
 ONE, TWO = [[0.25, 0.5], [0.75, 0.5]], [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "bytes", "floats"])
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"do_rescale": False}, {"do_normalize": False}, {"do_center_crop": True, "crop_size": {"height": 64, "width": 70}}],
+)
+def test_pixels_are_those_of_the_backend(recipe, kind):
+    """To the last bit, though 8-bit pixels are looked up. A crop of more than there is pads."""
+    array = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+    images: list = [Image.fromarray(array), Image.fromarray(array[:30])]
+    if kind == "L":
+        images = [one.convert("L") for one in images]
+        recipe = {**recipe, "do_convert_rgb": False, "image_mean": 0.4, "image_std": 0.3}
+    elif kind in ("bytes", "floats"):
+        images = [np.asarray(one) / (255 if kind == "floats" else 1) for one in images]
+        images = [one.astype(np.float32 if kind == "floats" else np.uint8) for one in images]
+    ours = SpotViTImageProcessorPil(size={"height": 48, "width": 48}, **recipe)
+    names = ("do_resize", "do_center_crop", "crop_size", "do_rescale", "do_normalize", "do_convert_rgb")
+    names += ("rescale_factor", "size", "resample", "image_mean", "image_std")
+    theirs = PilBackend(**{name: getattr(ours, name) for name in names})
+    for one, expected in zip(*(processor(images)["pixel_values"] for processor in (ours, theirs)), strict=True):
+        np.testing.assert_array_equal(one, expected)
+        assert one.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("convert", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])

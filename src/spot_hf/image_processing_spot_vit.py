@@ -554,6 +554,30 @@ def _stack(sets: list[np.ndarray], scales: list[np.ndarray] | None, like: Any) -
 class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):
     """SpotViT's image processor on PIL and NumPy: needs no torchvision."""
 
+    def _preprocess(self, images, *args, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **kwargs):
+        scaling = {"do_rescale": do_rescale, "rescale_factor": rescale_factor}
+        normalizing = {"do_normalize": do_normalize, "image_mean": image_mean, "image_std": image_std}
+        if not (do_rescale or do_normalize) or any(image.dtype != np.uint8 for image in images):
+            return super()._preprocess(images, *args, **scaling, **normalizing, **kwargs)
+        # Of 8-bit pixels there are 256 values per channel to compute, and the rest is looking up: the same to the last bit.
+        return_tensors = kwargs.pop("return_tensors", None)
+        scaling["do_rescale"] = normalizing["do_normalize"] = False
+        prepared = super()._preprocess(images, *args, **scaling, **normalizing, **kwargs, return_tensors=None)["pixel_values"]
+        values = np.arange(256, dtype=np.uint8)[None]
+        tables = {}
+        for num_channels in {len(image) for image in prepared}:
+            table = np.broadcast_to(values, (num_channels, 1, 256))
+            if do_rescale:
+                table = self.rescale(table, rescale_factor)
+            if do_normalize:
+                table = self.normalize(table, image_mean, image_std)
+            tables[num_channels] = table[:, 0]
+        pixel_values = [
+            np.stack([np.take(of_channel, channel) for of_channel, channel in zip(tables[len(image)], image, strict=True)])
+            for image in prepared
+        ]
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
 
 if is_torchvision_available():
 
