@@ -2,6 +2,7 @@
 the model."""
 
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -16,8 +17,12 @@ from ..placement import generator_for, get_placement, place_windows
 from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
 from .failures import FailedImage, UnreadableImageError, check_failures
 from .labels import LabelMapping
+from .parquet import ParquetImages, parquet_images
 from .saliency import read_saliency
+from .source import DatasetSource
 
+
+logger = logging.getLogger(__name__)
 
 READ_AHEAD = 256  # images of a stream that wait in memory
 
@@ -56,6 +61,10 @@ class Shards:
     def placements(self, shard: int) -> list[PlacementRequest]:
         """Where tokens are to be placed for them. Here, that is what a task is."""
         return self.lacks(shard)
+
+    def of_length(self, num_images: int) -> "Shards":
+        """The same of a source whose length is known by now."""
+        return type(self)(self.done, self.split, num_images, self.shard_size)
 
     def rows_of(self, shard: int) -> range:
         stop = (shard + 1) * self.shard_size
@@ -262,20 +271,45 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-class Plan:
-    """Iterates the work of this process: batches of the shards that are missing."""
+def plan_of(shards: Shards, source: DatasetSource, images: Any, state: PartialState, batch_size: int) -> "Plan":
+    """The work of this process on what [`load_images`] loaded of a source."""
+    parquet = parquet_images(source, images)
+    if parquet is None and not isinstance(images, datasets.Dataset) and state.num_processes > 1 and state.is_main_process:
+        logger.info("each of the %d processes reads the whole stream: it is not one of Parquet files", state.num_processes)
+    return Plan(shards, images, state, batch_size, parquet)
 
-    def __init__(self, shards: Shards, images: Any, state: PartialState, batch_size: int):
-        self.shards, self.images, self.batch_size = shards, images, batch_size
+
+class Plan:
+    """
+    Iterates the work of this process: batches of the shards that are missing.
+
+    Args:
+        shards ([`Shards`]): which there are.
+        images (`datasets.Dataset` or `datasets.IterableDataset`): what [`load_images`] loaded.
+        state (`PartialState`): which process this is.
+        batch_size (`int`): images of a batch.
+        parquet ([`ParquetImages`], *optional*): the images of a stream, where these can be read by their rows.
+    """
+
+    def __init__(
+        self, shards: Shards, images: Any, state: PartialState, batch_size: int, parquet: ParquetImages | None = None
+    ):
+        self.shards, self.images, self.batch_size, self.parquet = shards, images, batch_size, parquet
         self.process_index, self.num_processes = state.process_index, state.num_processes
         self.num_seen: int | None = None  # images of a stream that was read to its end
 
     def __iter__(self) -> Iterator[Work]:
-        return self._rows() if isinstance(self.images, datasets.Dataset) else self._stream()
+        if isinstance(self.images, datasets.Dataset):
+            return self._rows()
+        return self._stream() if self.parquet is None else self._row_groups(self.parquet)
 
     def my_shards(self) -> list[int]:
-        """Of a source of known length."""
-        return list(self.shards.missing)[self.process_index :: self.num_processes]
+        """Of a source of known length. Of a Parquet stream consecutive ones, as two of them may have a row group in common."""
+        missing = list(self.shards.missing)
+        if self.parquet is None:
+            return missing[self.process_index :: self.num_processes]
+        first, after = (len(missing) * (self.process_index + i) // self.num_processes for i in (0, 1))
+        return missing[first:after]
 
     def _batches(self, shard: int, images: list) -> Iterator[Work]:
         for start in range(0, len(images), self.batch_size):
@@ -285,6 +319,18 @@ class Plan:
     def _rows(self) -> Iterator[Work]:
         for shard in self.my_shards():
             yield from self._batches(shard, list(self.shards.rows_of(shard)))
+
+    def _row_groups(self, parquet: ParquetImages) -> Iterator[Work]:
+        """Of a stream, the rows of this process's shards and no others."""
+        if self.shards.total is None:
+            self.shards = self.shards.of_length(parquet.num_rows)
+            self.num_seen = parquet.num_rows
+        elif parquet.num_rows < (self.shards.num_images or 0):
+            raise OSError(_too_short(parquet.num_rows, self.shards.num_images))
+        mine = self.my_shards()
+        rows = _read_ahead((row for shard in mine for row in parquet.rows(self.shards.rows_of(shard))), READ_AHEAD)
+        for shard in mine:
+            yield from self._batches(shard, list(itertools.islice(rows, len(self.shards.rows_of(shard)))))
 
     def _stream(self) -> Iterator[Work]:
         """Every process reads the stream, from its first missing shard on, and computes its own shards."""
@@ -300,16 +346,17 @@ class Plan:
                 break
             images = list(itertools.islice(rows, size))
             if known and len(images) < len(self.shards.rows_of(shard)):
-                raise OSError(
-                    f"the stream ended after {shard * size + len(images)} images; its source says that it has "
-                    f"{self.shards.num_images}"
-                )
+                raise OSError(_too_short(shard * size + len(images), self.shards.num_images))
             wanted = shard in mine if mine is not None else shard % self.num_processes == self.process_index
             if images and wanted and self.shards.lacks(shard):
                 yield from self._batches(shard, images)
             if len(images) < size:
                 self.num_seen = shard * size + len(images)
                 break
+
+
+def _too_short(num_images: int, stated: int | None) -> str:
+    return f"the stream ended after {num_images} images; its source says that it has {stated}"
 
 
 def _read_ahead(rows: Iterable[EncodedImage], size: int) -> Iterator[EncodedImage]:

@@ -69,6 +69,12 @@ class DatasetSource:
             setattr(found, name, changes.get(name, getattr(self, name)))
         return found
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Our names of the columns that are asked for → the source's."""
+        named = {"image": self.image_column_name, "label": self.label_column_name, "saliency": self.saliency_column_name}
+        return {ours: theirs for ours, theirs in named.items() if theirs is not None}
+
     def recorded_source(self) -> dict[str, Any]:
         """For a job's record: of what lies on this machine the name, not the path. Not how it is read."""
         values = {one.name: getattr(self, one.name) for one in fields(DatasetSource) if one.name != "max_failed_share"}
@@ -144,7 +150,8 @@ def load_images(source: DatasetSource) -> datasets.Dataset | datasets.IterableDa
         `ValueError`: no such config, split or column. `OSError`: no such data set, or no access to it.
     """
     dataset = _load_split(source)
-    columns = _check_columns(source, dataset.features)
+    _check_columns(source, dataset.features)
+    columns = source.columns
     for column in ("saliency", "image"):
         # Undecoded: renaming the columns of a stream of images would decode and encode them again, without their file names.
         if column in columns and isinstance(dataset.features[columns[column]], datasets.Image):
@@ -245,11 +252,9 @@ def _folders_of(dataset: datasets.Dataset, image_column: str, local: Path) -> li
     return [path.parent.name for path in paths]
 
 
-def _check_columns(source: DatasetSource, features: datasets.Features) -> dict[str, str]:
-    """Our names of the columns that are asked for → the source's; `ValueError` where one is not there or of another kind."""
-    asked_for = {"image": source.image_column_name, "label": source.label_column_name, "saliency": source.saliency_column_name}
-    columns = {new: old for new, old in asked_for.items() if old is not None}
-    for new, old in columns.items():
+def _check_columns(source: DatasetSource, features: datasets.Features) -> None:
+    """`ValueError` where one that is asked for is not there or of another kind."""
+    for new, old in source.columns.items():
         if old not in features:
             raise ValueError(f"`{new}_column_name` must be one of {', '.join(features)}; got {old!r}")
     image_column_name = source.image_column_name
@@ -262,7 +267,6 @@ def _check_columns(source: DatasetSource, features: datasets.Features) -> dict[s
         if source.saliency_column_name in (image_column_name, source.label_column_name):
             raise ValueError(f"`saliency_column_name` must be a column of its own; got {source.saliency_column_name!r}")
         check_saliency_column(features[source.saliency_column_name], source.saliency_column_name)
-    return columns
 
 
 def _load_splits(source: DatasetSource) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..data.batches import FailureCount, Plan, Preparation, batches_of
+from ..data.batches import FailureCount, Preparation, batches_of, plan_of
 from ..data.failures import FailedImage, check_failures, describe_failures
 from ..data.labels import LabelMapping, match_labels
 from ..data.source import count_images, load_images, pinned
@@ -135,7 +135,7 @@ class EvaluationRun:
             if (line.model, line.image_size) == (name, setting.image_size):
                 done_by_cell[line.cell].add(line.shard)
         shards = CellShards(done_by_cell, str(self.images.split), self.num_images, arguments.shard_size)
-        plan = Plan(shards, self.images, self.state, arguments.batch_size)
+        plan = plan_of(shards, arguments, self.images, self.state, arguments.batch_size)
         cells, total = setting.cells, None
         if shards.total is not None:
             cells = list(dict.fromkeys(cell for shard in plan.my_shards() for cell in shards.lacks(shard)))
