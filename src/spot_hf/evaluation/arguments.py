@@ -50,7 +50,10 @@ class EvaluationArguments(LabelledSource, SalientSource):
     dataset_name: str = field(metadata={"help": "digits, a Hub id, or a directory that load_dataset reads."})
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the data set while it is used, and store nothing. Every process reads all of it."},
+        metadata={
+            "help": "Read the data set while it is used, and store nothing. Of Parquet files, each process reads its part; of "
+            "others, all."
+        },
     )
     num_tokens: list[int] = field(default_factory=lambda: [25, 49, 100, 196], metadata={"help": "Token counts."})
     placement: list[str] | None = field(
