@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from oracle_runs import save_images
 from scipy.special import log_softmax
+from tiny import tiny_model
 
 from spot_hf import SpotViTConfig, SpotViTForImageClassification, convert_checkpoint
 from spot_hf.cli import main
+from spot_hf.evaluation.arguments import EvaluationArguments
 from spot_hf.evaluation.calibration import CalibrateArguments, Looks, frontier, last_look, run_calibration
+from spot_hf.evaluation.cells import cells_of
 
 
 COUNTS = [4, 9, 16]
@@ -235,6 +238,14 @@ def test_parts_of_a_split_that_overlap_are_refused(source, model, tmp_path, caps
     words += ["--eval_dataset_split", "validation[20:]", "--dataloader_num_workers", "0"]
     assert main([*words, "--per_device_train_batch_size", "8"]) == 0
     assert "these accuracies are of training images" in capsys.readouterr().out
+
+
+def test_saved_looks_are_of_the_models_that_have_them():
+    arguments = EvaluationArguments(model=["m"], dataset_name="d", num_tokens=[4], confidence=["saved"], output_dir="o")
+    calibrated = tiny_model(num_tokens=[4, 9], confidence=0.5).config
+    (looks,) = [cell.looks for cell in cells_of(arguments, 36, calibrated) if cell.method == "calibrated"]
+    assert looks == (4, 9)
+    assert "calibrated" not in {cell.method for cell in cells_of(arguments, 36, tiny_model(num_tokens=4).config)}
 
 
 def test_saved_looks_need_a_calibrated_model(source, tmp_path, capsys):

@@ -80,7 +80,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         default=None,
         metadata={
             "help": "Also give each image a budget of its own: looks with all of --num_tokens in turn, until the model is as "
-            "sure as each of these, such as 0.8 0.9; or saved: the model's own looks, as calibrated."
+            "sure as each of these, such as 0.8 0.9; or saved: the looks of those models that are calibrated."
         },
     )
     baselines: list[str] | None = field(default=None, metadata={"help": f"{', '.join(BASELINES)} (default: all), or none."})

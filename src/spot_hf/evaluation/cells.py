@@ -77,8 +77,7 @@ def is_placed(method: str) -> bool:
 
 
 def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConfig) -> list[Cell]:
-    """All cells of a model whose grid has `num_cells`. `ValueError` where it has no calibrated looks, and is to be measured
-    with these."""
+    """All cells of a model whose grid has `num_cells`."""
     cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
     for num_tokens in arguments.num_tokens:
         for name in arguments.placements:
@@ -87,15 +86,16 @@ def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConf
             cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
         if arguments.oracle_steps:
             cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
-    if SAVED in arguments.confidences:
-        if not isinstance(config.num_tokens, (list, tuple)) or config.confidence is None:
-            raise ValueError(
-                f"`confidence` {SAVED!r} needs a model whose config has several `num_tokens` and a `confidence`, as `spot-hf "
-                f"calibrate` saves them; got num_tokens={config.num_tokens}"
-            )
-        looks = tuple(config.num_tokens)
+    looks = saved_looks(config)
+    if SAVED in arguments.confidences and looks:
         cells.append(Cell(CALIBRATED, looks[-1], looks=looks, confidence=SAVED))
     return cells + _budget_cells(arguments, num_cells)
+
+
+def saved_looks(config: SpotViTConfig) -> tuple[int, ...]:
+    """Those that a model has of its own, as it was calibrated; none where it was not."""
+    several = isinstance(config.num_tokens, (list, tuple)) and config.confidence is not None
+    return tuple(config.num_tokens) if several else ()  # type: ignore[arg-type]
 
 
 def _placed_cells(arguments: EvaluationArguments, name: str, num_tokens: int, num_cells: int) -> list[Cell]:

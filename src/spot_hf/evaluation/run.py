@@ -25,8 +25,8 @@ from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
 from ..modeling_spot_vit import SpotViTForImageClassification
-from .arguments import EvaluationArguments
-from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of
+from .arguments import SAVED, EvaluationArguments
+from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of, saved_looks
 from .measuring import Meter
 from .methods import Methods
 from .neighbors import Neighbors
@@ -87,6 +87,11 @@ class EvaluationRun:
         models = {name: open_model(one, arguments.revision_of(name)) for name, one in arguments.named_models.items()}
         for model in models.values():
             model.check_classifier()
+        if SAVED in arguments.confidences and not any(saved_looks(model.config) for model in models.values()):
+            raise ValueError(
+                f"`confidence` {SAVED!r} needs a model whose config has several `num_tokens` and a `confidence`, as `spot-hf "
+                f"calibrate` saves them; got {', '.join(arguments.model)}"
+            )
         sizes: list[int | None] = [*arguments.image_size] if arguments.image_size else [None]
         self.settings = [_setting(name, model, size, arguments) for name, model in models.items() for size in sizes]
         self.images = load_images(arguments.source())
