@@ -1,6 +1,6 @@
 """`spot-hf evaluate --pareto`: accuracy against speed, of one model and of what a sceptic would use instead.
 
-Ours are the placements, among them larger windows, and budgets of the first model. Its other baselines, and all that was
+Ours are the placements, among them larger windows, and all budgets per image of the first model. Its other baselines, and all that was
 measured of the other models, are the rivals: a ViT trained on shrunken images, token merging, a random subset of the grid.
 """
 
@@ -57,9 +57,9 @@ def points_of(results: Sequence[Result], lines: list[Line], first: str, speeds: 
     for row in results:
         if row.speed_up is None or row.top_1 is None or row.image_size is not None:
             continue
-        ours = row.model == first and (is_placed(row.method) or row.method in ("full_grid", "larger_windows"))
+        is_spot = is_placed(row.method) or row.confidence is not None or row.method in ("full_grid", "larger_windows")
         right = correct[row.model, row.image_size, row.method, row.num_tokens, row.confidence]
-        found.append(Point(row, row.speed_up * speeds[row.model], right, ours))
+        found.append(Point(row, row.speed_up * speeds[row.model], right, is_ours=is_spot and row.model == first))
     return found
 
 
