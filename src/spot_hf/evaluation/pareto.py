@@ -1,7 +1,8 @@
 """`spot-hf evaluate --pareto`: accuracy against speed, of one model and of what a sceptic would use instead.
 
-Ours are the placements, among them larger windows, and all budgets per image of the first model. Its other baselines, and all that was
-measured of the other models, are the rivals: a ViT trained on shrunken images, token merging, a random subset of the grid.
+Ours are the placements, among them larger windows, and all budgets per image of the first model. Its other baselines, and all
+that was measured of the other models, are the rivals: a ViT trained on shrunken images, token merging, a random subset of the
+grid.
 """
 
 from collections.abc import Sequence
