@@ -75,6 +75,28 @@ def test_gradients_agree_with_finite_differences(size):
     assert torch.autograd.gradcheck(lambda c, s: sample_windows(image, c, 4, s), (coordinates, scales), eps=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (37, 91)])
+def test_a_window_is_the_same_whatever_else_is_read(size):
+    """To the last bit: of levels of the pyramid, those are made that any window needs. Gradients are sums over a window's
+    samples, in another order: a millionth of the largest."""
+    images, coordinates = random_images(2, *size), random_coordinates(2, 8)
+    scales = torch.tensor([[0.5, 1.0, 1.3, 2.0, 2.7, 4.0, 6.5, 40.0]]).expand(2, -1)
+
+    def windows_and_gradients(tokens):
+        inputs = [one[:, tokens].clone().requires_grad_() for one in (coordinates, scales)]
+        windows = sample_windows(images, inputs[0], 8, inputs[1])
+        return windows, *torch.autograd.grad((windows * windows).sum(), inputs)
+
+    together = windows_and_gradients(slice(None))
+    assert torch.equal(together[0], sample_windows(images, coordinates, 8, scales))  # without gradients, fewer levels
+    for token in range(8):
+        alone = windows_and_gradients(slice(token, token + 1))
+        assert torch.equal(alone[0], together[0][:, token : token + 1])
+        assert torch.equal(sample_windows(images, coordinates[:, [token]], 8, scales[:, [token]]), alone[0])
+        for ours, theirs in zip(alone[1:], together[1:], strict=True):
+            torch.testing.assert_close(ours[:, 0], theirs[:, token], rtol=0, atol=1e-6 * theirs.abs().max().item())
+
+
 def test_doubled_windows_are_windows_of_the_halved_image():
     image = random_images(1, 64, 64)
     halved = torch.nn.functional.avg_pool2d(image, 2)

@@ -309,8 +309,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         }
 
     def _best_classes(self, logits: torch.Tensor, function_to_apply: Any, top_k: int | None) -> list[dict[str, Any]]:
-        """As transformers' pipeline gives them, but only those that are asked for: a list of 1,000 classes took longer than
-        a small model's arithmetic."""
+        """As transformers' pipeline gives them, but only those that are asked for: with a small model, a list of all 1,000
+        classes took a fifth of the time."""
         config = self.model.config
         if function_to_apply is None:
             if config.problem_type == "regression":
@@ -319,7 +319,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 function_to_apply = ClassificationFunction.SIGMOID
             else:
                 function_to_apply = ClassificationFunction.SOFTMAX
-        scores = logits.float().numpy()
+        scores = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).numpy()
         if function_to_apply == ClassificationFunction.SIGMOID:
             scores = sigmoid(scores)
         elif function_to_apply == ClassificationFunction.SOFTMAX:

@@ -1,7 +1,7 @@
 """A placer: from a thumbnail of the image, where to look closely. It makes a model's placement `"learned"`.
 
 It scores a family of foveations: the flat one, and bumps at the places of a grid. The likeliest is taken, for any number of
-tokens: positions cannot collapse, and windows always cover the image. It costs a tenth of a ViT-Ti's look with 25 tokens.
+tokens: positions cannot collapse, and windows always cover the image. It costs an eighth of a ViT-Ti's look with 25 tokens.
 What it is trained on: which foveation agrees best with the model's own full-grid answer (`spot-hf train-placer`).
 
 Places are scored by one of two heads. `"heatmap"`: all by the same weights, so that what is learnt at one place holds at every

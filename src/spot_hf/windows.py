@@ -135,7 +135,7 @@ def sample_windows(
 def _levels_read(level: torch.Tensor, highest: int) -> tuple[int, int]:
     """The first and the last level of the pyramid that any window reads. All of them where to ask would make a device wait or
     a graph depend on its input."""
-    if level.device.type != "cpu" or torch.compiler.is_compiling():
+    if level.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return 0, highest
     first = int(level.floor().long().clamp(0, highest - 1).min())
     # The level above has no weight in a window of a level's own scale, but a part in the scale's gradient.
