@@ -110,7 +110,7 @@ def test_arrays_and_tensors_as_in_the_stock_pipeline(classifier, convert):
     )
 
 
-@pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification", "single_label_classification"])
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification", "single_label_classification"])
 def test_classes_are_those_of_the_stock_pipeline(problem_type):
     """To the last bit, and in the same order where scores are equal."""
     model = tiny_model(problem_type=problem_type)
@@ -123,6 +123,12 @@ def test_classes_are_those_of_the_stock_pipeline(problem_type):
     )
     for options in ({}, {"top_k": 2}, {"top_k": 1000}, {"function_to_apply": "none"}, {"function_to_apply": "sigmoid"}):
         assert ours(IMAGES, **options) == stock(IMAGES, **options)
+
+
+def test_regression_gives_logits():
+    """As the stock pipeline of later versions of transformers."""
+    one = SpotImageClassificationPipeline(model=tiny_model(problem_type="regression"), image_processor=tiny_processor())
+    assert one(IMAGES) == one(IMAGES, function_to_apply="none")
 
 
 def test_a_call_says_more_than_the_pipeline_was_made_with():
