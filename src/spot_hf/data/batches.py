@@ -17,9 +17,8 @@ from ..placement import generator_for, get_placement, place_windows
 from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
 from .failures import FailedImage, UnreadableImageError, check_failures
 from .labels import LabelMapping
-from .parquet import ParquetImages, parquet_images
+from .parquet import ParquetImages
 from .saliency import read_saliency
-from .source import DatasetSource
 
 
 logger = logging.getLogger(__name__)
@@ -271,14 +270,6 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def plan_of(shards: Shards, source: DatasetSource, images: Any, state: PartialState, batch_size: int) -> "Plan":
-    """The work of this process on what [`load_images`] loaded of a source."""
-    parquet = parquet_images(source, images)
-    if parquet is None and not isinstance(images, datasets.Dataset) and state.num_processes > 1 and state.is_main_process:
-        logger.info("each of the %d processes reads the whole stream: it is not one of Parquet files", state.num_processes)
-    return Plan(shards, images, state, batch_size, parquet)
-
-
 class Plan:
     """
     Iterates the work of this process: batches of the shards that are missing.
@@ -297,6 +288,9 @@ class Plan:
         self.shards, self.images, self.batch_size, self.parquet = shards, images, batch_size, parquet
         self.process_index, self.num_processes = state.process_index, state.num_processes
         self.num_seen: int | None = None  # images of a stream that was read to its end
+        is_stream = not isinstance(images, datasets.Dataset)
+        if is_stream and parquet is None and self.num_processes > 1 and self.process_index == 0:
+            logger.info("each of the %d processes reads the whole stream: it is not one of Parquet files", self.num_processes)
 
     def __iter__(self) -> Iterator[Work]:
         if isinstance(self.images, datasets.Dataset):

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ from datasets.table import table_cast
 
 from .digits import DIGITS
 from .encoded import EncodedImage, encoded, encoded_image
+from .source import DatasetSource
 
 
 FOOTERS_AT_A_TIME = 8
@@ -48,24 +49,33 @@ class ParquetImages:
         columns: dict[str, str],
         max_samples: int | None = None,
     ):
-        self.features, self.split, self.columns = encoded(images).features, str(images.split), columns
-        self.groups: list[_RowGroup] = []
+        self.features, self.split = encoded(images).features, str(images.split)
+        self.files, self.columns, self.max_samples = files, columns, max_samples
+        self._read: tuple[_RowGroup, Any] | None = None  # the last row group, of which the next rows may be, too
+
+    @cached_property
+    def groups(self) -> list[_RowGroup]:
+        """By the files' footers, which are read when they are first needed."""
         with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
-            footers = list(pool.map(_footer, files))
+            footers = list(pool.map(_footer, self.files))
+        groups: list[_RowGroup] = []
         start = 0
-        for file, metadata in zip(files, footers, strict=True):
+        for file, metadata in zip(self.files, footers, strict=True):
             for number in range(metadata.num_row_groups):
                 num_rows = metadata.row_group(number).num_rows
-                self.groups.append(_RowGroup(file, number, start, num_rows, metadata))
+                groups.append(_RowGroup(file, number, start, num_rows, metadata))
                 start += num_rows
-        self.num_rows = start if max_samples is None else min(start, max_samples)
-        self._starts = [group.start for group in self.groups]
-        self._read: tuple[_RowGroup, Any] | None = None  # the last row group, of which the next rows may be, too
+        return groups
+
+    @property
+    def num_rows(self) -> int:
+        total = sum(group.num_rows for group in self.groups)
+        return total if self.max_samples is None else min(total, self.max_samples)
 
     def rows(self, rows: range) -> Iterator[EncodedImage]:
         """Consecutive ones, of those that there are."""
         for row in range(rows.start, min(rows.stop, self.num_rows)):
-            group = self.groups[bisect_right(self._starts, row) - 1]
+            group = self.groups[bisect_right(self.groups, row, key=lambda one: one.start) - 1]
             (found,) = self._table(group).slice(row - group.start, 1).to_pylist()
             yield encoded_image(found, row, self.split)
 
@@ -80,7 +90,7 @@ class ParquetImages:
         return self._read[1]
 
 
-def parquet_images(source: Any, images: datasets.Dataset | datasets.IterableDataset) -> ParquetImages | None:
+def parquet_images(source: DatasetSource, images: datasets.Dataset | datasets.IterableDataset) -> ParquetImages | None:
     """
     Args:
         source ([`DatasetSource`]): which images.
@@ -91,12 +101,7 @@ def parquet_images(source: Any, images: datasets.Dataset | datasets.IterableData
     """
     if not isinstance(images, datasets.IterableDataset) or source.dataset_name == DIGITS:
         return None
-    local = Path(source.dataset_name).expanduser()
-    builder = datasets.load_dataset_builder(
-        str(local) if local.exists() else source.dataset_name,
-        source.dataset_config_name,
-        revision=None if local.exists() else source.dataset_revision,
-    )
+    builder = datasets.load_dataset_builder(**source.loaded_from)
     files = (builder.config.data_files or {}).get(str(images.split))
     if not isinstance(builder, Parquet) or not files or list(images.features) != list(source.columns):
         return None

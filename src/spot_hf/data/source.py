@@ -75,6 +75,13 @@ class DatasetSource:
         named = {"image": self.image_column_name, "label": self.label_column_name, "saliency": self.saliency_column_name}
         return {ours: theirs for ours, theirs in named.items() if theirs is not None}
 
+    @property
+    def loaded_from(self) -> dict[str, Any]:
+        """Path, config and revision, as `load_dataset` takes them."""
+        local = Path(self.dataset_name).expanduser()
+        path, revision = (str(local), None) if local.exists() else (self.dataset_name, self.dataset_revision)
+        return {"path": path, "name": self.dataset_config_name, "revision": revision}
+
     def recorded_source(self) -> dict[str, Any]:
         """For a job's record: of what lies on this machine the name, not the path. Not how it is read."""
         values = {one.name: getattr(self, one.name) for one in fields(DatasetSource) if one.name != "max_failed_share"}
@@ -275,12 +282,7 @@ def _load_splits(source: DatasetSource) -> Any:
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
         return _load_from_disk(local)
     try:
-        splits = datasets.load_dataset(
-            str(local) if local.exists() else dataset_name,
-            source.dataset_config_name,
-            revision=None if local.exists() else source.dataset_revision,
-            streaming=source.streaming,
-        )
+        splits = datasets.load_dataset(**source.loaded_from, streaming=source.streaming)
         if source.streaming and not local.exists():
             HfApi().auth_check(dataset_name, repo_type="dataset")  # a stream may be refused at its first row only
         return splits

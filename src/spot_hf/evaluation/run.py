@@ -16,9 +16,10 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
-from ..data.batches import FailureCount, Preparation, batches_of, plan_of
+from ..data.batches import FailureCount, Plan, Preparation, batches_of
 from ..data.failures import FailedImage, check_failures, describe_failures
 from ..data.labels import LabelMapping, match_labels
+from ..data.parquet import parquet_images
 from ..data.source import count_images, load_images, pinned
 from ..hub.loading import ModelSource, open_model
 from ..jobs.directory import JobDirectory, Ledger
@@ -95,6 +96,7 @@ class EvaluationRun:
         sizes: list[int | None] = [*arguments.image_size] if arguments.image_size else [None]
         self.settings = [_setting(name, model, size, arguments) for name, model in models.items() for size in sizes]
         self.images = load_images(arguments.source())
+        self.parquet = parquet_images(arguments, self.images)
         self.num_images = count_images(self.images, arguments.max_samples)
         # By the model's name, from the data set's labels to its classes.
         self.labels = {name: _labels_of(model, self.images, arguments) for name, model in models.items()}
@@ -140,7 +142,7 @@ class EvaluationRun:
             if (line.model, line.image_size) == (name, setting.image_size):
                 done_by_cell[line.cell].add(line.shard)
         shards = CellShards(done_by_cell, str(self.images.split), self.num_images, arguments.shard_size)
-        plan = plan_of(shards, arguments, self.images, self.state, arguments.batch_size)
+        plan = Plan(shards, self.images, self.state, arguments.batch_size, self.parquet)
         cells, total = setting.cells, None
         if shards.total is not None:
             cells = list(dict.fromkeys(cell for shard in plan.my_shards() for cell in shards.lacks(shard)))

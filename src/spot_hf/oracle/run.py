@@ -20,10 +20,11 @@ from ..coordinates.records import Record
 from ..coordinates.schema import coordinate_features
 from ..coordinates.shards import CoordinateDirectory, Shard
 from ..coordinates.summary import Summary, summarize
-from ..data.batches import Batch, FailureCount, PlacementRequest, Preparation, Shards, batches_of, plan_of
+from ..data.batches import Batch, FailureCount, PlacementRequest, Plan, Preparation, Shards, batches_of
 from ..data.encoded import check_image_ids
 from ..data.failures import check_failures, describe_failures
 from ..data.labels import ForeignLabelsError, LabelMapping, check_label_column, match_labels
+from ..data.parquet import parquet_images
 from ..data.source import count_images, load_images, pinned
 from ..hub.cards import coordinates_card
 from ..hub.loading import ModelSource, open_model
@@ -162,7 +163,7 @@ class OracleRun:
             classes=self._classes(),
             **arguments.search(),
         )
-        plan = plan_of(shards, arguments, self.images, self.state, arguments.batch_size)
+        plan = Plan(shards, self.images, self.state, arguments.batch_size, parquet_images(arguments, self.images))
         failures = FailureCount(arguments.max_failed_share, self.num_images)
         progress = OracleProgress(arguments.num_tokens, plan, self.state)
         open_shards: dict[PlacementRequest, Shard] = {}
