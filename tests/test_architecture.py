@@ -37,7 +37,7 @@ LEVELS = [
     {"jobs", "data"},
     {
         "configuration_spot_vit", "modeling_spot_vit", "windows", "positions", "placement", "pretraining_spot_vit",
-        "image_processing_spot_vit", "frames", "drawing", "foveation", "budgets", "merging", "placer", "input_checks",
+        "image_processing_spot_vit", "frames", "decoding", "batch_feature", "drawing", "foveation", "budgets", "merging", "placer", "input_checks",
         "pipeline_spot_vit",
     },
 ]  # fmt: skip

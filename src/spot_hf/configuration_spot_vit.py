@@ -177,6 +177,12 @@ class SpotViTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def has_plain_windows(self) -> bool:
+        """Whether a window depends on its image's pixels and its place alone, so that an image processor can cut it out."""
+        is_plain = self.window_spacing == 1 and self.window_border == "repeat"
+        return is_plain and self.position_kernel_unit == "cells" and self.position_kernel_centers == "cells"
+
+    @property
     def image_height_width(self) -> tuple[int, int]:
         """`(height, width)` of `image_size`, in pixels."""
         size = self.image_size

@@ -8,11 +8,14 @@ Two frames of relative coordinates `(x, y)`, 0 and 1 being an image's edges:
 """
 
 import hashlib
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
@@ -25,9 +28,11 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
+from .batch_feature import SpotViTBatchFeature, filled_in, policy_scales, stack_tokens
 from .budgets import check_looks, looks_of
+from .decoding import LOCAL_FILTERS, DecodedImage, check_decode, decode_image, is_plain
 from .drawing import draw_tokens, tokens_of
-from .frames import Frame, coordinates_from_pixels, resized_size
+from .frames import Frame, FrameMixin
 from .input_checks import (
     FARTHEST,
     boxes_to_map,
@@ -51,23 +56,8 @@ from .placement import (
     grid,
     new_generator,
     place_windows,
-    scales_of,
 )
-
-
-# Coordinates keep this precision wherever a model's inputs are cast: bfloat16 moves a position by almost a pixel.
-FLOAT32_INPUTS = ("coordinates", "window_scales")
-
-
-class SpotViTBatchFeature(BatchFeature):
-    """A `BatchFeature` whose `to(dtype)` leaves coordinates in float32."""
-
-    def to(self, *args, **kwargs) -> "SpotViTBatchFeature":
-        precise = {name: self.data[name] for name in FLOAT32_INPUTS if isinstance(self.data.get(name), torch.Tensor)}
-        super().to(*args, **kwargs)
-        for name, tensor in precise.items():
-            self.data[name] = tensor.to(self.data[name].device)
-        return self
+from .windows import WindowRegions, sample_windows
 
 
 class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -104,6 +94,13 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
         warning counts them; `"drop"`; or `"error"`.
     patch_size (`int`, *optional*, defaults to 16):
         The model's patch size in pixels: its grid.
+    decode (`str`, *optional*, defaults to `"exact"`):
+        How much of a file is decoded: `"exact"`: all pixels; or `"scaled"`: a JPEG at 1/2, 1/4 or 1/8 of its size, as small as
+        is no smaller than what it is resized to. Images that were decoded before stay as they are.
+    return_windows (`bool`, *optional*, defaults to `False`):
+        Return the tokens' `windows` in place of `pixel_values`: where they are few and of one patch's size, the rest of the
+        image is not resized. Windows of samples one pixel apart that repeat border pixels, as of all models but those from
+        released SPoT checkpoints.
     """
 
     coordinates: Any
@@ -116,16 +113,18 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     window_scales: Any
     outside: str
     patch_size: int
+    decode: str
+    return_windows: bool | None
 
 
 # ---------------------------------------------------------------------------------------------------------- processor
 
 
-class SpotViTImageProcessorMixin(BaseImageProcessor):
+class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
     """What both backends share: all that concerns coordinates."""
 
     valid_kwargs = SpotViTImageProcessorKwargs
-    model_input_names = ["pixel_values", "coordinates", "coordinates_mask", "window_scales"]
+    model_input_names = ["pixel_values", "coordinates", "coordinates_mask", "window_scales", "windows"]
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -142,6 +141,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
     seed = 0
     outside = "warn"
     window_scales = None
+    decode = "exact"
+    return_windows = None
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -154,6 +155,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         if self.num_tokens is not None:
             check_placement("isotropic", self.num_tokens)
         check_outside(self.outside)
+        check_decode(self.decode)
         if self.window_scales is not None:
             check_scale_policy(self.window_scales)
 
@@ -162,11 +164,12 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         Prepares images, and their coordinates.
 
         Args:
-            images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path or URL.
-            coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside, patch_size: see
-                [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `window_scales` (a number or `"cover"`),
-                `outside` and `patch_size` default to what `preprocessor_config.json` says. Without any of them the model
-                uses its full grid.
+            images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path, URL, or what [`open_image`]
+                returns.
+            coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside, patch_size, decode,
+                return_windows: see [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `window_scales` (a
+                number or `"cover"`), `outside`, `patch_size` and `decode` default to what `preprocessor_config.json` says.
+                Without any of them the model uses its full grid.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
             kwargs: any other keyword of a transformers image processor (`size`, `do_center_crop`, ...).
 
@@ -174,12 +177,14 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             [`SpotViTBatchFeature`]: `pixel_values` `(batch_size, 3, height, width)`; where tokens are placed, `coordinates`
             `(batch_size, num_tokens, 2)`, float32, `(x, y)`, model frame; where counts differ between images,
             `coordinates_mask` `(batch_size, num_tokens)`, bool, false for padding; and where not all of them are 1,
-            `window_scales` `(batch_size, num_tokens)`, float32.
+            `window_scales` `(batch_size, num_tokens)`, float32. With `return_windows`, in place of `pixel_values`, `windows`
+            `(batch_size, num_tokens, 3, patch_size, patch_size)`, float32.
 
         Raises:
             `ValueError`: any input that is not as described, by name, before any image is processed.
         """
         check_outside(kwargs.get("outside", self.outside))
+        check_decode(kwargs.get("decode", self.decode))
         if kwargs.get("window_scales") is None:
             kwargs.pop("window_scales", None)  # the saved one
         else:
@@ -200,8 +205,8 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             if salient:
                 check_takes_saliency(salient[0], placement)
             scales = kwargs.get("window_scales", self.window_scales)
-            if placement is None and scales is not None and scales != COVER:
-                kwargs["placement"] = "grid"  # all of its windows have a size, too
+            if placement is None and (kwargs.get("return_windows") or scales not in (None, COVER)):
+                kwargs["placement"] = "grid"  # all of its windows are cut out, or have a size, too
         return super().preprocess(images, *args, **kwargs)
 
     def _resolve_placement(self, num_tokens: int | list[int] | None, placement: Any, salient: bool) -> dict[str, Any]:
@@ -235,21 +240,22 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         window_scales=None,
         outside="warn",
         patch_size=None,
+        decode="exact",
+        return_windows=False,
         return_tensors=None,
         **kwargs,
     ) -> SpotViTBatchFeature:
-        images = self._prepare_image_like_inputs(images, **kwargs)  # each (num_channels, height, width)
-        frames = []
-        if coordinates is not None or placement is not None:
-            frames = [self._frame((image.shape[-1], image.shape[-2]), **kwargs) for image in images]
+        images = self._prepare(images, decode, **kwargs)
+        sizes = [one.size if isinstance(one, DecodedImage) else (one.shape[-1], one.shape[-2]) for one in images]
+        frames = [] if kwargs.get("do_pad") and coordinates is placement is None else [self._frame(s, **kwargs) for s in sizes]
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
-        sets = scales = maps = None
+        sets = scales = maps = pixel_values = None
         policy = window_scales if isinstance(window_scales, (int, float, str)) else None  # of all tokens
         if coordinates is not None:
             sets = self._map_sets(coordinates, frames)
             if policy is not None:
-                scales = [_scales_of(policy, len(one), frame, patch_size) for one, frame in zip(sets, frames, strict=True)]
+                scales = [policy_scales(policy, len(one), frame, patch_size) for one, frame in zip(sets, frames, strict=True)]
             elif window_scales is not None:
                 scales = expand_window_scales(window_scales, list(map(len, sets)))
             kept = inside_image(sets, outside)
@@ -264,31 +270,139 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             if window_scales is not None and policy is None:
                 total = sum(filter(None, looks_of(num_tokens)))
                 scales = expand_window_scales(window_scales, [total or num_cells for num_cells in cells])
-            maps = self._crop_saliency(saliency, boxes, images, frames, placement)
+            maps = self._crop_saliency(saliency, boxes, sizes, frames, placement)
 
-        data = dict(self._preprocess(images, *args, return_tensors=None, **kwargs))
+        if not return_windows or (maps is not None and get_placement(placement).pixels):
+            pixel_values = self._pixel_values(images, frames, **kwargs)
         if maps is not None:
+            prior = get_placement(placement)
             sets, placed_scales = [], []
-            for i, image in enumerate(images):
+            for i, frame in enumerate(frames):
                 image_id: Any = None
-                if get_placement(placement).random:
-                    image_id = image_ids[i] if image_ids is not None else _content_id(image)
-                # On the CPU, as the generator is: a draw is the same on every device.
-                pixel_values = torch.as_tensor(data["pixel_values"][i]).cpu()
+                if prior.random:
+                    image_id = image_ids[i] if image_ids is not None else _content_id(images[i])
+                if prior.pixels:  # on the CPU, as the generator is: a draw is the same on every device
+                    seen = torch.as_tensor(pixel_values[i]).cpu()
+                else:
+                    seen = torch.zeros(()).expand(3, *frame.model_size[::-1])  # nothing but its size is read
                 looks, own_scales = [], []
                 for count in looks_of(num_tokens):  # each as it would be alone
                     generator = None
                     if image_id is not None:
                         generator = generator_for(seed, image_id) if seed is not None else new_generator()
-                    placed, own = place_windows(placement, count, pixel_values, patch_size, generator, maps[i], policy)
+                    placed, own = place_windows(placement, count, seen, patch_size, generator, maps[i], policy)
                     looks.append(placed.numpy())
-                    own_scales.append(_filled_in(own, len(placed)))
+                    own_scales.append(filled_in(own, len(placed)))
                 sets.append(np.concatenate(looks))
                 placed_scales.append(np.concatenate(own_scales))
             scales = placed_scales if scales is None else scales
+        data: dict[str, Any] = {} if pixel_values is None or return_windows else {"pixel_values": pixel_values}
+        if return_windows:
+            windows = []
+            for i, (one, frame) in enumerate(zip(sets, frames, strict=True)):
+                image = images[i] if pixel_values is None else torch.as_tensor(pixel_values[i])
+                windows.append(self._windows(image, frame, one, None if scales is None else scales[i], patch_size, **kwargs))
+            data["windows"] = pad_sequence(windows, batch_first=True)
         if sets is not None:
-            data.update(_stack(sets, scales, like=data["pixel_values"][0]))
+            data.update(stack_tokens(sets, scales, like=next(iter(data.values()))[0]))
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
+
+    # ------------------------------------------------------------------------------------------------------- pixels
+
+    def open_image(self, image: Any, timeout: float | None = None, decode: str | None = None) -> Image.Image | DecodedImage:
+        """
+        Reads and decodes an image, upright, in RGB, and no larger than this processor needs it.
+
+        Args:
+            image (`str`, `Path`, `bytes` or file object): a path, URL or base64 text, or an image file's content.
+            timeout (`float`, *optional*): of a URL, in seconds.
+            decode (`str`, *optional*): see [`SpotViTImageProcessorKwargs`].
+
+        Returns:
+            [`DecodedImage`]; with `decode="exact"` a `PIL.Image`.
+        """
+        decode = self.decode if decode is None else decode
+        check_decode(decode)
+        is_text = isinstance(image, (str, Path))
+        if is_text and (str(image).startswith(("http://", "https://")) or not Path(image).is_file()):
+            return load_image(str(image), timeout=timeout)
+        opened = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
+        if decode == "exact":
+            return load_image(opened)
+        return decode_image(opened, lambda size: self._frame(size, **self._recipe()).resized_size)
+
+    def _prepare(self, images: Any, decode: str, **kwargs) -> list[Any]:
+        """Each image as it came from its file, where there is nothing to convert; or as the backend prepares it,
+        `(num_channels, height, width)`."""
+        given = images if isinstance(images, (list, tuple)) else [images]
+        if decode == "scaled":
+            given = [self.open_image(one, decode=decode) if isinstance(one, str) else one for one in given]
+        if all(isinstance(one, DecodedImage) or is_plain(one) for one in given):
+            return [one if isinstance(one, DecodedImage) else DecodedImage.of(one) for one in given]
+        if any(isinstance(one, DecodedImage) for one in given):
+            return [self._prepare(one, decode, **kwargs)[0] for one in given]
+        return self._prepare_image_like_inputs(given if decode == "scaled" else images, **kwargs)
+
+    def _pixel_values(self, images: list[Any], frames: list[Frame], **kwargs) -> list[Any]:
+        """Of each image `(num_channels, height, width)`, as the model sees it. What is Pillow's and is resized by Pillow in
+        any case, or was not decoded whole, never becomes an array of all of its pixels."""
+        found: list[Any] = [None] * len(images)
+        resized = [i for i, one in enumerate(images) if frames and self._is_resized_by_pillow(one, frames[i])]
+        rest = sorted({*range(len(images))} - {*resized})
+        if resized:
+            seen = [images[i].resize(frames[i], self._filter(**kwargs)) for i in resized]
+            for i, one in zip(resized, self._normalized(seen, **kwargs), strict=True):
+                found[i] = one
+        if rest:
+            arrays = [
+                self.process_image(one.pixels, **kwargs) if isinstance(one, DecodedImage) else one
+                for one in (images[i] for i in rest)
+            ]
+            for i, one in zip(rest, self._preprocess(arrays, return_tensors=None, **kwargs)["pixel_values"], strict=True):
+                found[i] = one
+        return found
+
+    def _is_resized_by_pillow(self, image: Any, frame: Frame) -> bool:
+        return isinstance(image, DecodedImage) and not frame.pads and (image.is_scaled or self.backend == "pil")
+
+    def _normalized(self, images: list[np.ndarray], **kwargs) -> list[Any]:
+        """8-bit images of the model's size, rescaled and normalized, in the backend's own way."""
+        arrays = [self.process_image(one, **{**kwargs, "input_data_format": "channels_first"}) for one in images]
+        kwargs |= {"do_resize": False, "do_center_crop": False}
+        return self._preprocess(arrays, return_tensors=None, **kwargs)["pixel_values"]
+
+    def _windows(
+        self, image: Any, frame: Frame, coordinates: np.ndarray, scales: np.ndarray | None, patch_size: int, **kwargs
+    ) -> torch.Tensor:
+        """The tokens' windows `(num_tokens, num_channels, patch_size, patch_size)` of an image, or of its pixel values."""
+        (width, height), side = frame.model_size, WindowRegions.side_of(patch_size)
+        has_scales = scales is not None and bool((scales != 1).any())
+        resample = self._filter(**kwargs)
+        is_local = isinstance(image, DecodedImage) and not (frame.pads or has_scales) and resample in LOCAL_FILTERS
+        # Resizing so many regions alone takes as long as resizing the whole.
+        if is_local and min(width, height) >= side and 2 * len(coordinates) * side**2 <= width * height:
+            regions = WindowRegions(torch.from_numpy(coordinates), patch_size, height, width)
+            column = image.regions(frame, resample, regions.left.numpy(), regions.top.numpy(), side)
+            normalized = torch.as_tensor(self._normalized([column], **kwargs)[0])
+            return regions.sample(normalized.unflatten(1, (-1, side)).transpose(0, 1))
+        if not isinstance(image, torch.Tensor):
+            image = torch.as_tensor(self._pixel_values([image], [frame], **kwargs)[0])
+        tokens = torch.from_numpy(coordinates)[None].to(image.device)
+        sizes = torch.from_numpy(scales)[None].to(image.device) if has_scales else None  # type: ignore[arg-type]
+        return sample_windows(image[None], tokens, patch_size, sizes)[0]
+
+    @staticmethod
+    def _filter(resample: Any = None, **kwargs) -> int:
+        """Pillow's filter, of what both backends take."""
+        if resample is None:
+            return PILImageResampling.BILINEAR
+        if isinstance(resample, int):
+            return resample
+        from transformers.image_utils import (
+            torch_pil_interpolation_mapping,
+        )  # exists beside torchvision alone, as its modes do
+
+        return torch_pil_interpolation_mapping[resample]
 
     @staticmethod
     def _map_sets(coordinates: tuple[list[np.ndarray], bool], frames: list["Frame"]) -> list[np.ndarray]:
@@ -305,17 +419,16 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
 
     @staticmethod
     def _crop_saliency(
-        saliency: Any, boxes: Any, images: list, frames: list["Frame"], placement: Any
+        saliency: Any, boxes: Any, sizes: list[tuple[int, int]], frames: list["Frame"], placement: Any
     ) -> list[torch.Tensor | None]:
         """The saliency map of each image over what the model sees of it; none where the placement needs none."""
         if not get_placement(placement).saliency:
-            return [None] * len(images)
-        sizes = [(image.shape[-1], image.shape[-2]) for image in images]
+            return [None] * len(sizes)
         if boxes is not None:
-            name, given = "boxes", check_boxes(boxes, len(images))
+            name, given = "boxes", check_boxes(boxes, len(sizes))
             maps = [boxes_to_map(one, sizes[i], f"`boxes` of image {i}") for i, one in enumerate(given)]
         elif saliency is not None:
-            name, maps = "saliency", check_saliency(saliency, len(images))
+            name, maps = "saliency", check_saliency(saliency, len(sizes))
         else:
             raise ValueError(f"`saliency` is needed by placement={placement!r}: one map per image, or `boxes`; got none")
         cropped: list[torch.Tensor | None] = []
@@ -326,78 +439,7 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             cropped.append(seen)
         return cropped
 
-    # ------------------------------------------------------------------------------------------------------- frames
-
-    def to_model_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
-        """
-        Maps coordinates from the image frame to the model frame, through this processor's resize and crop.
-
-        Args:
-            coordinates (`torch.Tensor` or `np.ndarray` of shape `(..., 2)`): `(x, y)` relative to the original image.
-            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
-
-        Returns:
-            `coordinates`' type and shape: `(x, y)` relative to `pixel_values`; outside [0, 1] where the crop removes them.
-        """
-        return self._frame(image_size, **self._recipe()).to_model(coordinates)
-
-    def to_image_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
-        """The inverse of [`to_model_frame`]: `(x, y)` relative to `pixel_values` in, relative to the original image out."""
-        return self._frame(image_size, **self._recipe()).to_image(coordinates)
-
-    @staticmethod
-    def coordinates_from_pixels(points: Any, image_size: tuple[int, int]) -> np.ndarray:
-        """
-        Coordinates of points that are given in pixels of the original image.
-
-        Args:
-            points (`torch.Tensor`, `np.ndarray` or nested list of shape `(..., 2)`): `(x, y)` in pixels; 0 is the left or top
-                edge, `width` or `height` the other one, as of boxes: the centre of the pixel in column `i` is `i + 0.5`.
-            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels: `PIL.Image.size`.
-
-        Returns:
-            `np.ndarray` of shape `(..., 2)`: float32, `(x, y)` in [0, 1], image frame: what [`preprocess`] takes.
-
-        Raises:
-            `ValueError`: another shape, or a point outside of the image.
-        """
-        return coordinates_from_pixels(points, image_size)
-
-    @staticmethod
-    def coordinates_to_pixels(coordinates: Any, image_size: tuple[int, int]) -> np.ndarray:
-        """The inverse of [`coordinates_from_pixels`]: `(x, y)` in the image frame in, in pixels of the original image out."""
-        return np.asarray(coordinates, dtype=np.float32) * np.array(image_size, dtype=np.float32)
-
-    def block(self, center: tuple[float, float], rows: int, columns: int, image_size: tuple[int, int]) -> np.ndarray:
-        """
-        A block of windows that touch each other: a small grid around a point. A window is `patch_size` pixels *of the model's
-        input*, more of a photograph that is shrunk for it: 27 of 375 pixels where the short side becomes 224.
-
-        Args:
-            center (`tuple[float, float]`): of the block, `(x, y)`, image frame.
-            rows (`int`), columns (`int`): of windows.
-            image_size (`tuple[int, int]`): `(width, height)` of the original image in pixels.
-
-        Returns:
-            `np.ndarray` of shape `(rows * columns, 2)`: float32, `(x, y)` in the image frame, row by row.
-
-        Raises:
-            `ValueError`: a number below 1, or a block of which a window's centre lies outside of the image.
-        """
-        for name, count in (("rows", rows), ("columns", columns)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1; got {count!r}")
-        frame = self._frame(image_size, **self._recipe())
-        x, y = ((np.arange(count) - (count - 1) / 2) * self.patch_size for count in (columns, rows))
-        offsets = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) / np.array(frame.model_size)
-        points = frame.to_image(frame.to_model(np.array(center, dtype=np.float64)) + offsets)
-        if points.min() < 0 or points.max() > 1:
-            size = (self.patch_size / np.array(frame.model_size) / frame.scale * image_size).tolist()
-            raise ValueError(
-                f"`center` {tuple(center)} leaves no room for {rows} rows and {columns} columns of windows, each "
-                f"{size[0]:.1f} × {size[1]:.1f} pixels of this image"
-            )
-        return points.astype(np.float32)
+    # ------------------------------------------------------------------------------------------- pictures and other recipes
 
     def draw(self, image: Any, inputs: Any = None, *, index: int = 0) -> Image.Image:
         """
@@ -416,8 +458,12 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
         Raises:
             `ValueError`: `inputs` has no such index.
         """
-        image = image if isinstance(image, Image.Image) else load_image(str(image))
-        frame = self._frame(image.size, **self._recipe())
+        size = getattr(image, "size", None)
+        if isinstance(image, DecodedImage):
+            image = image.pixels
+        elif not isinstance(image, Image.Image):
+            image = load_image(str(image))
+        frame = self._frame(size or image.size, **self._recipe())
         coordinates, scales = tokens_of(inputs or {}, index)
         if coordinates is None:
             width, height = frame.model_size
@@ -441,10 +487,6 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             `ValueError`: the map is not as described.
         """
         return _crop_saliency_of(0, check_saliency(saliency, 1)[0], image_size, self._frame(image_size, **self._recipe()))
-
-    def model_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """`(width, height)` in pixels of `pixel_values` for an original image of `(width, height)` pixels."""
-        return self._frame(image_size, **self._recipe()).model_size
 
     def resized(self, height: int, width: int) -> "SpotViTImageProcessorMixin":
         """
@@ -474,33 +516,6 @@ class SpotViTImageProcessorMixin(BaseImageProcessor):
             )
         return image_processor
 
-    def _recipe(self) -> dict[str, Any]:
-        names = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad")
-        return {name: getattr(self, name, None) for name in names}
-
-    def _frame(self, image_size: tuple[int, int], **recipe) -> "Frame":
-        width, height = image_size
-        if recipe.get("do_pad"):
-            raise ValueError("`do_pad` must be false: a padded image has no frame of its own; got true")
-        resized_height, resized_width = height, width
-        if recipe.get("do_resize"):
-            resized_height, resized_width = resized_size(height, width, recipe["size"])
-        model_height, model_width, top, left = resized_height, resized_width, 0, 0
-        if recipe.get("do_center_crop"):
-            model_height, model_width = recipe["crop_size"].height, recipe["crop_size"].width
-            top = self._crop_offset(resized_height, model_height)
-            left = self._crop_offset(resized_width, model_width)
-        return Frame(
-            model_size=(model_width, model_height),
-            scale=np.array([resized_width / model_width, resized_height / model_height]),
-            offset=np.array([-left / model_width, -top / model_height]),
-        )
-
-    @staticmethod
-    def _crop_offset(size: int, crop: int) -> int:
-        """Where the centre crop begins in an axis of `size` pixels; below 0 where it pads. The PIL backend's rule."""
-        return (size - crop) // 2
-
     def to_dict(self) -> dict[str, Any]:
         result = super().to_dict()
         result["auto_map"] = {"AutoImageProcessor": dict(AUTO_MAP)}
@@ -518,37 +533,12 @@ def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int],
     return frame.crop_map(saliency)
 
 
-def _scales_of(policy: float | str, num_tokens: int, frame: Frame, patch_size: int) -> np.ndarray:
-    """Of all tokens of an image, by a number or `"cover"`: float32 `(num_tokens,)`."""
-    width, height = frame.model_size
-    return _filled_in(scales_of(policy, num_tokens, height, width, patch_size), num_tokens)
-
-
-def _filled_in(scales: torch.Tensor | None, num_tokens: int) -> np.ndarray:
-    """1 where no scales are given."""
-    return np.ones(num_tokens, dtype=np.float32) if scales is None else scales.numpy()
-
-
-def _content_id(image: np.ndarray | torch.Tensor) -> str:
+def _content_id(image: np.ndarray | torch.Tensor | DecodedImage) -> str:
     """An image's id where none is given: a digest of its decoded pixels, the same in both backends."""
+    if isinstance(image, DecodedImage):
+        image = np.moveaxis(np.asarray(image.pixels), -1, 0)
     array = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
     return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
-
-
-def _stack(sets: list[np.ndarray], scales: list[np.ndarray] | None, like: Any) -> dict[str, Any]:
-    """One array, padded with a mask where token counts differ; on the device of `like`, where that is a tensor. Window scales
-    where they are not all 1."""
-    counts = np.array([len(one) for one in sets])
-    coordinates = np.full((len(sets), counts.max(), 2), 0.5, dtype=np.float32)
-    mask = np.arange(counts.max())[None] < counts[:, None]
-    coordinates[mask] = np.concatenate(sets)
-    arrays = {"coordinates": coordinates} if mask.all() else {"coordinates": coordinates, "coordinates_mask": mask}
-    if scales is not None and any((one != 1).any() for one in scales):
-        arrays["window_scales"] = np.ones(mask.shape, dtype=np.float32)
-        arrays["window_scales"][mask] = np.concatenate(scales)
-    if isinstance(like, torch.Tensor):
-        return {name: torch.from_numpy(array).to(like.device) for name, array in arrays.items()}
-    return arrays
 
 
 class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):

@@ -348,19 +348,26 @@ def _is_traced(tensor: torch.Tensor) -> bool:
 
 
 def check_model_inputs(
-    config: Any, pixel_values: Any, coordinates: Any = None, coordinates_mask: Any = None, window_scales: Any = None
+    config: Any,
+    pixel_values: Any,
+    coordinates: Any = None,
+    coordinates_mask: Any = None,
+    window_scales: Any = None,
+    windows: Any = None,
 ) -> None:
     """Of a model's forward pass: one `ValueError` that names the argument, before any compute. Values only on the CPU, or with
     `config.check_inputs`: elsewhere the device would have to be waited for, and the image processor has checked them."""
-    if pixel_values is None:
-        raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
     channels, patch_size = config.num_channels, config.patch_size
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
+    if windows is not None:
+        _check_windows(config, pixel_values, coordinates, windows)
+    elif pixel_values is None:
+        raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
+    elif pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
         raise ValueError(
             f"`pixel_values` must have shape (batch_size, {channels}, height, width) with height and width of at "
             f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"
         )
-    batch_size = pixel_values.shape[0]
+    batch_size = (pixel_values if windows is None else windows).shape[0]
     given = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
     for name, value in given.items():
         if value is not None and not isinstance(value, torch.Tensor):
@@ -391,9 +398,31 @@ def check_model_inputs(
                 f"`{name}` must have shape (batch_size, num_tokens) = ({batch_size}, {coordinates.shape[1]}) like "
                 f"`coordinates`; got {tuple(value.shape)}"
             )
+    if windows is not None and windows.shape[1] != coordinates.shape[1]:
+        raise ValueError(
+            f"`windows` must have one for each of the {coordinates.shape[1]} coordinates; got shape {tuple(windows.shape)}"
+        )
     checks = coordinates.device.type == "cpu" if config.check_inputs is None else config.check_inputs
     if checks and not _is_traced(coordinates):
         check_values(coordinates, window_scales)
+
+
+def _check_windows(config: Any, pixel_values: Any, coordinates: Any, windows: Any) -> None:
+    if pixel_values is not None:
+        raise ValueError("`pixel_values` and `windows` exclude each other; got both")
+    if coordinates is None:
+        raise ValueError("`windows` needs `coordinates`, of which they are; got none")
+    size = (config.num_channels, config.patch_size, config.patch_size)
+    if not isinstance(windows, torch.Tensor) or windows.ndim != 5 or tuple(windows.shape[2:]) != size:
+        got = tuple(windows.shape) if isinstance(windows, torch.Tensor) else type(windows).__name__
+        raise ValueError(f"`windows` must have shape (batch_size, num_tokens, {', '.join(map(str, size))}); got {got}")
+    if not config.has_plain_windows:
+        raise ValueError(
+            "`windows` of an image processor are of samples one pixel apart that repeat border pixels, whatever the image's "
+            f"size: this model needs `pixel_values`, for its window_spacing={config.window_spacing}, window_border="
+            f"{config.window_border!r}, position_kernel_unit={config.position_kernel_unit!r} and position_kernel_centers="
+            f"{config.position_kernel_centers!r}"
+        )
 
 
 def check_merging(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:

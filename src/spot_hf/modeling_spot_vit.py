@@ -62,18 +62,20 @@ class SpotViTEmbeddings(nn.Module):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         coordinates: torch.Tensor | None = None,
         window_scales: torch.Tensor | None = None,
         coordinates_mask: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         config = self.config
-        height, width = pixel_values.shape[-2:]
-        if coordinates is None:
-            coordinates = grid(height, width, config.patch_size).to(pixel_values.device)[None]
-        windows = sample_windows(
-            pixel_values, coordinates, config.patch_size, window_scales, config.window_spacing, config.window_border
-        )
+        height, width = config.image_height_width if pixel_values is None else pixel_values.shape[-2:]
+        if windows is None:
+            if coordinates is None:
+                coordinates = grid(height, width, config.patch_size).to(pixel_values.device)[None]
+            windows = sample_windows(
+                pixel_values, coordinates, config.patch_size, window_scales, config.window_spacing, config.window_border
+            )
         windows = windows.flatten(2)  # (batch_size, num_tokens, num_channels * patch_size²)
         embeddings = self.patch_projection(windows.to(self.patch_projection.weight.dtype))
         positions = self.position_embeddings(coordinates, height, width, coordinates_mask)
@@ -343,6 +345,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
         coordinates_mask: torch.Tensor | None = None,
         window_scales: torch.Tensor | None = None,
         merge_tokens: float | list[int] | None = None,
+        windows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -359,6 +362,9 @@ class SpotViTModel(SpotViTPreTrainedModel):
                 token sees twice the width and height.
             merge_tokens (`float` or `list[int]`, *optional*): share of the patch tokens that is merged away by the last layer,
                 or tokens to merge in each layer; `config.merge_tokens` by default. See [`merging.py`].
+            windows (`torch.Tensor` of shape `(batch_size, num_tokens, num_channels, patch_size, patch_size)`, *optional*): in
+                place of `pixel_values`, the windows that are cut out of them at `coordinates`, as the image processor returns
+                them. The image then has the size that `config.image_size` says.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch_size, num_prefix_tokens + num_tokens, hidden_size)`,
@@ -369,12 +375,12 @@ class SpotViTModel(SpotViTPreTrainedModel):
             `ValueError`: a tensor's shape or dtype is not as above; on the CPU, or with `config.check_inputs`, also a position
                 that is not finite or given in pixels, and a scale that is not above 0.
         """
-        check_model_inputs(self.config, pixel_values, coordinates, coordinates_mask, window_scales)
+        check_model_inputs(self.config, pixel_values, coordinates, coordinates_mask, window_scales, windows)
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.bool()
         merge_tokens = self.config.merge_tokens if merge_tokens is None else merge_tokens  # type: ignore[assignment]
         check_merging(self.config, merge_tokens, coordinates_mask)
-        hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask)
+        hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask, windows)
         attention_mask = sizes = None
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.expand(hidden_states.shape[0], -1)
@@ -484,12 +490,13 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
         num_tokens: int | list[int] | None = None,
         confidence: float | list[float] | None = None,
         max_mean_tokens: float | None = None,
+        windows: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values, coordinates, coordinates_mask, window_scales, merge_tokens: as in [`SpotViTModel.forward`]. Without
-                `coordinates` the model places `num_tokens` itself, see [`place`].
+            pixel_values, coordinates, coordinates_mask, window_scales, merge_tokens, windows: as in
+                [`SpotViTModel.forward`]. Without `coordinates` the model places `num_tokens` itself, see [`place`].
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices in
                 `[0, config.num_labels)` for the cross-entropy loss; float values where `config.problem_type` says
                 regression or multi-label classification.
@@ -519,6 +526,10 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
             "coordinates_mask": coordinates_mask,
             "window_scales": window_scales,
         }
+        if chosen is not None and windows is not None:
+            raise ValueError(
+                f"`windows` and `num_tokens` exclude each other: they were placed; got both (num_tokens={chosen})"
+            )
         if isinstance(chosen, Budgets):
             return self._look(pixel_values, placed, labels, chosen, **kwargs)
         if chosen is not None:
@@ -526,7 +537,7 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
                 raise ValueError(f"`coordinates` and `num_tokens` exclude each other; got both (num_tokens={chosen})")
             check_model_inputs(self.config, pixel_values, **placed)
             placed = {**self._place(pixel_values, chosen)}  # type: ignore[arg-type]
-        outputs = self.spot_vit(pixel_values, **placed, **kwargs)
+        outputs = self.spot_vit(pixel_values, **placed, windows=windows, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:

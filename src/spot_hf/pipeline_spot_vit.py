@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import ImageClassificationPipeline
 from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
 from transformers.pipelines.image_classification import ClassificationFunction, sigmoid, softmax
 
 from .budgets import check_no_budget, check_one_budget, looks_of
+from .decoding import DecodedImage, check_decode
 from .placement import check_takes_saliency, get_placement
 
 
@@ -57,6 +59,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         confidence=None,
         max_mean_tokens=None,
         merge_tokens=None,
+        decode=None,
         return_coordinates=None,
     ):
         preprocess, forward, postprocess = super()._sanitize_parameters(
@@ -81,6 +84,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         if placement is not None:
             forward["placement"] = placement
+        if decode is not None:
+            check_decode(decode)
+            preprocess["decode"] = decode
         # Arguments of a call override those that the pipeline was made with.
         if coordinates is not None:
             preprocess.update(num_tokens=None, placement=None)
@@ -130,6 +136,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 list of images, one such list per image; or `"cover"`: the windows' areas sum to the image's.
             outside (`str`, *optional*): what becomes of coordinates that the model's crop removes: `"warn"`, `"drop"` or
                 `"error"`.
+            decode (`str`, *optional*): how much of a file is decoded, `"exact"`, all of it, or `"scaled"`, as little as the
+                model's recipe needs; the saved default where not given. Of images that are decoded already, all.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.
             return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used, of all
                 looks, and the windows' scales where these are not all 1.
@@ -183,6 +191,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return inputs
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
+        return_windows = self._cuts_windows(parameters)
         if isinstance(inputs, dict):
             _check_keys(inputs)
             own = {key: inputs[key] for key in OWN_KEYS if inputs.get(key) is not None}
@@ -198,7 +207,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
             parameters, inputs = {**parameters, **own}, inputs["image"]
-        image = inputs if isinstance(inputs, (np.ndarray, torch.Tensor)) else load_image(inputs, timeout=timeout)
+        image = self._load(inputs, timeout, parameters.get("decode"))
         if parameters.get("placement") == "learned" and parameters.get("window_scales") is not None:
             raise ValueError("`window_scales` excludes `placement='learned'`, whose windows cover the image; got both")
         is_free = self._is_free(parameters)
@@ -223,18 +232,43 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         salient = [parameters.get(name) for name in ("saliency", "boxes")]
         if all(value is None for value in asked + saved + salient):
             parameters["placement"] = "grid"  # a batch may mix placed and full-grid images
-        features = self.image_processor(images=image, return_tensors="pt", **parameters)
+        features = self.image_processor(images=image, return_tensors="pt", return_windows=return_windows, **parameters)
         num_tokens = features["coordinates"].shape[1]
+        seen = {"windows": features["windows"].flatten(2)} if return_windows else {"pixel_values": features["pixel_values"]}
         return {
             "window_scales": features.get("window_scales", torch.ones(1, num_tokens)),
             # Only pixels are cast: positions stay float32.
-            "pixel_values": features["pixel_values"].to(self.dtype),
+            **{name: one.to(self.dtype) for name, one in seen.items()},
             "coordinates": features["coordinates"],
             # Ragged batches are padded with zeros: false is padding.
             "coordinates_mask": torch.ones(1, num_tokens, dtype=torch.bool),
             "several": several,  # whether they are those of several looks
             "image_size": torch.tensor([_image_size(image)]),
         }
+
+    def _load(self, image: Any, timeout: float | None, decode: str | None) -> Any:
+        if isinstance(image, (np.ndarray, torch.Tensor, DecodedImage)):
+            return image
+        if isinstance(image, Image.Image):
+            return load_image(image)
+        return self.image_processor.open_image(image, timeout, decode)
+
+    def _cuts_windows(self, parameters: dict[str, Any]) -> bool:
+        """Whether the image processor cuts out the windows of a call: where it then leaves most of an image alone. By what the
+        call says, and not by what an image says of itself: the images of a batch have all of them windows or none."""
+        processor = self.image_processor
+        num_tokens, placement = (parameters.get(name) or getattr(processor, name) for name in ("num_tokens", "placement"))
+        scales = parameters.get("window_scales", processor.window_scales)
+        if parameters.get("coordinates") is not None or not isinstance(num_tokens, int) or scales not in (None, 1):
+            return False
+        if placement in ("learned", "grid") or not self.model.config.has_plain_windows:
+            return False
+        prior = get_placement(placement or "isotropic")
+        if prior.pixels or prior.scaled:
+            return False
+        height, width = self.model.config.image_height_width
+        is_same_size = processor.model_size((1000, 1000)) == processor.model_size((1000, 500)) == (width, height)
+        return is_same_size and 2 * num_tokens * processor.patch_size**2 <= height * width
 
     def _is_free(self, parameters: dict[str, Any]) -> bool:
         """Whether nobody says where tokens sit, and the call, which then names several numbers, or the config how many."""
@@ -251,6 +285,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         self, model_inputs: dict[str, torch.Tensor], num_tokens=None, placement=None, **budget
     ) -> dict[str, torch.Tensor]:
         image_size = model_inputs.pop("image_size")
+        if "windows" in model_inputs:  # a batch pads what has three dimensions
+            patch_size = self.image_processor.patch_size
+            model_inputs["windows"] = model_inputs["windows"].unflatten(2, (-1, patch_size, patch_size))
         own = ~model_inputs["coordinates_mask"].any(1)  # images whose tokens the model places
         several = model_inputs.pop("several")
         looks: Any = num_tokens or getattr(self.model.config, "num_tokens", None)

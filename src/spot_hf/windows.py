@@ -95,9 +95,7 @@ def sample_windows(
     dtype = torch.promote_types(torch.promote_types(pixel_values.dtype, coordinates.dtype), torch.float32)
     image, coordinates = pixel_values.to(dtype), coordinates.to(dtype)
     height, width = image.shape[-2:]
-    center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
-    center_y = coordinates[..., 1:2] * height - 0.5
-    offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
+    center_x, center_y, offsets = _centers_and_offsets(coordinates, patch_size, height, width, spacing)
     if window_scales is None:
         pixels = image.flatten(2)
         return _sample_bilinear(pixels, center_x + offsets, center_y + offsets, height, width, border)
@@ -130,6 +128,50 @@ def sample_windows(
         windows = part if windows is None else windows + part
     assert windows is not None
     return windows
+
+
+def _centers_and_offsets(
+    coordinates: torch.Tensor, patch_size: int, height: int, width: int, spacing: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of windows, in pixels whose centres are at whole numbers: their centres' x and y, `(..., num_tokens, 1)`, and the
+    distances of samples from these, `(patch_size,)`."""
+    center_x, center_y = coordinates[..., 0:1] * width - 0.5, coordinates[..., 1:2] * height - 0.5
+    samples = torch.arange(patch_size, dtype=coordinates.dtype, device=coordinates.device)
+    return center_x, center_y, spacing * (samples - (patch_size - 1) / 2)
+
+
+class WindowRegions:
+    """
+    The pixels that windows read, where there is no image to cut them out of: [`sample_windows`] in two steps, with the same
+    result.
+
+    Args:
+        coordinates (`torch.Tensor` of shape `(num_tokens, 2)`): window centres `(x, y)`, float32, relative to an image.
+        patch_size (`int`): samples per side, one pixel apart.
+        height (`int`), width (`int`): of the image, in pixels, at least `side`.
+
+    Attributes:
+        side (`int`): of a region, in pixels.
+        left, top (`torch.Tensor` of shape `(num_tokens,)`): the first column and row of each window's region, int64.
+    """
+
+    def __init__(self, coordinates: torch.Tensor, patch_size: int, height: int, width: int):
+        self.side = self.side_of(patch_size)
+        center_x, center_y, offsets = _centers_and_offsets(coordinates, patch_size, height, width)
+        x, y = _snap_to_pixels(center_x + offsets, width), _snap_to_pixels(center_y + offsets, height)
+        self.left, self.top = (one[:, 0].floor().long().clamp(0, size - self.side) for one, size in ((x, width), (y, height)))
+        self.x, self.y = x - self.left[:, None], y - self.top[:, None]
+
+    @staticmethod
+    def side_of(patch_size: int) -> int:
+        """One more than samples lie between, and one for what float32 may round a sample to."""
+        return patch_size + 2
+
+    def sample(self, regions: torch.Tensor) -> torch.Tensor:
+        """The regions' pixels `(num_tokens, num_channels, side, side)` to windows `(num_tokens, num_channels, patch_size,
+        patch_size)`. Border pixels are replicated."""
+        x, y = self.x[:, None], self.y[:, None]
+        return _sample_bilinear(regions.flatten(2), x, y, self.side, self.side, "repeat")[:, 0]
 
 
 def _levels_read(level: torch.Tensor, highest: int) -> tuple[int, int]:
