@@ -18,6 +18,7 @@ from .budgets import check_looks, check_one_budget, looks_of
 from .coordinates.own import OWN_COORDINATES, read_own_coordinates
 from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
+from .data.files import URL, image_files
 from .data.saliency import boxes_of_images
 from .hub.loading import open_model
 from .input_checks import check_outside
@@ -25,9 +26,6 @@ from .jobs.files import write_atomically
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import check_placement, check_takes_saliency, get_placement, scale_policy
 
-
-IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN))
-URL = ("http://", "https://")
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +166,7 @@ def run_classification(arguments: ClassifyArguments, images: Sequence[str]) -> i
         `ValueError`: an argument is wrong. `OSError`: no such model.
     """
     arguments.check()
-    names = list(_expand(images))
+    names = list(image_files(images))
     failed = print_results(classify_images(arguments, names), arguments.json)  # each failure is named when it comes
     if arguments.draw is not None and not arguments.json:
         print(f"pictures written to {arguments.draw}")
@@ -259,18 +257,6 @@ def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
     source.check_classifier()
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
     return SpotImageClassificationPipeline(model=source.load(), image_processor=source.load_image_processor())
-
-
-def _expand(images: Sequence[str]) -> Iterator[str]:
-    """Directories become the images in them and in their folders, by path."""
-    for name in images:
-        if not name.startswith(URL) and Path(name).is_dir():
-            files = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            if not files:
-                raise ValueError(f"`images`: the directory {name!r} holds no image files")
-            yield from files
-        else:
-            yield name
 
 
 def print_results(results: Iterator[Result], as_json: bool = False) -> list[FailedImage]:

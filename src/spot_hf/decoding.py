@@ -66,14 +66,14 @@ class DecodedImage:
             image = image.resize(frame.resized_size, resample=resample)
         return _channels_first(image)[:, top : top + height, left : left + width]
 
-    def regions(self, frame: Frame, resample: int, left: np.ndarray, top: np.ndarray, side: int) -> np.ndarray:
+    def regions(self, frame: Frame, resample: int, left: list[int], top: list[int], side: int) -> np.ndarray:
         """
         Parts of what the model sees of it, without the rest: of 8-bit pixels, one in 10,000 differs, by 1, from the whole's.
 
         Args:
             frame: as in [`resize`].
             resample (`int`): of `LOCAL_FILTERS`.
-            left, top (`np.ndarray` of shape `(num_regions,)`): each region's first column and row, in pixels of what the model
+            left, top (`list[int]`): each region's first column and row, in pixels of what the model
                 sees.
             side (`int`): of a region, in these pixels.
 
@@ -82,8 +82,8 @@ class DecodedImage:
         """
         column = Image.new(self.pixels.mode, (side, len(left) * side))
         x, y = frame.crop_offset
-        for i, (first_column, first_row) in enumerate(zip((left + x).tolist(), (top + y).tolist(), strict=True)):
-            column.paste(self._box(frame, resample, first_column, first_row, side, side), (0, i * side))
+        for i, (first_column, first_row) in enumerate(zip(left, top, strict=True)):
+            column.paste(self._box(frame, resample, first_column + x, first_row + y, side, side), (0, i * side))
         return _channels_first(column)
 
     def _box(self, frame: Frame, resample: int, left: int, top: int, width: int, height: int) -> Image.Image:

@@ -375,16 +375,17 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         self, image: Any, frame: Frame, coordinates: np.ndarray, scales: np.ndarray | None, patch_size: int, **kwargs
     ) -> torch.Tensor:
         """The tokens' windows `(num_tokens, num_channels, patch_size, patch_size)` of an image, or of its pixel values."""
-        (width, height), side = frame.model_size, WindowRegions.side_of(patch_size)
+        width, height = frame.model_size
         has_scales = scales is not None and bool((scales != 1).any())
         resample = self._filter(**kwargs)
+        # Resizing more regions than these alone takes as long as resizing the whole.
+        is_small = patch_size < min(width, height) and 2 * len(coordinates) * patch_size**2 <= width * height
         is_local = isinstance(image, DecodedImage) and not (frame.pads or has_scales) and resample in LOCAL_FILTERS
-        # Resizing so many regions alone takes as long as resizing the whole.
-        if is_local and min(width, height) >= side and 2 * len(coordinates) * side**2 <= width * height:
+        if is_small and is_local:
             regions = WindowRegions(torch.from_numpy(coordinates), patch_size, height, width)
-            column = image.regions(frame, resample, regions.left.numpy(), regions.top.numpy(), side)
+            column = image.regions(frame, resample, regions.left.tolist(), regions.top.tolist(), regions.side)
             normalized = torch.as_tensor(self._normalized([column], **kwargs)[0])
-            return regions.sample(normalized.unflatten(1, (-1, side)).transpose(0, 1))
+            return regions.sample(normalized.unflatten(1, (-1, regions.side)).transpose(0, 1))
         if not isinstance(image, torch.Tensor):
             image = torch.as_tensor(self._pixel_values([image], [frame], **kwargs)[0])
         tokens = torch.from_numpy(coordinates)[None].to(image.device)

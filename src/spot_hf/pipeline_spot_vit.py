@@ -191,7 +191,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return inputs
 
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
-        return_windows = self._cuts_windows(parameters)
+        return_windows = self.cuts_windows(parameters)
         if isinstance(inputs, dict):
             _check_keys(inputs)
             own = {key: inputs[key] for key in OWN_KEYS if inputs.get(key) is not None}
@@ -253,7 +253,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             return load_image(image)
         return self.image_processor.open_image(image, timeout, decode)
 
-    def _cuts_windows(self, parameters: dict[str, Any]) -> bool:
+    def cuts_windows(self, parameters: dict[str, Any]) -> bool:
         """Whether the image processor cuts out the windows of a call: where it then leaves most of an image alone. By what the
         call says, and not by what an image says of itself: the images of a batch have all of them windows or none."""
         processor = self.image_processor

@@ -95,7 +95,9 @@ def sample_windows(
     dtype = torch.promote_types(torch.promote_types(pixel_values.dtype, coordinates.dtype), torch.float32)
     image, coordinates = pixel_values.to(dtype), coordinates.to(dtype)
     height, width = image.shape[-2:]
-    center_x, center_y, offsets = _centers_and_offsets(coordinates, patch_size, height, width, spacing)
+    center_x = coordinates[..., 0:1] * width - 0.5  # (batch_size, num_tokens, 1), pixel centres at whole numbers
+    center_y = coordinates[..., 1:2] * height - 0.5
+    offsets = spacing * (torch.arange(patch_size, dtype=dtype, device=coordinates.device) - (patch_size - 1) / 2)
     if window_scales is None:
         pixels = image.flatten(2)
         return _sample_bilinear(pixels, center_x + offsets, center_y + offsets, height, width, border)
@@ -130,20 +132,10 @@ def sample_windows(
     return windows
 
 
-def _centers_and_offsets(
-    coordinates: torch.Tensor, patch_size: int, height: int, width: int, spacing: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of windows, in pixels whose centres are at whole numbers: their centres' x and y, `(..., num_tokens, 1)`, and the
-    distances of samples from these, `(patch_size,)`."""
-    center_x, center_y = coordinates[..., 0:1] * width - 0.5, coordinates[..., 1:2] * height - 0.5
-    samples = torch.arange(patch_size, dtype=coordinates.dtype, device=coordinates.device)
-    return center_x, center_y, spacing * (samples - (patch_size - 1) / 2)
-
-
 class WindowRegions:
     """
     The pixels that windows read, where there is no image to cut them out of: [`sample_windows`] in two steps, with the same
-    result.
+    result to float32's rounding of a position.
 
     Args:
         coordinates (`torch.Tensor` of shape `(num_tokens, 2)`): window centres `(x, y)`, float32, relative to an image.
@@ -151,27 +143,32 @@ class WindowRegions:
         height (`int`), width (`int`): of the image, in pixels, at least `side`.
 
     Attributes:
-        side (`int`): of a region, in pixels.
+        side (`int`): of a region, in pixels: one more than samples lie between.
         left, top (`torch.Tensor` of shape `(num_tokens,)`): the first column and row of each window's region, int64.
     """
 
     def __init__(self, coordinates: torch.Tensor, patch_size: int, height: int, width: int):
-        self.side = self.side_of(patch_size)
-        center_x, center_y, offsets = _centers_and_offsets(coordinates, patch_size, height, width)
-        x, y = _snap_to_pixels(center_x + offsets, width), _snap_to_pixels(center_y + offsets, height)
-        self.left, self.top = (one[:, 0].floor().long().clamp(0, size - self.side) for one, size in ((x, width), (y, height)))
-        self.x, self.y = x - self.left[:, None], y - self.top[:, None]
-
-    @staticmethod
-    def side_of(patch_size: int) -> int:
-        """One more than samples lie between, and one for what float32 may round a sample to."""
-        return patch_size + 2
+        self.side = patch_size + 1
+        sizes = torch.tensor([width, height])
+        corners = _snap_to_pixels(coordinates * sizes - 0.5 - (patch_size - 1) / 2, sizes)  # (x, y) of the first samples
+        first = corners.floor()
+        self.fractions = corners - first
+        start = first.long().minimum(sizes - self.side).clamp_min(0)
+        self.left, self.top = start.unbind(1)
+        # Of the columns and rows that a window reads, which of the region's they are: replicated beyond the image's border.
+        self.shift = first.long() - start
 
     def sample(self, regions: torch.Tensor) -> torch.Tensor:
         """The regions' pixels `(num_tokens, num_channels, side, side)` to windows `(num_tokens, num_channels, patch_size,
-        patch_size)`. Border pixels are replicated."""
-        x, y = self.x[:, None], self.y[:, None]
-        return _sample_bilinear(regions.flatten(2), x, y, self.side, self.side, "repeat")[:, 0]
+        patch_size)`."""
+        steps = torch.arange(self.side)
+        for i in self.shift.any(1).nonzero()[:, 0].tolist():
+            columns, rows = ((steps + shift).clamp(0, self.side - 1) for shift in self.shift[i].tolist())
+            regions[i] = regions[i][:, rows][:, :, columns]
+        right, bottom = self.fractions[:, :, None, None, None].unbind(1)
+        upper, lower = regions[..., :-1, :], regions[..., 1:, :]
+        across = torch.lerp(upper, lower, bottom)
+        return torch.lerp(across[..., :-1], across[..., 1:], right)
 
 
 def _levels_read(level: torch.Tensor, highest: int) -> tuple[int, int]:

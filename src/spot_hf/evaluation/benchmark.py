@@ -29,6 +29,7 @@ from ..oracle.arguments import DTYPES, check_dtype
 from ..placement import grid, isotropic
 from ..placer import NEW
 from ..windows import sample_windows
+from .end_to_end import run_end_to_end
 from .memory import PeakMemory
 
 
@@ -55,6 +56,15 @@ class BenchmarkArguments:
     device: str = field(default="cpu", metadata={"help": "cpu, or an accelerator that is there, such as cuda."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     compile: bool = field(default=False, metadata={"help": "Compile both models with torch.compile(fullgraph=True)."})
+    end_to_end: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Image files or directories: time whole pipelines, from files to answers, at batch sizes 1 and 16, on these "
+            "and on the same enlarged to 12 megapixels, against transformers' image classification."
+        },
+    )
+    num_images: int = field(default=64, metadata={"help": "Of --end_to_end, so many."})
+    num_large_images: int = field(default=16, metadata={"help": "Of these, so many enlarged."})
     output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
 
     def check(self) -> None:
@@ -66,7 +76,7 @@ class BenchmarkArguments:
             raise ValueError(f"`device` must be {accepted} here; got {self.device!r}")
         if not self.num_tokens or min(self.num_tokens) < 1:
             raise ValueError(f"`num_tokens` must be positive integers; got {self.num_tokens}")
-        for name in ("batch_size", "num_threads", "repeats"):
+        for name in ("batch_size", "num_threads", "repeats", "num_images", "num_large_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
 
@@ -132,6 +142,8 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     """
     arguments.check()
     torch.set_num_threads(arguments.num_threads)
+    if arguments.end_to_end is not None:
+        return run_end_to_end(arguments)
     spot: Any = arguments.spot_vit()
     config = spot.config
     pixel_values = arguments.pixel_values(config)
