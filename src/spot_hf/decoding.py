@@ -98,22 +98,24 @@ def is_plain(image: Any) -> bool:
     return isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
 
 
-def decode_image(image: Image.Image, resized_size: Callable[[tuple[int, int]], tuple[int, int]]) -> DecodedImage:
+def decode_image(image: Image.Image, resized_size: Callable[[tuple[int, int]], tuple[int, int]] | None = None) -> DecodedImage:
     """
-    Decodes an image, upright and in RGB, at the smallest of libjpeg's fractions, 1/8, 1/4 or 1/2, that is no smaller than what
-    the model's recipe resizes it to; whole where there is none, or where it is no JPEG.
+    Decodes an image, upright and in RGB, as `transformers.image_utils.load_image` does.
 
     Args:
-        image (`PIL.Image`): opened and not decoded yet. Nobody else's: its size changes.
-        resized_size: `(width, height)` of an upright image in pixels to what it is resized to.
+        image (`PIL.Image`): opened and not decoded yet. Nobody else's: it changes.
+        resized_size (*optional*): `(width, height)` of an upright image in pixels to what the model's recipe resizes it to: a
+            JPEG is decoded at the smallest of libjpeg's fractions, 1/8, 1/4 or 1/2, that is no smaller. Else it is whole.
     """
-    size = image.size
+    size = extent = image.size
     is_sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
     upright = size[::-1] if is_sideways else size
-    wanted = resized_size(upright)
-    drafted = image.draft(None, wanted[::-1] if is_sideways else wanted)  # type: ignore[arg-type]
-    extent = size if drafted is None else drafted[1][2:]
-    pixels = ImageOps.exif_transpose(image).convert("RGB")
+    if resized_size is not None:
+        wanted = resized_size(upright)
+        drafted = image.draft(None, wanted[::-1] if is_sideways else wanted)  # type: ignore[arg-type]
+        extent = size if drafted is None else drafted[1][2:]  # type: ignore[assignment]
+    ImageOps.exif_transpose(image, in_place=True)
+    pixels = image if image.mode == "RGB" else image.convert("RGB")
     return DecodedImage(pixels, upright, extent[::-1] if is_sideways else extent)
 
 

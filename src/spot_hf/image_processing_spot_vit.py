@@ -328,7 +328,7 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             return load_image(str(image), timeout=timeout)
         opened = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
         if decode == "exact":
-            return load_image(opened)
+            return decode_image(opened).pixels
         return decode_image(opened, lambda size: self._frame(size, **self._recipe()).resized_size)
 
     def _prepare(self, images: Any, decode: str, **kwargs) -> list[Any]:

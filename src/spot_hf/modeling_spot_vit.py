@@ -200,10 +200,10 @@ class SpotViTLayer(GradientCheckpointingLayer):
         self.num_prefix_tokens = config.num_prefix_tokens
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = SpotViTAttention(config)
-        self.layer_scale1 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
+        self.layer_scale1 = SpotViTLayerScale(config) if config.use_layer_scale else None
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SpotViTSwiGLU(config) if config.use_swiglu_ffn else SpotViTMLP(config)
-        self.layer_scale2 = SpotViTLayerScale(config) if config.use_layer_scale else nn.Identity()
+        self.layer_scale2 = SpotViTLayerScale(config) if config.use_layer_scale else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SpotViTDropPath(config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1))
 
@@ -218,13 +218,20 @@ class SpotViTLayer(GradientCheckpointingLayer):
         """`sizes` `(batch_size, sequence)`: how many tokens each stands for. Where `num_merged` pairs merge, there are as many
         tokens fewer, and their sizes are returned, too."""
         attended, _, keys = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale1(attended)))
+        hidden_states = hidden_states + self._branch(attended, self.layer_scale1)
         if num_merged:
             sizes = torch.ones_like(hidden_states[..., 0]) if sizes is None else sizes
             hidden_states, sizes = merge_tokens(hidden_states, sizes, keys.mean(1), num_merged, self.num_prefix_tokens)
         transformed = self.mlp(self.norm2(hidden_states))
-        hidden_states = hidden_states + self.drop_path(self.dropout(self.layer_scale2(transformed)))
+        hidden_states = hidden_states + self._branch(transformed, self.layer_scale2)
         return (hidden_states, sizes) if num_merged else hidden_states  # type: ignore[return-value]
+
+    def _branch(self, output: torch.Tensor, layer_scale: nn.Module | None) -> torch.Tensor:
+        """What a branch adds. For one image a call of a module takes as long as a small layer's arithmetic: none that does
+        nothing."""
+        if layer_scale is not None:
+            output = layer_scale(output)
+        return self.drop_path(self.dropout(output)) if self.training else output
 
 
 # ------------------------------------------------------------------------------------------------------------ models

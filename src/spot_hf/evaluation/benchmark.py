@@ -59,8 +59,8 @@ class BenchmarkArguments:
     end_to_end: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Image files or directories: time whole pipelines, from files to answers, at batch sizes 1 and 16, on these "
-            "and on the same enlarged to 12 megapixels, against transformers' image classification."
+            "help": "Image files or directories: time whole pipelines, from files to answers, at batch sizes 1 and 16, on "
+            "these and on the same enlarged to 12 megapixels, against transformers' image classification."
         },
     )
     num_images: int = field(default=64, metadata={"help": "Of --end_to_end, so many."})
