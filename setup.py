@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "pyarrow>=15",  # shards of coordinates
     "pillow>=10.0.1",  # the oldest that transformers' image processors take
     "matplotlib>=3.7",  # pictures and plots
+    "joblib>=1.3",  # cores that a process may use
     "scikit-learn>=1.3",  # digits, the embedded data set
     "fsspec>=2023.5",  # images of a stream from the Hub
     "scipy>=1.11",  # confidence intervals

@@ -11,8 +11,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
-from transformers.image_utils import load_image
 
 from .budgets import check_looks, check_one_budget, looks_of
 from .coordinates.own import OWN_COORDINATES, read_own_coordinates
@@ -20,6 +18,7 @@ from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
 from .data.files import URL, image_files
 from .data.saliency import boxes_of_images
+from .data.source import DECODE_HELP, check_decode_option
 from .hub.loading import open_model
 from .input_checks import check_outside
 from .jobs.files import write_atomically
@@ -76,6 +75,11 @@ class ClassifyArguments:
         default=None, metadata={"help": "Directory for pictures: each image with what the model sees of it."}
     )
     seed: int | None = field(default=None, metadata={"help": "Seed of random placements."})
+    decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
+    compile: bool = field(
+        default=False,
+        metadata={"help": "Run the model through torch.compile: for many images, as the first batches take up to a minute."},
+    )
     top_k: int = field(default=5, metadata={"help": "Classes per image."})
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
     max_failed_share: float = field(
@@ -101,6 +105,7 @@ class ClassifyArguments:
             if self.coordinates is not None:
                 raise ValueError("`coordinates` excludes `num_tokens` and `placement`; got both")
         check_outside(self.outside)
+        check_decode_option(self.decode)
         if self.window_scales is not None:
             scale_policy(self.window_scales)
         is_salient = self.placement not in (None, "learned") and get_placement(self.placement).saliency  # type: ignore[arg-type]
@@ -192,7 +197,7 @@ def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Itera
     elif arguments.boxes_csv is not None:
         boxes = boxes_of_images(arguments.boxes_csv, names)
         tokens = {name: {"boxes": own} for name, own in zip(names, boxes, strict=True)}
-    classifier = _load(arguments.model, arguments.revision)
+    classifier = _load(arguments)
     given = {name: getattr(arguments, name) for name in ("placement", "seed", "top_k", "outside")}
     parameters = {**{name: value for name, value in given.items() if value is not None}, **arguments.budget}
     if arguments.window_scales is not None:
@@ -205,7 +210,7 @@ def classify_images(arguments: ClassifyArguments, names: Sequence[str]) -> Itera
         for name in names[start : start + arguments.batch_size]:
             result = Result(name)
             try:
-                inputs.append({"image": _read(name), **tokens.get(name, {})})
+                inputs.append({"image": _read(name, classifier.image_processor), **tokens.get(name, {})})
             except Exception as error:  # whatever a decoder or a server makes of a broken image
                 result.error = reason_of(error)
             results.append(result)
@@ -232,7 +237,7 @@ class _Pictures:
             raise ValueError(f"`draw` must be a directory; {directory!r} is a file")
         self.taken: set[str] = set()
 
-    def draw(self, result: Result, image: Image.Image) -> Path:
+    def draw(self, result: Result, image: Any) -> Path:
         coordinates = self.image_processor.to_model_frame(np.array(result.coordinates, dtype=np.float32), image.size)
         inputs = {"coordinates": coordinates[None]}
         if result.window_scales is not None:
@@ -246,17 +251,19 @@ class _Pictures:
         return path
 
 
-def _read(name: str) -> Image.Image:
+def _read(name: str, image_processor: Any) -> Any:
+    """Decoded: `PIL.Image`, or [`DecodedImage`]."""
     if not name.startswith(URL) and not Path(name).is_file():
         raise FileNotFoundError("no such file")
-    return load_image(name, timeout=30)
+    return image_processor.open_image(name, timeout=30)
 
 
-def _load(model: str, revision: str | None) -> SpotImageClassificationPipeline:
-    source = open_model(model, revision)
+def _load(arguments: ClassifyArguments) -> SpotImageClassificationPipeline:
+    source = open_model(arguments.model, arguments.revision)
     source.check_classifier()
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
-    return SpotImageClassificationPipeline(model=source.load(), image_processor=source.load_image_processor())
+    image_processor = source.load_image_processor(arguments.decode)
+    return SpotImageClassificationPipeline(model=source.load(), image_processor=image_processor, compile=arguments.compile)
 
 
 def print_results(results: Iterator[Result], as_json: bool = False) -> list[FailedImage]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .jobs.threads import let_threads_sleep
 from .version import __version__
 
 
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit status: 0, 1 (failed) or 2 (bad usage).
     """
+    let_threads_sleep()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())

@@ -250,7 +250,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         frames = [] if kwargs.get("do_pad") and coordinates is placement is None else [self._frame(s, **kwargs) for s in sizes]
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
-        sets = scales = maps = pixel_values = None
+        sets = scales = maps = None
+        pixel_values: list[Any] = []
         policy = window_scales if isinstance(window_scales, (int, float, str)) else None  # of all tokens
         if coordinates is not None:
             sets = self._map_sets(coordinates, frames)
@@ -296,11 +297,12 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
                 sets.append(np.concatenate(looks))
                 placed_scales.append(np.concatenate(own_scales))
             scales = placed_scales if scales is None else scales
-        data: dict[str, Any] = {} if pixel_values is None or return_windows else {"pixel_values": pixel_values}
+        data: dict[str, Any] = {} if return_windows else {"pixel_values": pixel_values}
         if return_windows:
+            assert sets is not None
             windows = []
             for i, (one, frame) in enumerate(zip(sets, frames, strict=True)):
-                image = images[i] if pixel_values is None else torch.as_tensor(pixel_values[i])
+                image = torch.as_tensor(pixel_values[i]) if pixel_values else images[i]
                 windows.append(self._windows(image, frame, one, None if scales is None else scales[i], patch_size, **kwargs))
             data["windows"] = pad_sequence(windows, batch_first=True)
         if sets is not None:

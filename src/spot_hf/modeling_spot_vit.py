@@ -71,6 +71,7 @@ class SpotViTEmbeddings(nn.Module):
         config = self.config
         height, width = config.image_height_width if pixel_values is None else pixel_values.shape[-2:]
         if windows is None:
+            assert pixel_values is not None
             if coordinates is None:
                 coordinates = grid(height, width, config.patch_size).to(pixel_values.device)[None]
             windows = sample_windows(

@@ -43,6 +43,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     imported. There, `pipeline_class=SpotImageClassificationPipeline` instead runs the installed code alone.
     """
 
+    _is_compiled = False
+
     def _sanitize_parameters(
         self,
         top_k=None,
@@ -60,6 +62,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         max_mean_tokens=None,
         merge_tokens=None,
         decode=None,
+        compile=None,
         return_coordinates=None,
     ):
         preprocess, forward, postprocess = super()._sanitize_parameters(
@@ -84,6 +87,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         preprocess.update({name: value for name, value in zip(PLACEMENT_PARAMETERS, given, strict=True) if value is not None})
         if placement is not None:
             forward["placement"] = placement
+        if compile is not None:
+            forward["compile"] = compile
         if decode is not None:
             check_decode(decode)
             preprocess["decode"] = decode
@@ -138,6 +143,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 `"error"`.
             decode (`str`, *optional*): how much of a file is decoded, `"exact"`, all of it, or `"scaled"`, as little as the
                 model's recipe needs; the saved default where not given. Of images that are decoded already, all.
+            compile (`bool`, *optional*, defaults to `False`): run the model through `torch.compile`, from then on: for many
+                images, as the first batches take up to a minute.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.
             return_coordinates (`bool`, *optional*, defaults to `False`): also return the positions that were used, of all
                 looks, and the windows' scales where these are not all 1.
@@ -282,8 +289,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return saved == (None, None) and getattr(self.model.config, "num_tokens", None) is not None
 
     def _forward(
-        self, model_inputs: dict[str, torch.Tensor], num_tokens=None, placement=None, **budget
+        self, model_inputs: dict[str, torch.Tensor], num_tokens=None, placement=None, compile=False, **budget
     ) -> dict[str, torch.Tensor]:
+        if compile and not self._is_compiled:
+            self.model.compile()
+            self._is_compiled = True
         image_size = model_inputs.pop("image_size")
         if "windows" in model_inputs:  # a batch pads what has three dimensions
             patch_size = self.image_processor.patch_size

@@ -192,7 +192,7 @@ class Preparation(torch.utils.data.Dataset):
 
     def _prepare(self, image: EncodedImage, placements: list[PlacementRequest]) -> _Prepared:
         """[`UnreadableImageError`] where it cannot be read, or the model sees nothing of what is salient in it."""
-        decoded = image.decode()
+        decoded = image.decode(self.image_processor)
         pixel_values = _pixel_values(self.image_processor, decoded)
         saliency = None
         if any(get_placement(request.placement).saliency for request in placements):

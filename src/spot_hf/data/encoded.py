@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import fsspec
-from PIL import Image
 
 from .failures import FailedImage, UnreadableImageError
 
@@ -32,9 +31,15 @@ class EncodedImage:
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
-    def decode(self) -> Image.Image:
+    def decode(self, image_processor: Any = None) -> Any:
         """
         As `datasets` decodes it: upright as its EXIF orientation says.
+
+        Args:
+            image_processor (*optional*): that will prepare it: with `decode="scaled"`, the image is no larger than it needs.
+
+        Returns:
+            `PIL.Image`, or [`DecodedImage`].
 
         Raises:
             [`UnreadableImageError`]: the file is gone or broken.
@@ -42,6 +47,8 @@ class EncodedImage:
         if self.unreadable is not None:
             raise UnreadableImageError(self.unreadable)
         try:
+            if image_processor is not None and image_processor.decode == "scaled":
+                return image_processor.open_image(self.content)
             image = datasets.Image().decode_example({"bytes": self.content, "path": None})
             image.load()
         except MemoryError:

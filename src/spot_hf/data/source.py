@@ -10,6 +10,7 @@ import datasets
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
+from ..decoding import check_decode
 from ..jobs.versions import hub_commit, public_name
 from ..placement import get_placement
 from .digits import DIGITS, load_digits
@@ -132,6 +133,19 @@ class SalientSource(DatasetSource):
             return {}
         digest = sha256(Path(self.boxes_csv).expanduser().read_bytes()).hexdigest()
         return {"boxes_csv": public_name(self.boxes_csv), "boxes_csv_sha256": digest}
+
+
+# Of jobs that have the option: what they read is the image processor's to say.
+DECODE_HELP = (
+    "exact: decode images as a whole; scaled: JPEGs at 1/2, 1/4 or 1/8 of their size where the model's recipe shrinks them as "
+    "much (default: what the image processor saved)."
+)
+
+
+def check_decode_option(decode: str | None) -> None:
+    """`ValueError` where it is given and is none."""
+    if decode is not None:
+        check_decode(decode)
 
 
 Source = TypeVar("Source", bound=DatasetSource)

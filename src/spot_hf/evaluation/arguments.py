@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..budgets import check_confidence, check_looks
 from ..data.labels import LabelledSource
-from ..data.source import SalientSource
+from ..data.source import DECODE_HELP, SalientSource, check_decode_option
 from ..jobs.versions import public_name, weights_digest
 from ..oracle.arguments import SearchArguments, check_dtype
 from ..placement import BUILT_IN, PLACEMENTS, check_placement, check_placement_name, recorded_placements, scale_policy
@@ -106,6 +106,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
     batch_size: int = field(default=50, metadata={"help": "Images per forward pass."})
     shard_size: int = field(default=250, metadata={"help": "Images per line of the ledger: what a killed run may lose."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
     num_workers: int = field(default=1, metadata={"help": "Processes that decode ahead."})
     output_dir: str = field(metadata={"help": "Where tables and plots are written. The same command resumes a killed run."})
     overwrite_output_dir: bool = field(
@@ -180,6 +181,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
                 raise ValueError(f"`{name}` needs a data set as a whole; got `streaming`")
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
+        check_decode_option(self.decode)
         check_dtype(self.dtype)
 
     def _check_models(self) -> None:
@@ -254,7 +256,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
         recorded.update(recorded_placements(name for name in self.placements if name not in LEARNED))
-        for name in ("window_scales", "merge_tokens", "confidence"):  # as before there were these options
+        for name in ("window_scales", "merge_tokens", "confidence", "decode"):  # as before there were these options
             if getattr(self, name) is None:
                 del recorded[name]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})
@@ -285,6 +287,7 @@ class TransferArguments(LabelledSource, SalientSource):
     )
     batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
+    decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
     output_dir: str | None = field(default=None, metadata={"help": "Where transfer.json and transfer.md are written."})
 
     def check(self) -> None:
@@ -292,6 +295,7 @@ class TransferArguments(LabelledSource, SalientSource):
         self.check_source(needs_labels=True)
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
+        check_decode_option(self.decode)
         check_dtype(self.dtype)
 
     def with_source(self, dataset_name: str, dataset_config_name: str | None, dataset_split: str) -> "TransferArguments":

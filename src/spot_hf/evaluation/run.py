@@ -230,7 +230,7 @@ def _failed(lines: list[Line]) -> list[FailedImage]:
 
 def _setting(name: str, model: ModelSource, image_size: int | None, arguments: EvaluationArguments) -> _Setting:
     """`ValueError` where a model can have nothing at that size. Loads no weights."""
-    image_processor, patch_size = model.load_image_processor(), model.config.patch_size
+    image_processor, patch_size = model.load_image_processor(arguments.decode), model.config.patch_size
     if image_size is not None:
         if image_size < patch_size:
             raise ValueError(f"`image_size` must be at least {patch_size}, the patch size of {model.name!r}; got {image_size}")

@@ -173,7 +173,7 @@ class _Transfer:
         failed: list[FailedImage],
     ):
         self.arguments, self.labels, self.classes, self.device = arguments, labels, classes, default_device()
-        self.model, self.image_processor = model.load().to(self.device), model.load_image_processor()
+        self.model, self.image_processor = model.load().to(self.device), model.load_image_processor(arguments.decode)
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
         self.failed = list(failed)  # images that could not be read, so far
@@ -210,7 +210,7 @@ class _Transfer:
         for row, number in zip(rows, numbers, strict=True):
             image: EncodedImage = encoded_image(row, row["image_index"], "")
             try:
-                images.append(image.decode())
+                images.append(image.decode(self.image_processor))
             except UnreadableImageError as error:
                 self.failed.append(FailedImage(row["image_index"], row["image_id"], str(error)))
                 continue

@@ -46,8 +46,10 @@ class ModelSource:
         """The model that was saved: [`SpotViTForImageClassification`], or [`SpotViTModel`] where it has no classifier."""
         return load_weights(SpotViTForImageClassification if self.has_classifier else SpotViTModel, self).eval()
 
-    def load_image_processor(self) -> Any:
-        return AutoImageProcessor.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+    def load_image_processor(self, decode: str | None = None) -> Any:
+        """`decode` in place of what the processor saved, where given: see [`SpotViTImageProcessorKwargs`]."""
+        changes = {} if decode is None else {"decode": decode}
+        return AutoImageProcessor.from_pretrained(self.name, revision=self.revision, trust_remote_code=False, **changes)
 
     def recorded(self) -> dict[str, Any]:
         """For a job's record: of what lies on this machine the name and a digest, not the path."""

@@ -10,7 +10,7 @@ from torch import nn
 from ..coordinates.schema import check_config_name
 from ..data.batches import PlacementRequest
 from ..data.labels import LabelledSource
-from ..data.source import SalientSource
+from ..data.source import DECODE_HELP, SalientSource, check_decode_option
 from ..hub.uploads import PushArguments, check_push
 from ..jobs.arguments import json_object
 from ..placement import check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
@@ -130,6 +130,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
     )
     batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
     shard_size: int = field(default=1000, metadata={"help": "Images per shard: what a killed run may lose at most."})
+    decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
     save_trajectories: bool = field(default=False, metadata={"help": "Also write every step's positions."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode ahead, per process of the run."})
     output_dir: str = field(
@@ -162,6 +163,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         for num_tokens in self.num_tokens:
             check_placement(self.placement, num_tokens)
         self.check_saliency_of(self.placement)
+        check_decode_option(self.decode)
         if self.window_scales is not None:
             scale_policy(self.window_scales)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
@@ -209,7 +211,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(recorded_placements([self.placement]))
-        for name in ("saliency_column_name", "window_scales"):  # as before there were these options
+        for name in ("saliency_column_name", "window_scales", "decode"):  # as before there were these options
             if recorded[name] is None:
                 del recorded[name]
         return {**recorded, **self.recorded_source(), **self.recorded_saliency()}

@@ -156,7 +156,7 @@ class OracleRun:
     def _search(self, shards: Shards) -> int | None:
         """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
         arguments, device = self.arguments, device_of(self.state)
-        image_processor = self.model.load_image_processor()
+        image_processor = self.model.load_image_processor(arguments.decode)
         _check_processor(image_processor)
         oracle = SpotOracle(
             self.model.load().to(device),
@@ -217,7 +217,7 @@ class OracleRun:
         """Reads all shards back, and writes the records, the pictures, the card and the ledger's results."""
         directory, ledger, split = self.directory, self.directory.ledger, self.split
         directory.clean()
-        image_processor = self.model.load_image_processor().to_dict()
+        image_processor = self.model.load_image_processor(self.arguments.decode).to_dict()
         summaries, records = {}, {}
         for request, config in self.configs.items():
             summary = summarize(directory.shards(config, split).values(), self.labels)
