@@ -37,8 +37,8 @@ LEVELS = [
     {"jobs", "data"},
     {
         "configuration_spot_vit", "modeling_spot_vit", "windows", "positions", "placement", "pretraining_spot_vit",
-        "image_processing_spot_vit", "frames", "decoding", "batch_feature", "drawing", "foveation", "budgets", "merging", "placer", "input_checks",
-        "pipeline_spot_vit",
+        "image_processing_spot_vit", "frames", "decoding", "batch_feature", "drawing", "foveation", "budgets", "merging",
+        "placer", "input_checks", "pipeline_spot_vit",
     },
 ]  # fmt: skip
 SHIPPED = LEVELS[-1]
@@ -156,7 +156,9 @@ def test_registration_imports_no_data_libraries():
     assert loaded_by(code, [*HEAVY, "spot_hf.registration"]) == ["spot_hf.registration"]
 
 
-@pytest.mark.parametrize("module", ["image_processing_spot_vit", "modeling_spot_vit", "frames", "hub.loading"])
+@pytest.mark.parametrize(
+    "module", ["image_processing_spot_vit", "modeling_spot_vit", "frames", "decoding", "hub.loading", "data.source"]
+)
 def test_any_module_may_be_the_first(module):
     """Before transformers, and also where registration imports it: a worker process begins with an image processor."""
     code = f"import spot_hf.{module}\nfrom transformers import AutoConfig\nAutoConfig.for_model('spot_vit')"

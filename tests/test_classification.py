@@ -10,9 +10,9 @@ from coordinate_runs import write_pictures
 from PIL import Image
 
 from spot_hf import convert_checkpoint
-from spot_hf.classification import IMAGE_SUFFIXES
 from spot_hf.cli import main
 from spot_hf.coordinates.own import read_own_coordinates
+from spot_hf.data.files import IMAGE_SUFFIXES
 
 
 @pytest.fixture(scope="module")

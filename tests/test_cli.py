@@ -46,7 +46,7 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == {
         "README.md", "config.json", "conversion_report.json", "model.safetensors", "preprocessor_config.json",
         "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py",
-        "placement.py", "windows.py", "positions.py", "frames.py", "drawing.py",
+        "placement.py", "windows.py", "positions.py", "frames.py", "drawing.py", "decoding.py", "batch_feature.py",
         "foveation.py", "budgets.py", "merging.py", "placer.py", "input_checks.py", "pretraining_spot_vit.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]

@@ -22,7 +22,7 @@ DOCUMENTED = {
     "accelerate": {"utils"},
     "evaluate": {"utils"},
     "kornia": {"augmentation", "augmentation.auto"},
-    "torch": {"optim.swa_utils", "utils.data"},
+    "torch": {"nn.utils.rnn", "optim.swa_utils", "utils.data"},
 }
 
 

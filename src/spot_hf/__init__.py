@@ -74,6 +74,7 @@ _REGISTERED = {
     for name in (
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
         "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
+        "decoding", "batch_feature", "budgets", "merging", "placer",
     )
 }  # fmt: skip
 _imported: set[str] = set()

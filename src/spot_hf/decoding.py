@@ -12,22 +12,14 @@ from transformers.image_utils import PILImageResampling
 from .frames import Frame
 
 
-DECODE = ("exact", "scaled")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# Filters that see no more of an image than its neighbourhood, at whatever box they begin.
+# Filters that give a region's pixels whatever box it lies in: with the others, rounding decides whether they read a pixel.
 LOCAL_FILTERS = (
     PILImageResampling.BILINEAR,
     PILImageResampling.BICUBIC,
     PILImageResampling.LANCZOS,
-    PILImageResampling.BOX,
     PILImageResampling.HAMMING,
 )
-
-
-def check_decode(decode: Any) -> None:
-    """`ValueError` where it is none of `DECODE`."""
-    if decode not in DECODE:
-        raise ValueError(f"`decode` must be one of {', '.join(DECODE)}; got {decode!r}")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from transformers.utils import is_torchvision_available
 
 from .batch_feature import SpotViTBatchFeature, filled_in, policy_scales, stack_tokens
 from .budgets import check_looks, looks_of
-from .decoding import LOCAL_FILTERS, DecodedImage, check_decode, decode_image, is_plain
+from .decoding import LOCAL_FILTERS, DecodedImage, decode_image, is_plain
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, FrameMixin
 from .input_checks import (
@@ -38,6 +38,7 @@ from .input_checks import (
     boxes_to_map,
     check_boxes,
     check_coordinates,
+    check_decode,
     check_outside,
     check_saliency,
     check_window_scales,

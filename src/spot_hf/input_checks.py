@@ -225,6 +225,15 @@ def check_outside(outside: Any) -> None:
         raise ValueError(f"`outside` must be one of {', '.join(OUTSIDE)}; got {outside!r}")
 
 
+DECODE = ("exact", "scaled")
+
+
+def check_decode(decode: Any) -> None:
+    """`ValueError` where it is none of `DECODE`."""
+    if decode not in DECODE:
+        raise ValueError(f"`decode` must be one of {', '.join(DECODE)}; got {decode!r}")
+
+
 def inside_image(sets: list[np.ndarray], outside: str) -> list[np.ndarray]:
     """
     Which tokens lie on what the model sees.

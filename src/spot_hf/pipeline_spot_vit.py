@@ -11,7 +11,8 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 from transformers.pipelines.image_classification import ClassificationFunction, sigmoid, softmax
 
 from .budgets import check_no_budget, check_one_budget, looks_of
-from .decoding import DecodedImage, check_decode
+from .decoding import DecodedImage
+from .input_checks import check_decode
 from .placement import check_takes_saliency, get_placement
 
 

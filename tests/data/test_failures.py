@@ -189,6 +189,8 @@ def test_files_that_are_gone(named, made, tmp_path, capsys):
 class Failing:
     """An image processor that cannot cope with one of the images."""
 
+    decode = "exact"
+
     def __init__(self, error: Exception):
         self.processor, self.error, self.calls, self.patch_size = tiny_processor(), error, 0, 8
 

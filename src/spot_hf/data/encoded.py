@@ -46,8 +46,9 @@ class EncodedImage:
         """
         if self.unreadable is not None:
             raise UnreadableImageError(self.unreadable)
+        scaled = image_processor is not None and image_processor.decode == "scaled"
         try:
-            if image_processor is not None and image_processor.decode == "scaled":
+            if scaled:
                 return image_processor.open_image(self.content)
             image = datasets.Image().decode_example({"bytes": self.content, "path": None})
             image.load()

@@ -10,7 +10,7 @@ import datasets
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from ..decoding import check_decode
+from ..input_checks import check_decode
 from ..jobs.versions import hub_commit, public_name
 from ..placement import get_placement
 from .digits import DIGITS, load_digits
