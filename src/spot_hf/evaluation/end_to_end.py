@@ -147,7 +147,7 @@ def run_end_to_end(arguments: "BenchmarkArguments") -> dict[str, Any]:
             raise ValueError(f"`end_to_end` must be files or directories of images; got {name!r}, which is no file")
     contenders = _contenders(arguments)
     with tempfile.TemporaryDirectory() as directory:
-        large = [_enlarge(one, Path(directory) / f"{i}.jpg") for i, one in enumerate(files[: arguments.num_large_images])]
+        large = [enlarge(one, Path(directory) / f"{i}.jpg") for i, one in enumerate(files[: arguments.num_large_images])]
         kinds = {"as given": files, "12 megapixels": large}
         rows = []
         for kind, of_kind in kinds.items():
@@ -231,7 +231,7 @@ def _measure(
     return rows
 
 
-def _enlarge(name: str, path: Path) -> str:
+def enlarge(name: str, path: Path) -> str:
     """The same picture in 12 megapixels, as a telephone's."""
     image = Image.open(name).convert("RGB")
     factor = math.sqrt(LARGE_PIXELS / (image.width * image.height))
