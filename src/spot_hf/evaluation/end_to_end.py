@@ -231,10 +231,10 @@ def _measure(
     return rows
 
 
-def enlarge(name: str, path: Path) -> str:
-    """The same picture in 12 megapixels, as a telephone's."""
+def enlarge(name: str, path: Path, num_pixels: int = LARGE_PIXELS) -> str:
+    """The same picture with so many pixels, 12 million as a telephone's, as a JPEG."""
     image = Image.open(name).convert("RGB")
-    factor = math.sqrt(LARGE_PIXELS / (image.width * image.height))
+    factor = math.sqrt(num_pixels / (image.width * image.height))
     size = round(image.width * factor), round(image.height * factor)
     image.resize(size, Image.Resampling.BICUBIC).save(path, format="JPEG", quality=LARGE_QUALITY)
     return str(path)
