@@ -148,7 +148,7 @@ def test_end_to_end_times_pipelines(model, tiny_vit, images, tmp_path, capsys):
 CORES = """
 import os, sys
 from spot_hf.cli import main
-main(["--version"])
+main(["oracle", "--help"])
 import torch
 from spot_hf.jobs.process import job_processes
 with job_processes():

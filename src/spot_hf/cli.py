@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .jobs.threads import let_threads_sleep
+from .jobs.threads import let_threads_sleep, limit_threads
 from .version import __version__
 
 
@@ -147,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: the exit status: 0, 1 (failed) or 2 (bad usage).
     """
-    let_threads_sleep()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -188,9 +187,11 @@ def _usage() -> str:
 
 
 def _run(name: str, rest: list[str]) -> int:
+    command = COMMANDS[name]
+    if command.records_command:  # a job, with workers that decode beside it
+        let_threads_sleep()
     from .jobs.versions import public_command
 
-    command = COMMANDS[name]
     given = [word for word in rest if word != "--debug"]
     if name == "evaluate":
         command = _evaluation_or_transfer(given)
@@ -209,7 +210,10 @@ def _run(name: str, rest: list[str]) -> int:
         # Our own output says what happens.
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-    record = {"command": public_command(["spot-hf", name, *rest])} if command.records_command else {}
+    record = {}
+    if command.records_command:
+        limit_threads()
+        record = {"command": public_command(["spot-hf", name, *rest])}
     status = _load(command.function)(*arguments, **record)
     return status if isinstance(status, int) else 0
 

@@ -65,8 +65,7 @@ class DecodedImage:
         Args:
             frame: as in [`resize`].
             resample (`int`): of `LOCAL_FILTERS`.
-            left, top (`list[int]`): each region's first column and row, in pixels of what the model
-                sees.
+            left, top (`list[int]`): each region's first column and row, in pixels of what the model sees.
             side (`int`): of a region, in these pixels.
 
         Returns:
@@ -83,6 +82,12 @@ class DecodedImage:
         x, y = (full / resized for full, resized in zip(self.extent, frame.resized_size, strict=True))
         box = (left * x, top * y, min((left + width) * x, self.extent[0]), min((top + height) * y, self.extent[1]))
         return self.pixels.resize((width, height), resample=resample, box=box)
+
+
+def are_few(num_tokens: int, patch_size: int, width: int, height: int) -> bool:
+    """Whether resizing so many windows alone, of an image that the model sees with `width` × `height` pixels, takes less time
+    than resizing the whole: below half of its area."""
+    return patch_size < min(width, height) and 2 * num_tokens * patch_size**2 <= width * height
 
 
 def is_plain(image: Any) -> bool:

@@ -30,7 +30,7 @@ from transformers.utils import is_torchvision_available
 
 from .batch_feature import SpotViTBatchFeature, filled_in, policy_scales, stack_tokens
 from .budgets import check_looks, looks_of
-from .decoding import LOCAL_FILTERS, DecodedImage, decode_image, is_plain
+from .decoding import LOCAL_FILTERS, DecodedImage, are_few, decode_image, is_plain
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, FrameMixin
 from .input_checks import (
@@ -248,7 +248,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
     ) -> SpotViTBatchFeature:
         images = self._prepare(images, decode, **kwargs)
         sizes = [one.size if isinstance(one, DecodedImage) else (one.shape[-1], one.shape[-2]) for one in images]
-        frames = [] if kwargs.get("do_pad") and coordinates is placement is None else [self._frame(s, **kwargs) for s in sizes]
+        is_placed = coordinates is not None or placement is not None
+        frames = [self._frame(size, **kwargs) for size in sizes] if is_placed or not kwargs.get("do_pad") else []
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
         sets = scales = maps = None
@@ -381,10 +382,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         width, height = frame.model_size
         has_scales = scales is not None and bool((scales != 1).any())
         resample = self._filter(**kwargs)
-        # Resizing more regions than these alone takes as long as resizing the whole.
-        is_small = patch_size < min(width, height) and 2 * len(coordinates) * patch_size**2 <= width * height
         is_local = isinstance(image, DecodedImage) and not (frame.pads or has_scales) and resample in LOCAL_FILTERS
-        if is_small and is_local:
+        if is_local and are_few(len(coordinates), patch_size, width, height):
             regions = WindowRegions(torch.from_numpy(coordinates), patch_size, height, width)
             column = image.regions(frame, resample, regions.left.tolist(), regions.top.tolist(), regions.side)
             normalized = torch.as_tensor(self._normalized([column], **kwargs)[0])
@@ -402,9 +401,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             return PILImageResampling.BILINEAR
         if isinstance(resample, int):
             return resample
-        from transformers.image_utils import (
-            torch_pil_interpolation_mapping,
-        )  # exists beside torchvision alone, as its modes do
+        # Exists beside torchvision alone, as its modes do.
+        from transformers.image_utils import torch_pil_interpolation_mapping
 
         return torch_pil_interpolation_mapping[resample]
 
@@ -450,7 +448,7 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         A picture of what the model sees: the image, dimmed where no token looks, with windows and their centres.
 
         Args:
-            image: the original one: `PIL.Image`, path or URL.
+            image: the original one: `PIL.Image`, path, URL, or what [`open_image`] returned.
             inputs (`dict`, *optional*): what this processor returned for it; without coordinates, or where not given, the full
                 grid.
             index (`int`, *optional*, defaults to 0): which image of `inputs` it is.
@@ -462,12 +460,10 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         Raises:
             `ValueError`: `inputs` has no such index.
         """
-        size = getattr(image, "size", None)
-        if isinstance(image, DecodedImage):
-            image = image.pixels
-        elif not isinstance(image, Image.Image):
+        if not isinstance(image, (Image.Image, DecodedImage)):
             image = load_image(str(image))
-        frame = self._frame(size or image.size, **self._recipe())
+        frame = self._frame(image.size, **self._recipe())
+        image = image.pixels if isinstance(image, DecodedImage) else image
         coordinates, scales = tokens_of(inputs or {}, index)
         if coordinates is None:
             width, height = frame.model_size

@@ -11,7 +11,7 @@ from transformers.image_utils import get_image_size, infer_channel_dimension_for
 from transformers.pipelines.image_classification import ClassificationFunction, sigmoid, softmax
 
 from .budgets import check_no_budget, check_one_budget, looks_of
-from .decoding import DecodedImage
+from .decoding import DecodedImage, are_few
 from .input_checks import check_decode
 from .placement import check_takes_saliency, get_placement
 
@@ -121,7 +121,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         Classifies images.
 
         Args:
-            inputs: an image (`PIL.Image`, path, URL, `np.ndarray` or `torch.Tensor`), a dict `{"image": ...,
+            inputs: an image (`PIL.Image`, path, URL, `np.ndarray`, `torch.Tensor`, or what the image processor's `open_image`
+                returned), a dict `{"image": ...,
                 "coordinates": ...}` (also `"saliency"`, `"boxes"`, `"image_id"` and `"window_scales"`), or a list, generator
                 or data set of either. The row of a data set is such a dict, in particular that of a coordinate data set
                 joined with its images: other columns are ignored, and so are saliency and boxes where the placement that is
@@ -275,8 +276,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if prior.pixels or prior.scaled:
             return False
         height, width = self.model.config.image_height_width
-        is_same_size = processor.model_size((1000, 617)) == (width, height)  # no square, as only a recipe for all sizes keeps
-        return is_same_size and 2 * num_tokens * processor.patch_size**2 <= height * width
+        # Of an odd shape, so that a recipe that keeps proportions gives another size.
+        is_same_size = processor.model_size((1000, 617)) == (width, height)
+        return is_same_size and are_few(num_tokens, processor.patch_size, width, height)
 
     def _is_free(self, parameters: dict[str, Any]) -> bool:
         """Whether nobody says where tokens sit, and the call, which then names several numbers, or the config how many."""

@@ -162,10 +162,12 @@ class WindowRegions:
         """The regions' pixels `(num_tokens, num_channels, side, side)` to windows `(num_tokens, num_channels, patch_size,
         patch_size)`."""
         steps = torch.arange(self.side)
-        for i in self.shift.any(1).nonzero()[:, 0].tolist():
+        beyond = self.shift.any(1).nonzero()[:, 0].tolist()
+        regions = regions.clone() if beyond else regions
+        for i in beyond:
             columns, rows = ((steps + shift).clamp(0, self.side - 1) for shift in self.shift[i].tolist())
             regions[i] = regions[i][:, rows][:, :, columns]
-        right, bottom = self.fractions[:, :, None, None, None].unbind(1)
+        right, bottom = self.fractions.to(regions.device)[:, :, None, None, None].unbind(1)
         upper, lower = regions[..., :-1, :], regions[..., 1:, :]
         across = torch.lerp(upper, lower, bottom)
         return torch.lerp(across[..., :-1], across[..., 1:], right)
