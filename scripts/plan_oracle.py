@@ -1,4 +1,4 @@
-r"""What the oracle costs for a data set of ImageNet's size: operations, bytes, cores and hours, from measured rates.
+r"""What the oracle costs for a data set of ImageNet's size: operations, bytes, cores and minutes, from measured rates.
 
     python scripts/plan_oracle.py --images photos/ --num_images 1281167 --num_tokens 25 --steps 5 --output_file plan.json
 
@@ -62,8 +62,8 @@ def main() -> int:
     of_cores = arguments.cores_per_accelerator / seconds
     runs = []
     for count in arguments.num_accelerators:
-        computing, decoding = (arguments.num_images / (count * rate) / 3600 for rate in (of_accelerator, of_cores))
-        runs.append({"num_accelerators": count, "compute_hours": computing, "decode_hours": decoding})
+        computing, decoding = (arguments.num_images / (count * rate) / 60 for rate in (of_accelerator, of_cores))
+        runs.append({"num_accelerators": count, "compute_minutes": computing, "decode_minutes": decoding})
     result = {
         "arguments": {**asdict(arguments), "output_file": None},
         "gflops_per_image": flops / 1e9,
@@ -125,13 +125,13 @@ def _table(result: dict[str, Any]) -> str:
         f"| {arguments['cores_per_accelerator']} cores decode | {result['images_per_second_of_its_cores']:,.0f} images/s |",
         f"| cores that would feed it | {result['cores_to_feed_an_accelerator']:.0f} |",
         "",
-        "| accelerators | computing, hours | decoding, hours | |",
+        "| accelerators | computing, minutes | decoding, minutes | |",
         "|---:|---:|---:|---|",
     ]
     for run in result["runs"]:
-        computing, decoding = run["compute_hours"], run["decode_hours"]
+        computing, decoding = run["compute_minutes"], run["decode_minutes"]
         first = "decoding is the limit" if decoding > computing else "computing is the limit"
-        lines.append(f"| {run['num_accelerators']} | {computing:.3f} | {decoding:.3f} | {first} |")
+        lines.append(f"| {run['num_accelerators']} | {computing:.2g} | {decoding:.2g} | {first} |")
     return "\n".join(lines)
 
 
