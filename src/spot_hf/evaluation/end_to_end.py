@@ -23,6 +23,7 @@ import transformers
 from PIL import Image
 from tqdm import tqdm
 from transformers import AutoImageProcessor, pipeline
+from transformers.image_utils import load_image
 from transformers.utils import is_torchvision_available
 
 from ..data.files import image_files
@@ -93,21 +94,24 @@ class Contender:
             images = _timed(found, "decode", lambda: [processor.open_image(one, decode=decode) for one in contents])
             placed["return_windows"] = self.classifier.cuts_windows(self.parameters)
         else:
-            images = _timed(found, "decode", lambda: [_decode(one) for one in contents])
+            images = _timed(found, "decode", lambda: [load_image(Image.open(BytesIO(one))) for one in contents])
         inputs = _timed(found, "processor", lambda: [processor(one, return_tensors="pt", **placed) for one in images])
-        if is_spot and "num_tokens" in placed:
-            # A part of the processor's: with windows of a few tokens, these are cut out there and not in the model.
+        if is_spot and "num_tokens" in placed:  # the processor does it, too
             seen, count = torch.zeros(()).expand(3, *model.config.image_height_width), placed["num_tokens"]
             name = placed.get("placement", "isotropic")
             place = functools.partial(place_windows, name, count, seen, model.config.patch_size)
             _timed(found, "place", lambda: [place() for _ in images])
             found["processor"] -= found["place"]
-        names = [name for name in ("pixel_values", "windows", "coordinates") if name in inputs[0]]
+        # As pipelines cast: pixels alone.
+        kinds = {"pixel_values": model.dtype, "windows": model.dtype, "coordinates": torch.float32}
+        kinds = {name: dtype for name, dtype in kinds.items() if name in inputs[0]}
         with torch.inference_mode():
             batches = []
             for start in range(0, len(inputs), batch_size):
                 part = inputs[start : start + batch_size]
-                batches.append({name: torch.cat([one[name] for one in part]).to(model.device) for name in names})
+                batches.append({
+                    name: torch.cat([one[name] for one in part]).to(model.device, dtype) for name, dtype in kinds.items()
+                })  # fmt: skip
 
             def run() -> None:
                 for batch in batches:
@@ -124,10 +128,6 @@ def _timed(found: dict[str, float], name: str, function: Callable[[], Any]) -> A
     result = function()
     found[name] = time.perf_counter() - began
     return result
-
-
-def _decode(content: bytes) -> Image.Image:
-    return Image.open(BytesIO(content)).convert("RGB")
 
 
 def run_end_to_end(arguments: "BenchmarkArguments") -> dict[str, Any]:
