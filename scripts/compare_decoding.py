@@ -70,7 +70,8 @@ def main() -> int:
     right: list[int] = []
     for kind, content, label in tqdm(_files(images), total=2 * len(images), unit="image"):
         if kind == "as given":
-            right.append(labels(label) or 0)
+            number = labels(label)
+            right.append(-1 if number is None else number)  # none of the model's classes: never right
         decoded = {decode: processor.open_image(content, decode=decode) for decode in DECODE}
         for way in _ways(arguments.num_tokens):
             placed = {"placement": "grid"} if way.num_tokens is None else {"num_tokens": way.num_tokens}

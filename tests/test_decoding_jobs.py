@@ -141,6 +141,7 @@ def test_end_to_end_times_pipelines(model, tiny_vit, images, tmp_path, capsys):
     assert scaled < exact / 1.5
     printed = capsys.readouterr().out
     assert "| as given | 16 | spot 2 |" in printed and "3 files of 302 × 202 pixels" in printed
+    assert main([*argv, "--compile"]) == 2 and "`compile` is not for `end_to_end`" in capsys.readouterr().err
     assert main([*argv[:-4], "--end_to_end", str(tmp_path / "none.jpg")]) == 2
     assert "`end_to_end` must be files or directories of images" in capsys.readouterr().err
 
@@ -150,9 +151,9 @@ import os, sys
 from spot_hf.cli import main
 main(["oracle", "--help"])
 import torch
-from spot_hf.jobs.process import job_processes
-with job_processes():
-    print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads(), len(os.sched_getaffinity(0)))
+from spot_hf.jobs.threads import limit_threads
+limit_threads()
+print(os.environ.get("GOMP_SPINCOUNT"), torch.get_num_threads(), len(os.sched_getaffinity(0)))
 """
 
 

@@ -178,7 +178,8 @@ class SpotViTConfig(PreTrainedConfig):
 
     @property
     def has_plain_windows(self) -> bool:
-        """Whether a window depends on its image's pixels and its place alone, so that an image processor can cut it out."""
+        """Whether a token is its window's pixels and its relative place, and nothing else of its image: then an image
+        processor can cut windows out. Not so with another spacing or border, or positions in pixels."""
         is_plain = self.window_spacing == 1 and self.window_border == "repeat"
         return is_plain and self.position_kernel_unit == "cells" and self.position_kernel_centers == "cells"
 

@@ -1,18 +1,21 @@
 """From an image's file to the pixels that a model reads, and no more: a JPEG is decoded at a fraction of its size where the
 recipe shrinks it, and a region of the resized image is resized alone. Both are Pillow's own work."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import PILImageResampling
 
 from .frames import Frame
 
 
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# EXIF orientations: those that swap width and height, and those that flip what is then the width, or the height.
+SIDEWAYS, FLIPPED_X, FLIPPED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 # Filters that give a region's pixels whatever box it lies in: with the others, rounding decides whether they read a pixel.
 LOCAL_FILTERS = (
     PILImageResampling.BILINEAR,
@@ -33,11 +36,14 @@ class DecodedImage:
             coordinates are of.
         extent (`tuple[float, float]`): width and height of the whole image in `pixels`: `size` divided by the fraction, which
             the last row and column of `pixels` can exceed.
+        origin (`tuple[float, float]`): `(left, top)` of the whole image in `pixels`: not 0 where turning it upright has put
+            these before it.
     """
 
     pixels: Image.Image
     size: tuple[int, int]
     extent: tuple[float, float]
+    origin: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, image: Image.Image) -> "DecodedImage":
@@ -60,7 +66,8 @@ class DecodedImage:
 
     def regions(self, frame: Frame, resample: int, left: list[int], top: list[int], side: int) -> np.ndarray:
         """
-        Parts of what the model sees of it, without the rest: of 8-bit pixels, one in 10,000 differs, by 1, from the whole's.
+        Parts of what the model sees of it, without the rest: of 8-bit pixels, one in 10,000 differs, by 1, from what
+        Pillow makes of the whole.
 
         Args:
             frame: as in [`resize`].
@@ -79,9 +86,22 @@ class DecodedImage:
 
     def _box(self, frame: Frame, resample: int, left: int, top: int, width: int, height: int) -> Image.Image:
         """Of the resized image, the `width` × `height` pixels from `(left, top)` on."""
-        x, y = (full / resized for full, resized in zip(self.extent, frame.resized_size, strict=True))
-        box = (left * x, top * y, min((left + width) * x, self.extent[0]), min((top + height) * y, self.extent[1]))
+        (x, y), (origin_x, origin_y) = (np.divide(self.extent, frame.resized_size)).tolist(), self.origin
+        right, bottom = min((left + width) * x, self.extent[0]), min((top + height) * y, self.extent[1])
+        box = (origin_x + left * x, origin_y + top * y, origin_x + right, origin_y + bottom)
         return self.pixels.resize((width, height), resample=resample, box=box)
+
+
+def pillow_filter(resample: Any) -> int:
+    """Of what both backends take: a filter's number, a mode of torchvision's, or none, which is bilinear."""
+    if resample is None:
+        return PILImageResampling.BILINEAR
+    if isinstance(resample, int):
+        return resample
+    # Exists beside torchvision alone, as its modes do.
+    from transformers.image_utils import torch_pil_interpolation_mapping
+
+    return torch_pil_interpolation_mapping.get(resample, PILImageResampling.NEAREST)
 
 
 def are_few(num_tokens: int, patch_size: int, width: int, height: int) -> bool:
@@ -105,19 +125,32 @@ def decode_image(image: Image.Image, resized_size: Callable[[tuple[int, int]], t
             JPEG is decoded at the smallest of libjpeg's fractions, 1/8, 1/4 or 1/2, that is no smaller. Else it is whole.
     """
     size = extent = image.size
-    is_sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    is_sideways = orientation in SIDEWAYS
     upright = size[::-1] if is_sideways else size
     if resized_size is not None:
         wanted = resized_size(upright)
         drafted = image.draft(None, wanted[::-1] if is_sideways else wanted)  # type: ignore[arg-type]
         extent = size if drafted is None else drafted[1][2:]  # type: ignore[assignment]
+    image.load()
     ImageOps.exif_transpose(image, in_place=True)
     pixels = image if image.mode == "RGB" else image.convert("RGB")
-    return DecodedImage(pixels, upright, extent[::-1] if is_sideways else extent)
+    width, height = extent[::-1] if is_sideways else extent
+    left = pixels.width - width if orientation in FLIPPED_X else 0.0
+    top = pixels.height - height if orientation in FLIPPED_Y else 0.0
+    return DecodedImage(pixels, upright, (width, height), (left, top))
+
+
+def content_id(image: np.ndarray | torch.Tensor | DecodedImage) -> str:
+    """An image's id where none is given: a digest of its decoded pixels, the same in both backends."""
+    if isinstance(image, DecodedImage):
+        image = np.moveaxis(np.asarray(image.pixels), -1, 0)
+    array = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
+    return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:
-    return np.moveaxis(np.asarray(image), -1, 0)
+    return np.moveaxis(np.array(image), -1, 0)
 
 
 __all__ = ["DecodedImage"]

@@ -7,7 +7,7 @@ Two frames of relative coordinates `(x, y)`, 0 and 1 being an image's edges:
 - *model frame*: relative to `pixel_values`. What the model receives. Points that the crop removes lie outside [0, 1] here.
 """
 
-import hashlib
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from transformers.utils import is_torchvision_available
 
 from .batch_feature import SpotViTBatchFeature, filled_in, policy_scales, stack_tokens
 from .budgets import check_looks, looks_of
-from .decoding import LOCAL_FILTERS, DecodedImage, are_few, decode_image, is_plain
+from .decoding import LOCAL_FILTERS, DecodedImage, are_few, content_id, decode_image, is_plain, pillow_filter
 from .drawing import draw_tokens, tokens_of
 from .frames import Frame, FrameMixin
 from .input_checks import (
@@ -78,7 +78,7 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
         positions each time**, also in every epoch of a training. There, give `seed=epoch`; or `seed=None`: a new draw at each
         call, from torch's global generator.
     image_ids (`list` of `str` or `int`, *optional*):
-        One id per image for random placements; by default a digest of the image's pixels.
+        One id per image for random placements; by default a digest of the image's pixels, as they were decoded.
     saliency (`torch.Tensor`, `np.ndarray` or nested list, *optional*):
         One map `(rows, columns)` per image over the whole original image, no larger than it: not negative, not all zero.
         For the placements `"salient"`, `"inverse_salient"` and `"foveated"`.
@@ -185,7 +185,10 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             `ValueError`: any input that is not as described, by name, before any image is processed.
         """
         check_outside(kwargs.get("outside", self.outside))
-        check_decode(kwargs.get("decode", self.decode))
+        if kwargs.get("decode") is None:
+            kwargs.pop("decode", None)  # the saved one
+        else:
+            check_decode(kwargs["decode"])
         if kwargs.get("window_scales") is None:
             kwargs.pop("window_scales", None)  # the saved one
         else:
@@ -206,7 +209,7 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             if salient:
                 check_takes_saliency(salient[0], placement)
             scales = kwargs.get("window_scales", self.window_scales)
-            if placement is None and (kwargs.get("return_windows") or scales not in (None, COVER)):
+            if placement is None and (kwargs.get("return_windows", self.return_windows) or scales not in (None, COVER)):
                 kwargs["placement"] = "grid"  # all of its windows are cut out, or have a size, too
         return super().preprocess(images, *args, **kwargs)
 
@@ -283,17 +286,17 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             for i, frame in enumerate(frames):
                 image_id: Any = None
                 if prior.random:
-                    image_id = image_ids[i] if image_ids is not None else _content_id(images[i])
+                    image_id = image_ids[i] if image_ids is not None else content_id(images[i])
                 if prior.pixels:  # on the CPU, as the generator is: a draw is the same on every device
-                    seen = torch.as_tensor(pixel_values[i]).cpu()
+                    looked_at = torch.as_tensor(pixel_values[i]).cpu()
                 else:
-                    seen = torch.zeros(()).expand(3, *frame.model_size[::-1])  # nothing but its size is read
+                    looked_at = torch.zeros(()).expand(3, *frame.model_size[::-1])  # nothing but its size is read
                 looks, own_scales = [], []
                 for count in looks_of(num_tokens):  # each as it would be alone
                     generator = None
                     if image_id is not None:
                         generator = generator_for(seed, image_id) if seed is not None else new_generator()
-                    placed, own = place_windows(placement, count, seen, patch_size, generator, maps[i], policy)
+                    placed, own = place_windows(placement, count, looked_at, patch_size, generator, maps[i], policy)
                     looks.append(placed.numpy())
                     own_scales.append(filled_in(own, len(placed)))
                 sets.append(np.concatenate(looks))
@@ -304,8 +307,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             assert sets is not None
             windows = []
             for i, (one, frame) in enumerate(zip(sets, frames, strict=True)):
-                image = torch.as_tensor(pixel_values[i]) if pixel_values else images[i]
-                windows.append(self._windows(image, frame, one, None if scales is None else scales[i], patch_size, **kwargs))
+                seen = torch.as_tensor(pixel_values[i]) if pixel_values else None
+                windows.append(self._windows(images[i], seen, frame, one, scales[i] if scales else None, patch_size, **kwargs))
             data["windows"] = pad_sequence(windows, batch_first=True)
         if sets is not None:
             data.update(stack_tokens(sets, scales, like=next(iter(data.values()))[0]))
@@ -315,7 +318,7 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
 
     def open_image(self, image: Any, timeout: float | None = None, decode: str | None = None) -> Image.Image | DecodedImage:
         """
-        Reads and decodes an image, upright, in RGB, and no larger than this processor needs it.
+        Reads and decodes an image, upright and in RGB, as this processor's recipe needs it.
 
         Args:
             image (`str`, `Path`, `bytes` or file object): a path, URL or base64 text, or an image file's content.
@@ -323,24 +326,37 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             decode (`str`, *optional*): see [`SpotViTImageProcessorKwargs`].
 
         Returns:
-            [`DecodedImage`]; with `decode="exact"` a `PIL.Image`.
+            `PIL.Image`: all of it; or, of a file with `decode="scaled"`, [`DecodedImage`], which knows the size of the whole.
         """
         decode = self.decode if decode is None else decode
         check_decode(decode)
+        return self._open(image, timeout, decode, self._recipe())
+
+    def _open(self, image: Any, timeout: float | None, decode: str, recipe: dict[str, Any]) -> Image.Image | DecodedImage:
         is_text = isinstance(image, (str, Path))
-        if is_text and (str(image).startswith(("http://", "https://")) or not Path(image).is_file()):
-            return load_image(str(image), timeout=timeout)
+        is_url = is_text and str(image).startswith(("http://", "https://"))
+        # Not `Path.is_file`, which base64 text is too long for.
+        is_file = os.path.isfile(image) if is_text else isinstance(image, bytes) or hasattr(image, "read")
+        if is_url or not is_file:
+            return load_image(str(image) if is_text else image, timeout=timeout)
         opened = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
         if decode == "exact":
             return decode_image(opened).pixels
-        return decode_image(opened, lambda size: self._frame(size, **self._recipe()).resized_size)
+
+        def resized_size(size: tuple[int, int]) -> tuple[int, int]:
+            frame = self._frame(size, **recipe)
+            return size if frame.pads else frame.resized_size
+
+        return decode_image(opened, resized_size)
 
     def _prepare(self, images: Any, decode: str, **kwargs) -> list[Any]:
         """Each image as it came from its file, where there is nothing to convert; or as the backend prepares it,
         `(num_channels, height, width)`."""
         given = images if isinstance(images, (list, tuple)) else [images]
+        if given and all(isinstance(one, (list, tuple)) for one in given):
+            given = [one for several in given for one in several]
         if decode == "scaled":
-            given = [self.open_image(one, decode=decode) if isinstance(one, str) else one for one in given]
+            given = [self._open(one, None, decode, kwargs) if isinstance(one, str) else one for one in given]
         if all(isinstance(one, DecodedImage) or is_plain(one) for one in given):
             return [one if isinstance(one, DecodedImage) else DecodedImage.of(one) for one in given]
         if any(isinstance(one, DecodedImage) for one in given):
@@ -354,7 +370,7 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         resized = [i for i, one in enumerate(images) if frames and self._is_resized_by_pillow(one, frames[i])]
         rest = sorted({*range(len(images))} - {*resized})
         if resized:
-            seen = [images[i].resize(frames[i], self._filter(**kwargs)) for i in resized]
+            seen = [images[i].resize(frames[i], pillow_filter(kwargs.get("resample"))) for i in resized]
             for i, one in zip(resized, self._normalized(seen, **kwargs), strict=True):
                 found[i] = one
         if rest:
@@ -376,35 +392,31 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         return self._preprocess(arrays, return_tensors=None, **kwargs)["pixel_values"]
 
     def _windows(
-        self, image: Any, frame: Frame, coordinates: np.ndarray, scales: np.ndarray | None, patch_size: int, **kwargs
+        self,
+        image: Any,
+        seen: torch.Tensor | None,
+        frame: Frame,
+        coordinates: np.ndarray,
+        scales: np.ndarray | None,
+        patch_size: int,
+        **kwargs,
     ) -> torch.Tensor:
-        """The tokens' windows `(num_tokens, num_channels, patch_size, patch_size)` of an image, or of its pixel values."""
+        """The tokens' windows `(num_tokens, num_channels, patch_size, patch_size)` of an image as [`_prepare`] gives it, or of
+        its pixel values `seen`, where these are known."""
         width, height = frame.model_size
         has_scales = scales is not None and bool((scales != 1).any())
-        resample = self._filter(**kwargs)
-        is_local = isinstance(image, DecodedImage) and not (frame.pads or has_scales) and resample in LOCAL_FILTERS
-        if is_local and are_few(len(coordinates), patch_size, width, height):
+        resample = pillow_filter(kwargs.get("resample"))
+        is_local = seen is None and isinstance(image, DecodedImage) and not (frame.pads or has_scales)
+        if is_local and resample in LOCAL_FILTERS and are_few(len(coordinates), patch_size, width, height):
             regions = WindowRegions(torch.from_numpy(coordinates), patch_size, height, width)
             column = image.regions(frame, resample, regions.left.tolist(), regions.top.tolist(), regions.side)
             normalized = torch.as_tensor(self._normalized([column], **kwargs)[0])
             return regions.sample(normalized.unflatten(1, (-1, regions.side)).transpose(0, 1))
-        if not isinstance(image, torch.Tensor):
-            image = torch.as_tensor(self._pixel_values([image], [frame], **kwargs)[0])
-        tokens = torch.from_numpy(coordinates)[None].to(image.device)
-        sizes = torch.from_numpy(scales)[None].to(image.device) if has_scales else None  # type: ignore[arg-type]
-        return sample_windows(image[None], tokens, patch_size, sizes)[0]
-
-    @staticmethod
-    def _filter(resample: Any = None, **kwargs) -> int:
-        """Pillow's filter, of what both backends take."""
-        if resample is None:
-            return PILImageResampling.BILINEAR
-        if isinstance(resample, int):
-            return resample
-        # Exists beside torchvision alone, as its modes do.
-        from transformers.image_utils import torch_pil_interpolation_mapping
-
-        return torch_pil_interpolation_mapping[resample]
+        if seen is None:
+            seen = torch.as_tensor(self._pixel_values([image], [frame], **kwargs)[0])
+        tokens = torch.from_numpy(coordinates)[None].to(seen.device)
+        sizes = torch.from_numpy(scales)[None].to(seen.device) if has_scales else None  # type: ignore[arg-type]
+        return sample_windows(seen[None], tokens, patch_size, sizes)[0]
 
     @staticmethod
     def _map_sets(coordinates: tuple[list[np.ndarray], bool], frames: list["Frame"]) -> list[np.ndarray]:
@@ -531,14 +543,6 @@ def _crop_saliency_of(i: int, saliency: np.ndarray, image_size: tuple[int, int],
             f"got {saliency.shape}"
         )
     return frame.crop_map(saliency)
-
-
-def _content_id(image: np.ndarray | torch.Tensor | DecodedImage) -> str:
-    """An image's id where none is given: a digest of its decoded pixels, the same in both backends."""
-    if isinstance(image, DecodedImage):
-        image = np.moveaxis(np.asarray(image.pixels), -1, 0)
-    array = np.ascontiguousarray(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
-    return hashlib.blake2b(array.tobytes(), digest_size=16, person=str(array.shape).encode()[:16]).hexdigest()
 
 
 class SpotViTImageProcessorPil(SpotViTImageProcessorMixin, PilBackend):

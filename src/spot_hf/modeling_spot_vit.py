@@ -527,17 +527,16 @@ class SpotViTForImageClassification(SpotViTPreTrainedModel):
             `ValueError`: a tensor's shape or dtype is not as above, or another argument is not.
         """
         chosen = None
-        if coordinates is None or num_tokens is not None or confidence is not None or max_mean_tokens is not None:
+        asks = num_tokens is not None or confidence is not None or max_mean_tokens is not None
+        if asks and windows is not None:
+            raise ValueError("`windows` excludes `num_tokens`, `confidence` and `max_mean_tokens`: its tokens were placed")
+        if windows is None and (coordinates is None or asks):
             chosen = resolve_budgets(self.config, num_tokens, confidence, max_mean_tokens)
         placed: dict[str, torch.Tensor | None] = {
             "coordinates": coordinates,
             "coordinates_mask": coordinates_mask,
             "window_scales": window_scales,
         }
-        if chosen is not None and windows is not None:
-            raise ValueError(
-                f"`windows` and `num_tokens` exclude each other: they were placed; got both (num_tokens={chosen})"
-            )
         if isinstance(chosen, Budgets):
             return self._look(pixel_values, placed, labels, chosen, **kwargs)
         if chosen is not None:

@@ -144,7 +144,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             outside (`str`, *optional*): what becomes of coordinates that the model's crop removes: `"warn"`, `"drop"` or
                 `"error"`.
             decode (`str`, *optional*): how much of a file is decoded, `"exact"`, all of it, or `"scaled"`, as little as the
-                model's recipe needs; the saved default where not given. Of images that are decoded already, all.
+                model's recipe needs; the saved default where not given. An image that was decoded before stays as it is.
             compile (`bool`, *optional*, defaults to `False`): run the model through `torch.compile`, from then on: for many
                 images, as the first batches take up to a minute.
             top_k (`int`, *optional*, defaults to 5): number of classes returned.
@@ -226,7 +226,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         if is_free and parameters.get("window_scales") is not None:  # the model's own would cover the image
             parameters["placement"] = "isotropic"
         elif is_free or parameters.get("placement") == "learned":
-            parameters.update(num_tokens=None, placement="grid")
+            parameters.update(num_tokens=None, placement="grid", return_windows=False)
             pixel_values = self.image_processor(images=image, return_tensors="pt", **parameters)["pixel_values"]
             return {
                 "window_scales": torch.ones(1, 1),
@@ -268,7 +268,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         processor = self.image_processor
         num_tokens, placement = (parameters.get(name) or getattr(processor, name) for name in ("num_tokens", "placement"))
         scales = parameters.get("window_scales", processor.window_scales)
-        if parameters.get("coordinates") is not None or not isinstance(num_tokens, int) or scales not in (None, 1):
+        has_own_scales = scales is not None and not (isinstance(scales, (int, float)) and scales == 1)
+        if parameters.get("coordinates") is not None or not isinstance(num_tokens, int) or has_own_scales:
             return False
         if placement in ("learned", "grid") or not self.model.config.has_plain_windows:
             return False

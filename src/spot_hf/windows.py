@@ -161,6 +161,7 @@ class WindowRegions:
     def sample(self, regions: torch.Tensor) -> torch.Tensor:
         """The regions' pixels `(num_tokens, num_channels, side, side)` to windows `(num_tokens, num_channels, patch_size,
         patch_size)`."""
+        regions = regions.to(torch.promote_types(regions.dtype, torch.float32))
         steps = torch.arange(self.side)
         beyond = self.shift.any(1).nonzero()[:, 0].tolist()
         regions = regions.clone() if beyond else regions

@@ -10,13 +10,14 @@ IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extens
 URL = ("http://", "https://")
 
 
-def image_files(images: Sequence[str]) -> Iterator[str]:
-    """Files and URLs as they are; directories become the images in them and in their folders, by path."""
+def image_files(images: Sequence[str], argument: str = "images") -> Iterator[str]:
+    """Files and URLs as they are; directories become the images in them and in their folders, by path. `ValueError`, which
+    names the argument, for a directory without any."""
     for name in images:
         if not name.startswith(URL) and Path(name).is_dir():
             files = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
-                raise ValueError(f"`images`: the directory {name!r} holds no image files")
+                raise ValueError(f"`{argument}`: the directory {name!r} holds no image files")
             yield from files
         else:
             yield name

@@ -50,7 +50,7 @@ class BenchmarkArguments:
         default_factory=lambda: [25, 49, 100, 196],
         metadata={"help": "Token counts, each placed isotropically, off the pixel lattice."},
     )
-    batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
+    batch_size: int = field(default=8, metadata={"help": "Images per forward pass; with --end_to_end, 1 and 16."})
     num_threads: int = field(default=2, metadata={"help": "Threads of torch on a CPU."})
     repeats: int = field(default=9, metadata={"help": "Rounds; each runs every model once. Medians are reported."})
     device: str = field(default="cpu", metadata={"help": "cpu, or an accelerator that is there, such as cuda."})
@@ -76,6 +76,8 @@ class BenchmarkArguments:
             raise ValueError(f"`device` must be {accepted} here; got {self.device!r}")
         if not self.num_tokens or min(self.num_tokens) < 1:
             raise ValueError(f"`num_tokens` must be positive integers; got {self.num_tokens}")
+        if self.end_to_end is not None and self.compile:
+            raise ValueError("`compile` is not for `end_to_end`, which times pipelines as they are; got both")
         for name in ("batch_size", "num_threads", "repeats", "num_images", "num_large_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")

@@ -141,7 +141,7 @@ def run_end_to_end(arguments: "BenchmarkArguments") -> dict[str, Any]:
         `dict`: what the JSON holds; times in milliseconds per image.
     """
     assert arguments.end_to_end is not None
-    files = list(image_files(arguments.end_to_end))[: arguments.num_images]
+    files = list(image_files(arguments.end_to_end, "end_to_end"))[: arguments.num_images]
     for name in files:
         if not Path(name).is_file():
             raise ValueError(f"`end_to_end` must be files or directories of images; got {name!r}, which is no file")
@@ -156,7 +156,7 @@ def run_end_to_end(arguments: "BenchmarkArguments") -> dict[str, Any]:
     result = {
         "model": public_name(arguments.model) if arguments.model else "ViT-B/16, random weights",
         "baseline": public_name(arguments.baseline) if arguments.baseline else "ViTForImageClassification, the same size",
-        "files": {kind: _describe(files) for kind, files in (("as given", files),)},
+        "files": {"as given": _describe(files)},
         "num_images": {kind: len(of_kind) for kind, of_kind in kinds.items()},
         "device": device_name(arguments.device),
         "dtype": arguments.dtype,

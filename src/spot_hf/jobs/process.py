@@ -11,7 +11,6 @@ from accelerate import InitProcessGroupKwargs, PartialState
 from accelerate.utils import broadcast_object_list
 
 from .directory import JobDirectory, Ledger
-from .threads import limit_threads
 
 
 @contextmanager
@@ -20,7 +19,6 @@ def job_processes() -> Iterator[PartialState]:
     The processes of a job, for as long as it lasts. On an accelerator torch is asked for deterministic algorithms, and
     afterwards for what it was asked for before.
     """
-    limit_threads()
     cpu = not torch.accelerator.is_available()
     # A process waits for the slowest, which may have a shard more: longer than collectives wait by default.
     state = PartialState(cpu=cpu, **InitProcessGroupKwargs(timeout=timedelta(days=1)).to_kwargs())
