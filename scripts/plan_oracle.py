@@ -41,6 +41,8 @@ class PlanArguments:
     peak_tflops: float = field(default=989.0, metadata={"help": "Of an accelerator: an H100's, dense, in bfloat16."})
     utilization: float = field(default=0.25, metadata={"help": "Share of the peak that the oracle reaches."})
     num_accelerators: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "Of a run."})
+    accelerators_per_machine: int = field(default=8, metadata={"help": "Which share a network."})
+    gigabits_per_second: float = field(default=10.0, metadata={"help": "That a machine reads, over the network."})
     cores_per_accelerator: int = field(default=16, metadata={"help": "Cores that decode for each."})
     output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
 
@@ -62,8 +64,11 @@ def main() -> int:
     of_cores = arguments.cores_per_accelerator / seconds
     runs = []
     for count in arguments.num_accelerators:
-        computing, decoding = (arguments.num_images / (count * rate) / 60 for rate in (of_accelerator, of_cores))
-        runs.append({"num_accelerators": count, "compute_minutes": computing, "decode_minutes": decoding})
+        machines = -(-count // arguments.accelerators_per_machine)
+        of_network = machines * arguments.gigabits_per_second * 1e9 / 8 / arguments.image_bytes
+        rates = {"computing": count * of_accelerator, "decoding": count * of_cores, "reading": of_network}
+        minutes = {part: arguments.num_images / rate / 60 for part, rate in rates.items()}
+        runs.append({"num_accelerators": count, "minutes": minutes, "limit": max(minutes, key=lambda part: minutes[part])})
     result = {
         "arguments": {**asdict(arguments), "output_file": None},
         "gflops_per_image": flops / 1e9,
@@ -125,13 +130,12 @@ def _table(result: dict[str, Any]) -> str:
         f"| {arguments['cores_per_accelerator']} cores decode | {result['images_per_second_of_its_cores']:,.0f} images/s |",
         f"| cores that would feed it | {result['cores_to_feed_an_accelerator']:.0f} |",
         "",
-        "| accelerators | computing, minutes | decoding, minutes | |",
-        "|---:|---:|---:|---|",
+        "| accelerators | computing, minutes | decoding | reading | the limit |",
+        "|---:|---:|---:|---:|---|",
     ]
     for run in result["runs"]:
-        computing, decoding = run["compute_minutes"], run["decode_minutes"]
-        first = "decoding is the limit" if decoding > computing else "computing is the limit"
-        lines.append(f"| {run['num_accelerators']} | {computing:.2g} | {decoding:.2g} | {first} |")
+        minutes = " | ".join(f"{one:.2g}" for one in run["minutes"].values())
+        lines.append(f"| {run['num_accelerators']} | {minutes} | {run['limit']} |")
     return "\n".join(lines)
 
 

@@ -301,7 +301,7 @@ def test_a_model_takes_windows():
     pixels, windows = (processor(images, num_tokens=4, return_windows=flag, return_tensors="pt") for flag in (False, True))
     with torch.no_grad():
         expected = model(**pixels).logits
-        # A step of an 8-bit pixel in one of a thousand, of weights of 0.3 and logits of order 1.
+        # A step of an 8-bit pixel here and there, of weights of 0.3 and logits of order 1.
         torch.testing.assert_close(model(**windows).logits, expected, rtol=0, atol=2e-2)
         torch.testing.assert_close(
             model.spot_vit(**windows).pooler_output, model.spot_vit(**pixels).pooler_output, rtol=0, atol=2e-2

@@ -51,7 +51,7 @@ def random_coordinates(count: int = 2, num_tokens: int = 7, seed: int = 1, dtype
 
 def nearly(answers: Any) -> Any:
     """Answers of a pipeline, to compare with another's. Of few tokens the spot pipeline's image processor cuts the windows out
-    of the image itself: of their 8-bit pixels, one in thousands is another by a step, and a position's rounding is another."""
+    of the image itself: of their 8-bit pixels, one in 10,000 is another by a step, and a position's rounding is another."""
     if isinstance(answers, dict):
         return {key: nearly(value) for key, value in answers.items()}
     if isinstance(answers, list):
