@@ -7,7 +7,6 @@ About 10 minutes on 2 CPU cores with ViT-Ti and 1,000 photographs. Each is also 
 isotropic lattice and on the full grid, how often the likeliest class is another one, and how far logits are apart.
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from spot_hf.evaluation.end_to_end import enlarge
 from spot_hf.evaluation.intervals import Difference
 from spot_hf.hub.loading import open_model
 from spot_hf.input_checks import DECODE
-from spot_hf.jobs.files import write_atomically
+from spot_hf.jobs.files import write_json
 
 
 @dataclass(kw_only=True)
@@ -81,8 +80,7 @@ def main() -> int:
     result = {"arguments": {**asdict(arguments), "output_file": None}, "num_images": len(right), "rows": rows}
     print(_table(rows))
     if arguments.output_file is not None:
-        with write_atomically(arguments.output_file) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+        write_json(arguments.output_file, result)
     return 0
 
 

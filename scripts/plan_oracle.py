@@ -9,7 +9,7 @@ accelerator's peak, and the share of it that short sequences reach. Where there 
 `scripts/benchmark_oracle.py --device cuda --dtype bfloat16 --compile` measures instead of assuming.
 """
 
-import json
+import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +25,7 @@ from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTImagePr
 from spot_hf.data.files import image_files
 from spot_hf.evaluation.end_to_end import enlarge
 from spot_hf.hub.loading import open_model
-from spot_hf.jobs.files import write_atomically
+from spot_hf.jobs.files import write_json
 from spot_hf.placement import isotropic
 
 
@@ -83,8 +83,7 @@ def main() -> int:
     }
     print(_table(result))
     if arguments.output_file is not None:
-        with write_atomically(arguments.output_file) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+        write_json(arguments.output_file, result)
     return 0
 
 
@@ -111,7 +110,7 @@ def _seconds_per_image(processor: Any, arguments: PlanArguments) -> float:
         for content in contents:
             processor(processor.open_image(content), placement="grid", return_tensors="pt")
         taken.append((time.process_time() - began) / len(contents))
-    return sorted(taken[1:])[1]
+    return statistics.median(taken[1:])
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ About 10 minutes for 494 images on 2 CPU cores. The objective is the label: a ce
 model gains from it says how much of the gain is the image's. Runs that are there already are not repeated.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,7 @@ from spot_hf.data.source import DatasetSource
 from spot_hf.evaluation.arguments import TransferArguments
 from spot_hf.evaluation.intervals import Difference
 from spot_hf.evaluation.transfer import TransferResult, evaluate_transfer
-from spot_hf.jobs.files import write_atomically
+from spot_hf.jobs.files import write_atomically, write_json
 from spot_hf.jobs.versions import public_command, public_name
 from spot_hf.oracle.arguments import OracleArguments
 from spot_hf.oracle.run import run_oracle
@@ -63,8 +62,7 @@ def main() -> None:
         for finder, user in (arguments.model, reversed(arguments.model))
         for num_tokens in arguments.num_tokens
     ]
-    with write_atomically(directory / "transfer_table.json") as file:
-        file.write((json.dumps([row.to_json() for row in rows], indent=2) + "\n").encode())
+    write_json(directory / "transfer_table.json", [row.to_json() for row in rows])
     text = "\n".join([*table(arguments, rows), "", "```", command, "```", ""])
     with write_atomically(directory / "transfer_table.md") as file:
         file.write(text.encode())

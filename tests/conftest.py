@@ -99,6 +99,16 @@ def tiny_vit(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def model(tiny_vit, tmp_path_factory) -> Path:
+    """The directory of the SpotViT that is converted from it, each module's own."""
+    from spot_hf import convert_checkpoint
+
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    convert_checkpoint(tiny_vit, directory)
+    return directory
+
+
 # -------------------------------------------------------------------------------------------- finished runs of the oracle
 
 

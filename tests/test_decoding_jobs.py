@@ -13,19 +13,12 @@ from conftest import ROOT
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from spot_hf import convert_checkpoint, load_coordinates
+from spot_hf import load_coordinates
 from spot_hf.cli import main
 
 
 COUNT = 6
 SIZE = (302, 202)  # of which libjpeg's half is larger than what a recipe of 32 pixels needs
-
-
-@pytest.fixture(scope="module")
-def model(tiny_vit, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    convert_checkpoint(tiny_vit, directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -86,8 +86,9 @@ class DecodedImage:
 
     def _box(self, frame: Frame, resample: int, left: int, top: int, width: int, height: int) -> Image.Image:
         """Of the resized image, the `width` × `height` pixels from `(left, top)` on."""
-        (x, y), (origin_x, origin_y) = (np.divide(self.extent, frame.resized_size)).tolist(), self.origin
-        right, bottom = min((left + width) * x, self.extent[0]), min((top + height) * y, self.extent[1])
+        (full_width, full_height), (resized_width, resized_height) = self.extent, frame.resized_size
+        (origin_x, origin_y), x, y = self.origin, full_width / resized_width, full_height / resized_height
+        right, bottom = min((left + width) * x, full_width), min((top + height) * y, full_height)
         box = (origin_x + left * x, origin_y + top * y, origin_x + right, origin_y + bottom)
         return self.pixels.resize((width, height), resample=resample, box=box)
 

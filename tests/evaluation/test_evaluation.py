@@ -106,13 +106,6 @@ def test_a_scaled_recipe_keeps_its_proportions():
 
 
 @pytest.fixture(scope="module")
-def model(tiny_vit, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    convert_checkpoint(tiny_vit, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     return save_images(tmp_path_factory.mktemp("images") / "pictures", 26, broken=(7,))
 

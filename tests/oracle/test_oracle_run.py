@@ -33,13 +33,6 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def model(tiny_vit, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    convert_checkpoint(tiny_vit, directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     return save_images(tmp_path_factory.mktemp("images") / "pictures", NUM_IMAGES, BROKEN)
 

@@ -4,7 +4,6 @@ Shared machines are noisy: every round runs each model once, one after the other
 rounds and ratios of them.
 """
 
-import json
 import logging
 import statistics
 import time
@@ -21,7 +20,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..hub.loading import load_weights, open_model
-from ..jobs.files import write_atomically
+from ..jobs.files import write_json
 from ..jobs.process import default_device, synchronize
 from ..jobs.versions import device_name, public_name
 from ..modeling_spot_vit import SpotViTForImageClassification
@@ -81,6 +80,19 @@ class BenchmarkArguments:
         for name in ("batch_size", "num_threads", "repeats", "num_images", "num_large_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
+
+    def conditions(self) -> dict[str, Any]:
+        """For the record: which models, on what."""
+        ordinary = f"transformers {transformers.__version__} ViTForImageClassification, the same size"
+        return {
+            "model": public_name(self.model) if self.model else "ViT-B/16, random weights",
+            "baseline": public_name(self.baseline) if self.baseline else ordinary,
+            "device": device_name(self.device),
+            "dtype": self.dtype,
+            "num_threads": self.num_threads,
+            "repeats": self.repeats,
+            "torch": torch.__version__,
+        }
 
     def spot_vit(self) -> SpotViTForImageClassification:
         if self.model is not None:
@@ -171,24 +183,16 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
     rows = [_row(name, count, times, arguments.batch_size) for name, count in counts.items()]
     for row in rows:
         row.peak_mib = peaks[row.name]
-    ordinary = f"transformers {transformers.__version__} ViTForImageClassification, the same size"
     result = {
-        "model": public_name(arguments.model) if arguments.model else "ViT-B/16, random weights",
-        "baseline": public_name(arguments.baseline) if arguments.baseline else ordinary,
+        **arguments.conditions(),
         "batch_size": arguments.batch_size,
         "image_size": list(config.image_height_width),
-        "device": device_name(arguments.device),
-        "dtype": arguments.dtype,
         "compile": arguments.compile,
-        "num_threads": arguments.num_threads,
-        "repeats": arguments.repeats,
-        "torch": torch.__version__,
         "rows": [{name: value for name, value in vars(row).items() if value is not None} for row in rows],
     }
     logger.info(_table(result, rows))
     if arguments.output_file is not None:
-        with write_atomically(arguments.output_file) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+        write_json(arguments.output_file, result)
         logger.info("written to %s", arguments.output_file)
     return result
 

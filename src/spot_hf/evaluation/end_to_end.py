@@ -5,7 +5,6 @@ medians of the rounds' own. Large files are made from the given ones by a rule: 
 """
 
 import functools
-import json
 import logging
 import math
 import statistics
@@ -29,9 +28,8 @@ from transformers.utils import is_torchvision_available
 from ..data.files import image_files
 from ..hub.loading import open_model
 from ..image_processing_spot_vit import SpotViTImageProcessor
-from ..jobs.files import write_atomically
+from ..jobs.files import write_json
 from ..jobs.process import synchronize
-from ..jobs.versions import device_name, public_name
 from ..pipeline_spot_vit import SpotImageClassificationPipeline
 from ..placement import place_windows
 
@@ -154,22 +152,15 @@ def run_end_to_end(arguments: "BenchmarkArguments") -> dict[str, Any]:
             for batch_size in BATCH_SIZES:
                 rows += _measure(contenders, kind, of_kind, batch_size, arguments.repeats)
     result = {
-        "model": public_name(arguments.model) if arguments.model else "ViT-B/16, random weights",
-        "baseline": public_name(arguments.baseline) if arguments.baseline else "ViTForImageClassification, the same size",
+        **arguments.conditions(),
         "files": {"as given": _describe(files)},
         "num_images": {kind: len(of_kind) for kind, of_kind in kinds.items()},
-        "device": device_name(arguments.device),
-        "dtype": arguments.dtype,
-        "num_threads": arguments.num_threads,
-        "repeats": arguments.repeats,
-        "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rows": [asdict(row) for row in rows],
     }
     logger.info(_table(result, rows))
     if arguments.output_file is not None:
-        with write_atomically(arguments.output_file) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())
+        write_json(arguments.output_file, result)
         logger.info("written to %s", arguments.output_file)
     return result
 

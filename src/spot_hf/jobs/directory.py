@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .files import LEDGER, TEMPORARY, check_output_dir, write_atomically
+from .files import LEDGER, TEMPORARY, check_output_dir, write_json
 
 
 # Commits of what lies on the Hub. One that could not be asked for, or instead of which an earlier version recorded nothing or
@@ -120,8 +120,7 @@ class JobDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the directory, all at once."""
-        with write_atomically(self.directory / name) as file:
-            file.write((json.dumps(value, indent=2, default=str) + "\n").encode())
+        write_json(self.directory / name, value, default=str)
 
     def clean(self) -> None:
         """Removes what killed processes left half-written."""

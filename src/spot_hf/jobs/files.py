@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 LEDGER = "run.json"  # of a job, in its directory
@@ -91,6 +91,12 @@ def replaced_directory(output_dir: str | Path, overwrite: bool, inputs: Iterable
             replaced.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Writes a JSON file, all at once; `default` as `json.dumps` takes it."""
+    with write_atomically(path) as file:
+        file.write((json.dumps(value, indent=2, default=default) + "\n").encode())
 
 
 @contextmanager
