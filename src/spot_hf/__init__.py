@@ -22,6 +22,8 @@ _HOMES = {
     "configuration_spot_vit": ["SpotViTConfig"],
     "modeling_spot_vit": ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"],
     "pretraining_spot_vit": ["SpotViTForPreTraining"],
+    "segmentation_spot_vit": ["SpotViTForSemanticSegmentation"],
+    "segmentation_pipeline": ["SpotImageSegmentationPipeline"],
     "image_processing_spot_vit": ["SpotViTImageProcessor", "SpotViTImageProcessorPil"],
     "pipeline_spot_vit": ["SpotImageClassificationPipeline"],
     "placement": ["PLACEMENTS", "place", "place_windows", "register_placement"],
@@ -74,7 +76,8 @@ _REGISTERED = {
     for name in (
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
         "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
-        "decoding", "batch_feature", "budgets", "merging", "placer",
+        "decoding", "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline",
+        "segmentation_maps",
     )
 }  # fmt: skip
 _imported: set[str] = set()

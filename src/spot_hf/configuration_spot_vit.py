@@ -26,11 +26,20 @@ AUTO_MAP = {
     "AutoModel": "modeling_spot_vit.SpotViTModel",
     "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
     "AutoModelForPreTraining": "pretraining_spot_vit.SpotViTForPreTraining",
+    "AutoModelForSemanticSegmentation": "segmentation_spot_vit.SpotViTForSemanticSegmentation",
 }
 CUSTOM_PIPELINES = {
     "spot-image-classification": {
         "impl": "pipeline_spot_vit.SpotImageClassificationPipeline",
         "pt": ["AutoModelForImageClassification"],
+        "type": "image",
+    }
+}
+# Of models that segment. Only one of the two is in a config: `pipeline(model=...)` without a task takes the only one.
+SEGMENTATION_PIPELINES = {
+    "spot-image-segmentation": {
+        "impl": "segmentation_pipeline.SpotImageSegmentationPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
         "type": "image",
     }
 }
@@ -117,6 +126,10 @@ class SpotViTConfig(PreTrainedConfig):
             look; `points`, each with `confidence`, `mean_tokens` and `accuracy`; and on which images.
         merge_tokens (`float` or `list[int]`, defaults to 0.0): share of the patch tokens that is merged away by the last
             layer, evenly over the layers; or tokens to merge in each layer (ToMe, arXiv 2210.09461).
+        segmentation_scores_per_side (`int`, defaults to 1): of [`SpotViTForSemanticSegmentation`]: a token has class scores
+            for as many points per side of its window; 1 is the usual linear head.
+        segmentation_hidden_size (`int`, *optional*): width of a hidden layer of its head; by default it is linear.
+        semantic_loss_ignore_index (`int`, defaults to 255): the label of pixels that do not count in its loss.
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
     """
@@ -166,6 +179,9 @@ class SpotViTConfig(PreTrainedConfig):
     confidence: float | int | list[float] | tuple[float, ...] | None = None
     calibration: dict[str, Any] | None = None
     merge_tokens: float | int | list[int] | tuple[int, ...] = 0.0
+    segmentation_scores_per_side: int = 1
+    segmentation_hidden_size: int | None = None
+    semantic_loss_ignore_index: int = 255
     source_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
@@ -266,7 +282,10 @@ class SpotViTConfig(PreTrainedConfig):
                 raise ValueError(f"`{part}hidden_size` ({width}) must be a multiple of `{part}num_attention_heads` ({heads})")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
-        for name, least in (("patch_size", 1), ("num_channels", 1), ("num_register_tokens", 0)):
+        least_of = {"patch_size": 1, "num_channels": 1, "num_register_tokens": 0, "segmentation_scores_per_side": 1}
+        if self.segmentation_hidden_size is not None:
+            least_of["segmentation_hidden_size"] = 1
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
         if isinstance(self.num_tokens, (list, tuple)):

@@ -77,6 +77,11 @@ class FrameMixin:
     """What an image processor knows of frames by its recipe: resize and centre crop."""
 
     patch_size: int
+    do_resize: bool
+    do_center_crop: bool
+    size: Any
+    to_dict: Any
+    from_dict: Any
 
     def to_model_frame(self, coordinates: Any, image_size: tuple[int, int]) -> Any:
         """
@@ -161,6 +166,40 @@ class FrameMixin:
                 f"{size[0]:.1f} × {size[1]:.1f} pixels of this image"
             )
         return points.astype(np.float32)
+
+    def resized(self, height: int, width: int) -> Any:
+        """
+        The same recipe for another size of `pixel_values`: resize and crop keep their proportions.
+
+        Args:
+            height (`int`), width (`int`): of `pixel_values`, in pixels.
+
+        Returns:
+            A new image processor of the same class.
+
+        Raises:
+            `ValueError`: the recipe cannot make square images that size: it neither resizes nor crops, or keeps an image's
+                proportions.
+        """
+        settings = self.to_dict()
+        old_width, old_height = self.model_size((1000, 1000))
+        factors = {"height": height / old_height, "width": width / old_width}
+        either = min(factors.values())
+        size = {name: round(pixels * factors.get(name, either)) for name, pixels in dict(settings["size"]).items()}
+        settings |= {"size": size, "crop_size": {"height": height, "width": width}}
+        image_processor = type(self).from_dict(settings)
+        if image_processor.model_size((1000, 1000)) != (width, height):
+            raise ValueError(
+                f"the image processor cannot make images of {height} × {width} pixels: it has do_resize={self.do_resize}, "
+                f"size={dict(self.size)} and do_center_crop={self.do_center_crop}"
+            )
+        return image_processor
+
+    def resized_whole(self, height: int, width: int) -> Any:
+        """The same normalization for images of `height` × `width` pixels that show all of the original: squeezed to that size,
+        and not cropped. Returns a new image processor of the same class."""
+        whole = {"do_resize": True, "do_center_crop": False, "size": {"height": height, "width": width}}
+        return type(self).from_dict({**self.to_dict(), **whole})
 
     def model_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """`(width, height)` in pixels of `pixel_values` for an original image of `(width, height)` pixels."""

@@ -32,7 +32,7 @@ from .batch_feature import SpotViTBatchFeature, filled_in, policy_scales, stack_
 from .budgets import check_looks, looks_of
 from .decoding import LOCAL_FILTERS, DecodedImage, are_few, content_id, decode_image, is_plain, pillow_filter
 from .drawing import draw_tokens, tokens_of
-from .frames import Frame, FrameMixin
+from .frames import Frame
 from .input_checks import (
     FARTHEST,
     boxes_to_map,
@@ -58,6 +58,7 @@ from .placement import (
     new_generator,
     place_windows,
 )
+from .segmentation_maps import SegmentationMapMixin, check_segmentation_maps
 from .windows import WindowRegions, sample_windows
 
 
@@ -98,6 +99,8 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     decode (`str`, *optional*, defaults to `"exact"`):
         How much of a file is decoded: `"exact"`: all pixels; or `"scaled"`: a JPEG at 1/2, 1/4 or 1/8 of its size, as small as
         is no smaller than what it is resized to. Images that were decoded before stay as they are.
+    segmentation_maps (`PIL.Image`, `torch.Tensor`, `np.ndarray` or a list of these, *optional*):
+        One map of class numbers `(height, width)` per image, of the image's size.
     return_windows (`bool`, *optional*, defaults to `False`):
         Return the tokens' `windows` in place of `pixel_values`: where they are few and of one patch's size, the rest of the
         image is not resized. Windows of samples one pixel apart that repeat border pixels, as of all models but those from
@@ -116,12 +119,13 @@ class SpotViTImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     patch_size: int
     decode: str
     return_windows: bool | None
+    segmentation_maps: Any
 
 
 # ---------------------------------------------------------------------------------------------------------- processor
 
 
-class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
+class SpotViTImageProcessorMixin(SegmentationMapMixin, BaseImageProcessor):
     """What both backends share: all that concerns coordinates."""
 
     valid_kwargs = SpotViTImageProcessorKwargs
@@ -160,17 +164,17 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         if self.window_scales is not None:
             check_scale_policy(self.window_scales)
 
-    def preprocess(self, images, *args, **kwargs) -> SpotViTBatchFeature:
+    def preprocess(self, images, segmentation_maps=None, *args, **kwargs) -> SpotViTBatchFeature:
         """
         Prepares images, and their coordinates.
 
         Args:
             images: an image or a list of images: `PIL.Image`, `np.ndarray`, `torch.Tensor`, path, URL, or what [`open_image`]
                 returns.
-            coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside, patch_size, decode,
-                return_windows: see [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`, `window_scales` (a
-                number or `"cover"`), `outside`, `patch_size` and `decode` default to what `preprocessor_config.json` says.
-                Without any of them the model uses its full grid.
+            segmentation_maps, coordinates, num_tokens, placement, seed, image_ids, saliency, boxes, window_scales, outside,
+                patch_size, decode, return_windows: see [`SpotViTImageProcessorKwargs`]. `num_tokens`, `placement`, `seed`,
+                `window_scales` (a number or `"cover"`), `outside`, `patch_size` and `decode` default to what
+                `preprocessor_config.json` says. Without any of them the model uses its full grid.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`.
             kwargs: any other keyword of a transformers image processor (`size`, `do_center_crop`, ...).
 
@@ -179,12 +183,15 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             `(batch_size, num_tokens, 2)`, float32, `(x, y)`, model frame; where counts differ between images,
             `coordinates_mask` `(batch_size, num_tokens)`, bool, false for padding; and where not all of them are 1,
             `window_scales` `(batch_size, num_tokens)`, float32. With `return_windows`, in place of `pixel_values`, `windows`
-            `(batch_size, num_tokens, 3, patch_size, patch_size)`, float32.
+            `(batch_size, num_tokens, 3, patch_size, patch_size)`, float32. With `segmentation_maps`, `labels` `(batch_size,
+            height, width)`, int64: the class under each pixel of `pixel_values`.
 
         Raises:
             `ValueError`: any input that is not as described, by name, before any image is processed.
         """
         check_outside(kwargs.get("outside", self.outside))
+        if segmentation_maps is not None:
+            kwargs["segmentation_maps"] = check_segmentation_maps(segmentation_maps)
         if kwargs.get("decode") is None:
             kwargs.pop("decode", None)  # the saved one
         else:
@@ -246,15 +253,17 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
         patch_size=None,
         decode="exact",
         return_windows=False,
+        segmentation_maps=None,
         return_tensors=None,
         **kwargs,
     ) -> SpotViTBatchFeature:
         images = self._prepare(images, decode, **kwargs)
         sizes = [one.size if isinstance(one, DecodedImage) else (one.shape[-1], one.shape[-2]) for one in images]
-        is_placed = coordinates is not None or placement is not None
+        is_placed = coordinates is not None or placement is not None or segmentation_maps is not None
         frames = [self._frame(size, **kwargs) for size in sizes] if is_placed or not kwargs.get("do_pad") else []
         if image_ids is not None and (isinstance(image_ids, str) or len(image_ids) != len(images)):
             raise ValueError(f"`image_ids` must hold one id per image, {len(images)}; got {shorten(image_ids)}")
+        labels = [] if segmentation_maps is None else self._crop_segmentation_maps(segmentation_maps, sizes, frames)
         sets = scales = maps = None
         pixel_values: list[Any] = []
         policy = window_scales if isinstance(window_scales, (int, float, str)) else None  # of all tokens
@@ -310,6 +319,8 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
                 seen = torch.as_tensor(pixel_values[i]) if pixel_values else None
                 windows.append(self._windows(images[i], seen, frame, one, scales[i] if scales else None, patch_size, **kwargs))
             data["windows"] = pad_sequence(windows, batch_first=True)
+        if segmentation_maps is not None:
+            data["labels"] = labels
         if sets is not None:
             data.update(stack_tokens(sets, scales, like=next(iter(data.values()))[0]))
         return SpotViTBatchFeature(data=data, tensor_type=return_tensors)
@@ -499,34 +510,6 @@ class SpotViTImageProcessorMixin(FrameMixin, BaseImageProcessor):
             `ValueError`: the map is not as described.
         """
         return _crop_saliency_of(0, check_saliency(saliency, 1)[0], image_size, self._frame(image_size, **self._recipe()))
-
-    def resized(self, height: int, width: int) -> "SpotViTImageProcessorMixin":
-        """
-        The same recipe for another size of `pixel_values`: resize and crop keep their proportions.
-
-        Args:
-            height (`int`), width (`int`): of `pixel_values`, in pixels.
-
-        Returns:
-            A new image processor of the same class.
-
-        Raises:
-            `ValueError`: the recipe cannot make square images that size: it neither resizes nor crops, or keeps an image's
-                proportions.
-        """
-        settings = self.to_dict()
-        old_width, old_height = self.model_size((1000, 1000))
-        factors = {"height": height / old_height, "width": width / old_width}
-        either = min(factors.values())
-        size = {name: round(pixels * factors.get(name, either)) for name, pixels in dict(settings["size"]).items()}
-        settings |= {"size": size, "crop_size": {"height": height, "width": width}}
-        image_processor = type(self).from_dict(settings)
-        if image_processor.model_size((1000, 1000)) != (width, height):
-            raise ValueError(
-                f"the image processor cannot make images of {height} × {width} pixels: it has do_resize={self.do_resize}, "
-                f"size={dict(self.size)} and do_center_crop={self.do_center_crop}"
-            )
-        return image_processor
 
     def to_dict(self) -> dict[str, Any]:
         result = super().to_dict()

@@ -434,6 +434,23 @@ def _check_windows(config: Any, pixel_values: Any, coordinates: Any, windows: An
         )
 
 
+def check_segmentation_labels(config: Any, labels: Any, batch_size: int) -> None:
+    """Of a model that segments: `ValueError` for labels of another shape or type, or, where values are checked, classes."""
+    if labels is None:
+        return
+    if not isinstance(labels, torch.Tensor) or labels.ndim != 3 or len(labels) != batch_size or labels.dtype != torch.int64:
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(f"`labels` must be an int64 tensor of shape (batch_size, height, width); got {got}")
+    checks = labels.device.type == "cpu" if config.check_inputs is None else config.check_inputs
+    if checks and not _is_traced(labels):
+        foreign = ((labels < 0) | (labels >= config.num_labels)) & (labels != config.semantic_loss_ignore_index)
+        if foreign.any():
+            raise ValueError(
+                f"`labels` must be classes from 0 to {config.num_labels - 1}, or semantic_loss_ignore_index="
+                f"{config.semantic_loss_ignore_index}; got {labels[foreign][0].item()}"
+            )
+
+
 def check_merging(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:
     """`ValueError` where tokens are to merge, and cannot."""
     check_merge_tokens(merge_tokens, config.num_hidden_layers)

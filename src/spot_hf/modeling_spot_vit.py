@@ -41,11 +41,12 @@ from .windows import sample_windows
 
 
 if TYPE_CHECKING:
-    # Saving a model copies the files that this one imports: these, so that a saved model also has its processor, its
-    # pipeline and its class for pre-training.
+    # Saving a model copies the files that this one imports: these, so that a saved model has its processor and pipelines,
+    # and its classes for other tasks.
     from .image_processing_spot_vit import SpotViTImageProcessor  # noqa: F401
     from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
     from .pretraining_spot_vit import SpotViTForPreTraining  # noqa: F401
+    from .segmentation_spot_vit import SpotViTForSemanticSegmentation  # noqa: F401
 
 
 class SpotViTEmbeddings(nn.Module):

@@ -202,7 +202,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
     def preprocess(self, inputs: Any, timeout: float | None = None, **parameters) -> dict[str, torch.Tensor]:
         return_windows = self.cuts_windows(parameters)
         if isinstance(inputs, dict):
-            _check_keys(inputs)
+            check_keys(inputs)
             own = {key: inputs[key] for key in OWN_KEYS if inputs.get(key) is not None}
             if "coordinates" in own:  # an image's own positions override the call's placement
                 if isinstance(parameters.get("num_tokens"), (list, tuple)):
@@ -234,7 +234,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
                 "coordinates": torch.full((1, 1, 2), 0.5),
                 "coordinates_mask": torch.zeros(1, 1, dtype=torch.bool),  # no token yet: to be placed in a batch
                 "several": several,
-                "image_size": torch.tensor([_image_size(image)]),
+                "image_size": torch.tensor([image_size_of(image)]),
             }
         asked = [parameters.get(name) for name in ("coordinates", "num_tokens", "placement")]
         saved = [self.image_processor.num_tokens, self.image_processor.placement]
@@ -252,7 +252,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             # Ragged batches are padded with zeros: false is padding.
             "coordinates_mask": torch.ones(1, num_tokens, dtype=torch.bool),
             "several": several,  # whether they are those of several looks
-            "image_size": torch.tensor([_image_size(image)]),
+            "image_size": torch.tensor([image_size_of(image)]),
         }
 
     def _load(self, image: Any, timeout: float | None, decode: str | None) -> Any:
@@ -396,7 +396,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
-def _check_keys(row: dict[str, Any]) -> None:
+def check_keys(row: dict[str, Any]) -> None:
     """`ValueError` for a row without an image, or with what looks like a misspelling of a key that it lacks."""
     lacking = [key for key in INPUT_KEYS if key not in row]
     for key in row:
@@ -415,7 +415,7 @@ def _are_several(inputs: Any) -> bool:
     )
 
 
-def _image_size(image: Any) -> tuple[int, int]:
+def image_size_of(image: Any) -> tuple[int, int]:
     """`(width, height)` of an image in any form that the pipeline takes."""
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         return image.size

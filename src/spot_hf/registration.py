@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 # Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -14,6 +20,8 @@ from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProces
 from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .pretraining_spot_vit import SpotViTForPreTraining
+from .segmentation_pipeline import SpotImageSegmentationPipeline
+from .segmentation_spot_vit import SpotViTForSemanticSegmentation
 
 
 def register() -> None:
@@ -22,6 +30,7 @@ def register() -> None:
     AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
     AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
     AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(SpotViTConfig, SpotViTForSemanticSegmentation, exist_ok=True)
     image_processors = {"pil": SpotViTImageProcessorPil}
     if SpotViTImageProcessor is not SpotViTImageProcessorPil:
         image_processors["torchvision"] = SpotViTImageProcessor
@@ -32,11 +41,18 @@ def register() -> None:
         pt_model=AutoModelForImageClassification,
         type="image",
     )
+    PIPELINE_REGISTRY.register_pipeline(
+        "spot-image-segmentation",
+        pipeline_class=SpotImageSegmentationPipeline,
+        pt_model=AutoModelForSemanticSegmentation,
+        type="image",
+    )
     # Saving copies the code of a class that is registered for an Auto class.
     SpotViTConfig.register_for_auto_class()
     SpotViTModel.register_for_auto_class("AutoModel")
     SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+    SpotViTForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
     SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
     SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
     SpotViTPreTrainedModel._write_model_card = _write_model_card

@@ -89,7 +89,7 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
     path = stored.get("path")
     content, unreadable = b"", None
     try:
-        content = _stored_bytes(stored)
+        content = stored_bytes(stored)
     except MemoryError:
         raise
     except Exception as error:  # a file raises OSError, an archive also BadZipFile, zlib.error, NotImplementedError, ...
@@ -102,10 +102,10 @@ def encoded_image(row: dict[str, Any], index: int, split: str) -> EncodedImage:
 
 def stored_saliency(value: Any) -> Any:
     """Of a row's column `saliency`: what [`read_saliency`] takes."""
-    return _stored_bytes(value) if isinstance(value, dict) else value
+    return stored_bytes(value) if isinstance(value, dict) else value
 
 
-def _stored_bytes(stored: dict[str, Any]) -> bytes:
+def stored_bytes(stored: dict[str, Any]) -> bytes:
     """Of an image that is not decoded: its file's bytes; none where there is no image."""
     path, content = stored.get("path"), stored.get("bytes")
     if content is None:

@@ -11,6 +11,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from ..configuration_spot_vit import SpotViTConfig
 from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
 
 
 ADAPTER = "adapter_config.json"
@@ -37,13 +38,21 @@ class ModelSource:
     def has_classifier(self) -> bool:
         return any("Classification" in name for name in self.config.architectures or []) and self.config.num_labels > 0
 
+    @property
+    def segments(self) -> bool:
+        """Whether it is a model for semantic segmentation."""
+        return any("SemanticSegmentation" in name for name in self.config.architectures or [])
+
     def check_classifier(self) -> None:
         """`ValueError` where it has none."""
         if not self.has_classifier:
             raise ValueError(f"`model` {self.name!r} has no classifier: convert it with --num_labels and train it first")
 
     def load(self) -> SpotViTPreTrainedModel:
-        """The model that was saved: [`SpotViTForImageClassification`], or [`SpotViTModel`] where it has no classifier."""
+        """The model that was saved: [`SpotViTForImageClassification`] or [`SpotViTForSemanticSegmentation`]; [`SpotViTModel`]
+        where it has no head."""
+        if self.segments:
+            return load_weights(SpotViTForSemanticSegmentation, self).eval()
         return load_weights(SpotViTForImageClassification if self.has_classifier else SpotViTModel, self).eval()
 
     def load_image_processor(self, decode: str | None = None) -> Any:

@@ -14,8 +14,9 @@ from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..placement import COVER, check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
 from .augmentation import Augmentation
 from .data import TrainingImages
-from .placements import ScaleRule, TrainingPlacements, token_buckets
+from .placements import ScaleRule, TrainingPlacements, scale_rule, token_buckets
 from .recipe_values import apply_declared_types
+from .segmentation_arguments import TaskOptions
 from .trainer_arguments import SpotPretrainingArguments, SpotTrainingArguments
 
 
@@ -71,9 +72,16 @@ class TrainingInputArguments(DatasetSource):
         """The same arguments at the commits that their data sets' revisions name now."""
         return pinned(self)
 
-    def training_images(self, images: Any, image_processor: Any, seed: int, **options: Any) -> TrainingImages:
-        """`images`, as [`load_images`] gives them, for training; further `options` as [`TrainingImages`] takes them."""
-        return TrainingImages(
+    def training_images(
+        self,
+        images: Any,
+        image_processor: Any,
+        seed: int,
+        images_class: type[TrainingImages] = TrainingImages,
+        **options: Any,
+    ) -> TrainingImages:
+        """`images`, as [`load_images`] gives them, for training; further `options` as `images_class` takes them."""
+        return images_class(
             images,
             image_processor,
             crop_scale=(self.crop_scale[0], self.crop_scale[1]),
@@ -91,7 +99,7 @@ class TrainingInputArguments(DatasetSource):
 
 
 @dataclass(kw_only=True)
-class TrainArguments(TrainingInputArguments, LabelledSource):
+class TrainArguments(TaskOptions, TrainingInputArguments, LabelledSource):
     """What is fine-tuned on what. How, beyond this, is [`SpotTrainingArguments`]."""
 
     model: str = field(metadata={"help": "The SpotViT classifier to start from: a directory or a Hub id."})
@@ -196,6 +204,9 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
     def check(self, training: SpotTrainingArguments) -> None:
         """`ValueError` for what no run can have, before anything is loaded."""
         self.check_input()
+        self.check_task()
+        if self.segments and training.metric_for_best_model == "accuracy":  # the default
+            training.metric_for_best_model = "mean_iou"
         for name in self.placement:
             check_placement_name(name)
         check_placement_name(self.eval_placement, "eval_placement")
@@ -251,8 +262,8 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
 
     def _check_evaluation(self, training: SpotTrainingArguments) -> None:
         self.check_eval_placement()
-        measured = ["accuracy", "loss"]
-        measured += [f"n{num_tokens}_{name}" for num_tokens in self.evaluated_num_tokens for name in measured[:2]]
+        names = ["mean_iou", "pixel_accuracy", "loss"] if self.segments else ["accuracy", "loss"]
+        measured = names + [f"n{num_tokens}_{name}" for num_tokens in self.evaluated_num_tokens for name in names]
         metric = str(training.metric_for_best_model).removeprefix("eval_")
         if metric not in measured:
             raise ValueError(f"`metric_for_best_model` must be one of {', '.join(measured)}; got {metric!r}")
@@ -300,7 +311,7 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
             numbers = []
         if len(numbers) == 2:
             return numbers[0], numbers[1]
-        return [_scale_rule(one) for one in self.window_scales]
+        return [scale_rule(one) for one in self.window_scales]
 
     @property
     def evaluated_num_tokens(self) -> list[int]:
@@ -341,6 +352,8 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
 
     def recorded(self, training: SpotTrainingArguments) -> dict[str, Any]:
         values = super().recorded(training)
+        values = {name: value for name, value in values.items() if name not in TaskOptions.__dataclass_fields__}
+        values.update(self.recorded_task())
         values["label_column_name"] = self.label_column_name or "none"  # as runs before 0.2.0 recorded it
         # As runs recorded them before there were more than a range.
         rules = self.scale_rules
@@ -361,15 +374,6 @@ class TrainArguments(TrainingInputArguments, LabelledSource):
         if self.rand_augment_num_ops:
             values["rand_augment_drawn_per"] = "image"
         return values
-
-
-def _scale_rule(text: str) -> ScaleRule:
-    """`cover`, a number, or a range such as `0.5-2`."""
-    low, dash, high = text.partition("-")
-    try:
-        return text if text == COVER else (float(low), float(high if dash else low))
-    except ValueError:
-        raise ValueError(f"`window_scales` must be cover, numbers above 0, or ranges such as 0.5-2; got {text!r}") from None
 
 
 @dataclass(kw_only=True)

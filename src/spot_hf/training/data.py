@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from ..data.encoded import encoded, encoded_image
+from ..data.encoded import EncodedImage, encoded, encoded_image
 from ..data.failures import FailedImage, TooManyFailedImagesError, UnreadableImageError, check_failures
 from ..data.labels import LabelMapping
 from .augmentation import Augmentation
@@ -107,7 +107,7 @@ class TrainingImages(Dataset):
             `augmentation` mixes images with labels also `other_labels`, `mixed_weight` and `mixed_box` `(4,)`, float32: see
             [`Mixing`].
         """
-        row, view, pixels, failed = self._view(draw)
+        row, view, pixels, failed = self.view(draw)
         found: dict[str, Any] = {"pixels": pixels, "draw": draw, "failed": failed}
         if row.get("label") is not None:
             found["labels"] = _class_of(row["label"], self.mapping)
@@ -116,7 +116,7 @@ class TrainingImages(Dataset):
         if self.augmentation.mixes:
             mixing = self.augmentation.mixing(draw, len(self), *self.size)
             if mixing is not None:
-                row, _, others, more = self._view(mixing.partner)
+                row, _, others, more = self.view(mixing.partner)
                 found.update(pixels=mixing(pixels, others), failed=[*failed, *more])
             if "labels" in found:
                 box = (0, 0, 0, 0) if mixing is None else mixing.box
@@ -125,7 +125,7 @@ class TrainingImages(Dataset):
                 found["mixed_box"] = torch.tensor(box, dtype=torch.float32)
         return found
 
-    def _view(self, draw: int) -> tuple[dict[str, Any], "_View", torch.Tensor, list[FailedImage]]:
+    def view(self, draw: int) -> tuple[dict[str, Any], "View", torch.Tensor, list[FailedImage]]:
         """The row of a draw, how its image is cropped, its pixels, and which images failed."""
         row, image, failed = self._readable(draw % len(self))
         with seeded_by(self.seed, draw, stream=PIXELS):  # the library draws from the global generator
@@ -133,7 +133,7 @@ class TrainingImages(Dataset):
             flipped = torch.rand(()).item() < self.flip
         # Corners name pixels: the crop ends at the last one's far edges.
         box = (corners[0][0], corners[0][1], corners[2][0] + 1, corners[2][1] + 1)
-        view = _View(box, flipped, image.size)
+        view = View(box, flipped, image.size)
         seen = np.asarray(image.resize(self.size, self.resample, box=box))
         seen = seen[:, ::-1] if flipped else seen
         pixels = torch.from_numpy(seen.transpose(2, 0, 1).copy())
@@ -155,7 +155,7 @@ class TrainingImages(Dataset):
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """What of an image is seen: a crop, perhaps mirrored."""
 
     box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
@@ -208,15 +208,21 @@ class EvaluationImages(Dataset):
             [`FailedImage`]; where given, `labels`, -100 for an image that could not be read.
         """
         image = encoded_image(self.images[index], index, self.split)
-        label, failed = None if image.label is None else _class_of(image.label, self.mapping), []
+        decoded, failed = self.decoded(image)
+        inputs = {**self.inputs_of(image, decoded), "failed": failed}
+        if image.label is not None:
+            inputs["labels"] = NO_LABEL if failed else _class_of(image.label, self.mapping)
+        return inputs
+
+    def decoded(self, image: EncodedImage) -> tuple[Image.Image, list[FailedImage]]:
+        """The image; a blank one where it cannot be read, and why."""
         try:
-            decoded = image.decode()
+            return image.decode(), []
         except UnreadableImageError as error:
-            decoded, label, failed = (
-                Image.new("RGB", self.image_processor.model_size((1000, 1000))),
-                NO_LABEL,
-                [image.failed(error)],
-            )
+            return Image.new("RGB", self.image_processor.model_size((1000, 1000))), [image.failed(error)]
+
+    def inputs_of(self, image: EncodedImage, decoded: Image.Image, **further: Any) -> dict[str, Any]:
+        """Of the model, without their dimension of a batch; `further` is for the image processor."""
         inputs = self.image_processor(
             decoded,
             num_tokens=self.num_tokens,
@@ -224,10 +230,10 @@ class EvaluationImages(Dataset):
             image_ids=[image.image_id],
             window_scales=self.window_scales,
             return_tensors="pt",
+            **further,
         )
-        names = ("pixel_values", "coordinates", "window_scales")
-        found = {**{name: inputs[name][0] for name in names if name in inputs}, "failed": failed}
-        return {**found, "labels": label} if image.label is not None else found
+        names = ("pixel_values", "coordinates", "window_scales", "labels")
+        return {name: inputs[name][0] for name in names if name in inputs}
 
 
 def _class_of(label: int, mapping: LabelMapping | None) -> int:

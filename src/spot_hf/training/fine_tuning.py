@@ -1,28 +1,26 @@
 """The job of `spot-hf train`: fine-tuning for few tokens."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import datasets
 from torch import nn
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configuration_spot_vit import SpotViTConfig
-from ..coordinates.joining import join_coordinates
-from ..coordinates.loading import load_coordinates
 from ..data.labels import ForeignLabelsError, LabelMapping, match_labels
-from ..data.source import load_images, parts_overlap
 from ..hub.loading import ModelSource, load_weights, open_model
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..placement import scale_policy
 from .arguments import TrainArguments
 from .batches import BatchPreparation
-from .data import EvaluationImages, TrainingImages, benchmark_input
-from .placements import TrainingPlacements
+from .data import EvaluationImages, benchmark_input
+from .ingredients import Ingredients, early_stopping, load_evaluation_images, load_training_images, trained_on
 from .report import save_learning_curves, training_card, training_summary
 from .run import TrainingResults, TrainingRun
+from .segmentation import find_segmentation_ingredients
 from .trainer import SpotTrainer
 from .trainer_arguments import SpotTrainingArguments
 
@@ -55,28 +53,24 @@ def run_training(
     run = TrainingRun(training, RESULTS, training_summary)
     model = open_model(arguments.model, arguments.revision)
     arguments = arguments.pinned()
-    found = _find_ingredients(arguments, training, model)
+    find = find_segmentation_ingredients if arguments.segments else _find_ingredients
+    found = find(arguments, training, model)
     if arguments.benchmark_input:
         run.log(str(benchmark_input(found.images, training.train_batch_size, training.dataloader_num_workers)))
         return None
-    pins = {
-        **found.model.recorded(),
-        "teacher_revision": found.teacher.revision if arguments.teacher_model else None,
-        **(found.labels.recorded() if found.labels is not None else {}),
-    }
     inputs = [arguments.model, arguments.dataset_name, arguments.teacher_model, arguments.coordinates]
-    labels = found.labels.description if found.labels is not None else None
-    finished = run.open(arguments, pins, len(found.images), inputs, command, labels)
+    finished = run.open(arguments, found.pins, len(found.images), inputs, command, found.labels)
     if finished is not None:
         return finished
-    if labels is not None:
-        run.log(labels)
+    if found.labels is not None:
+        run.log(found.labels)
     set_seed(training.seed)
-    trainer = _make_trainer(arguments, training, found)
+    trainer = found.make_trainer()
     results = run.train(trainer)
     if found.evaluation:
         last = trainer.evaluate()
-        results.evaluation = {name: value for name, value in last.items() if name.endswith(("_accuracy", "_loss"))}
+        measured = ("_accuracy", "_mean_iou", "_loss")
+        results.evaluation = {name: value for name, value in last.items() if name.endswith(measured)}
         images = next(iter(found.evaluation.values()))
         failed = [asdict(one) for one in trainer.failed_eval_images]
         results.evaluated_on = {"split": images.split, "num_images": len(images), "failed": failed}
@@ -89,29 +83,14 @@ def run_training(
     return results
 
 
-@dataclass
-class _Ingredients:
-    """What a run needs, found and checked before its directory is touched."""
-
-    model: ModelSource
-    teacher: ModelSource  # by default the model itself
-    processor: Any
-    class_names: list[str] | None  # of a new classifier
-    labels: LabelMapping | None  # to the model's classes; none without labels
-    classes: list[int] | None  # that occur; likewise
-    placements: TrainingPlacements
-    images: TrainingImages
-    evaluation: dict[str, EvaluationImages] | None  # by number of tokens, `n25` and so on
-
-
-def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments, model: ModelSource) -> _Ingredients:
+def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments, model: ModelSource) -> Ingredients:
     if arguments.classifier == "keep":
         model.check_classifier()
     processor, config = model.load_image_processor(), model.config
     width, height = processor.model_size((1000, 1000))
     placements = arguments.placements(height, width, config.patch_size, training.seed)
     arguments.check_eval_placement((height // config.patch_size) * (width // config.patch_size))
-    images = _load_training_images(arguments)
+    images = load_training_images(arguments)
     class_names = _class_names(images, arguments) if arguments.classifier == "new" else None
     labels = _labels_of(arguments, training, images, config, class_names)
     classes = labels.classes_of(images) if labels is not None else None
@@ -120,64 +99,43 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
         if arguments.teacher_model is not None:
             teacher = open_model(arguments.teacher_model, arguments.teacher_revision)
         _check_teacher(arguments, teacher, model, processor)
-    return _Ingredients(
-        model=model,
-        teacher=teacher,
-        processor=processor,
-        class_names=class_names,
-        labels=labels,
-        classes=classes,
-        placements=placements,
-        images=arguments.training_images(
-            images, processor, training.seed, augmentation=arguments.augmentation(training.seed), mapping=labels
-        ),
-        evaluation=_evaluation_images(arguments, training, processor, config, class_names, classes, str(images.split)),
+    training_images = arguments.training_images(
+        images, processor, training.seed, augmentation=arguments.augmentation(training.seed), mapping=labels
     )
+    evaluation = _evaluation_images(arguments, training, processor, config, class_names, classes, str(images.split))
 
+    def make_trainer() -> SpotTrainer:
+        names = (
+            "cross_entropy_weight", "distill_weight", "distill_temperature", "feature_weight", "layer_decay", "ema_decay",
+        )  # fmt: skip
+        return SpotTrainer(
+            model=trained_on(training, _load_model(arguments, model, class_names)),
+            args=training,
+            train_dataset=training_images,
+            eval_dataset=evaluation,
+            processing_class=processor,
+            preparation=BatchPreparation(placements, processor),
+            classes=classes if arguments.among_labels else None,
+            teacher=_load_teacher(teacher) if arguments.needs_teacher else None,
+            callbacks=early_stopping(arguments),
+            **{name: getattr(arguments, name) for name in names},
+        )
 
-def _make_trainer(arguments: TrainArguments, training: SpotTrainingArguments, found: _Ingredients) -> SpotTrainer:
-    names = (
-        "cross_entropy_weight", "distill_weight", "distill_temperature", "feature_weight", "layer_decay", "ema_decay",
-    )  # fmt: skip
-    patience = arguments.early_stopping_patience
-    model = _load_model(arguments, found)
-    if training.device.type == "cpu":
-        model.set_attn_implementation("eager")  # the fused one's backward pass is slow there: a third of a step at 25 tokens
-    return SpotTrainer(
-        model=model,
-        args=training,
-        train_dataset=found.images,
-        eval_dataset=found.evaluation,
-        processing_class=found.processor,
-        preparation=BatchPreparation(found.placements, found.processor),
-        classes=found.classes if arguments.among_labels else None,
-        teacher=_load_teacher(found.teacher) if arguments.needs_teacher else None,
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
-        **{name: getattr(arguments, name) for name in names},
+    return Ingredients(
+        processor=processor,
+        images=training_images,
+        evaluation=evaluation,
+        labels=labels.description if labels is not None else None,
+        pins={
+            **model.recorded(),
+            "teacher_revision": teacher.revision if arguments.teacher_model else None,
+            **(labels.recorded() if labels is not None else {}),
+        },
+        make_trainer=make_trainer,
     )
 
 
 # ------------------------------------------------------------------------------------------------------------- images
-
-
-def _load_training_images(arguments: TrainArguments) -> datasets.Dataset:
-    images: Any = load_images(arguments.source())
-    if len(images) == 0:
-        raise ValueError(
-            f"`dataset_split` must have images; {arguments.dataset_split!r} of {arguments.dataset_name!r} has none"
-        )
-    if arguments.coordinates is None:
-        return images
-    rows = load_coordinates(
-        arguments.coordinates,
-        arguments.coordinates_config,
-        arguments.coordinates_split,
-        revision=arguments.coordinates_revision,
-    )
-    num_tokens = len(rows[0]["coordinates"])
-    if num_tokens not in arguments.token_counts:
-        raise ValueError(f"`num_tokens` must include {num_tokens}, which `coordinates` have; got {arguments.token_counts}")
-    return join_coordinates(images, rows.select_columns(["image_id", "image_sha256", "coordinates"]), split=str(images.split))
 
 
 def _evaluation_images(
@@ -189,23 +147,9 @@ def _evaluation_images(
     classes: list[int] | None,
     train_split: str,
 ) -> dict[str, EvaluationImages] | None:
-    if training.eval_strategy == IntervalStrategy.NO:
+    images = load_evaluation_images(arguments, training, train_split)
+    if images is None:
         return None
-    source = arguments.source(dataset_split=arguments.eval_dataset_split, max_samples=arguments.max_eval_samples)
-    try:
-        images: Any = load_images(source)
-    except ValueError as error:
-        raise ValueError(str(error).replace("`dataset_split`", "`eval_dataset_split`")) from None
-    overlap = parts_overlap(str(images.split), train_split)
-    if overlap and arguments.eval_dataset_split is not None:  # as was asked for
-        logger.warning(
-            "`eval_dataset_split` and `dataset_split` have images in common: these accuracies are of training images"
-        )
-    elif overlap:
-        raise ValueError(
-            f"`eval_dataset_split` must be named, or `eval_strategy` be no: {arguments.dataset_name!r} has no split test or "
-            f"validation beside {arguments.dataset_split!r}"
-        )
     labels = _match_labels(arguments, images, config, class_names)
     others = set(labels.classes_of(images)) - set(classes or [])
     if arguments.among_labels and others:
@@ -271,16 +215,15 @@ def _class_names(images: datasets.Dataset, arguments: TrainArguments) -> list[st
 # ------------------------------------------------------------------------------------------------------------- models
 
 
-def _load_model(arguments: TrainArguments, found: _Ingredients) -> SpotViTForImageClassification:
+def _load_model(arguments: TrainArguments, source: ModelSource, names: list[str] | None) -> SpotViTForImageClassification:
     changes: dict[str, Any] = {"drop_path_rate": arguments.drop_path_rate}
-    if found.model.config.calibration is not None or isinstance(found.model.config.num_tokens, (list, tuple)):
+    if source.config.calibration is not None or isinstance(source.config.num_tokens, (list, tuple)):
         logger.info("budgets per image are not kept: their thresholds are those of the weights as they were. Calibrate anew")
         changes.update(num_tokens=None, confidence=None, calibration=None)
-    names = found.class_names
     if names is None:
-        return load_weights(SpotViTForImageClassification, found.model, **changes)
+        return load_weights(SpotViTForImageClassification, source, **changes)
     changes.update(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-    model = load_weights(SpotViTForImageClassification, found.model, anew=["classifier."], num_labels=len(names), **changes)
+    model = load_weights(SpotViTForImageClassification, source, anew=["classifier."], num_labels=len(names), **changes)
     # One for as many other classes would have been kept.
     classifier: Any = model.classifier
     nn.init.trunc_normal_(classifier.weight, std=model.config.initializer_range)

@@ -266,3 +266,12 @@ def token_buckets(lowest: int, highest: int, num_buckets: int) -> list[int]:
         return [highest]
     factor = (highest / lowest) ** (1 / (num_buckets - 1))
     return sorted({round(lowest * factor**i) for i in range(num_buckets)})
+
+
+def scale_rule(text: str) -> ScaleRule:
+    """`cover`, a number, or a range such as `0.5-2`."""
+    low, dash, high = text.partition("-")
+    try:
+        return text if text == COVER else (float(low), float(high if dash else low))
+    except ValueError:
+        raise ValueError(f"`window_scales` must be cover, numbers above 0, or ranges such as 0.5-2; got {text!r}") from None

@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 
 from ..evaluation.report import COLORS, MARKERS
 from .run import TrainingResults
+from .segmentation_arguments import SEGMENTATION
 
 
+MEASURED = r"eval_n(\d+)_(?:accuracy|mean_iou)"  # at how many tokens
 LOSSES = ("cross_entropy_weight", "distill_weight", "feature_weight")
 
 
@@ -23,7 +25,7 @@ def learning_curves(results: TrainingResults) -> Figure:
     measured: dict[str, list[tuple[int, float]]] = {}
     for entry in log:
         for name, value in entry.items():
-            found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
+            found = re.fullmatch(MEASURED, name)
             if found:
                 measured.setdefault(f"{found[1]} tokens", []).append((entry["step"], value))
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
@@ -44,10 +46,14 @@ def learning_curves(results: TrainingResults) -> Figure:
                 "linewidth": 1.3,
             }
             right.plot(*zip(*points, strict=True), label=f"{name}, {results.parameters['eval_placement']}", **style)
-        right.set_ylabel("top-1 accuracy, %")
+        right.set_ylabel("mean IoU, %" if _segments(results) else "top-1 accuracy, %")
     if steps or measured:
         figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
+
+
+def _segments(results: TrainingResults) -> bool:
+    return results.parameters.get("task") == SEGMENTATION
 
 
 def training_summary(results: TrainingResults) -> str:
@@ -71,9 +77,10 @@ def training_summary(results: TrainingResults) -> str:
     num_images = evaluated.get("num_images", 0) - len(evaluated.get("failed", []))
     on = f", on {num_images} images of split `{evaluated['split']}`" if evaluated else ""
     for name, value in results.evaluation.items():
-        found = re.fullmatch(r"eval_n(\d+)_accuracy", name)
+        found = re.fullmatch(MEASURED, name)
         if found:
-            lines.append(f"- top-1 at {found[1]} tokens, {parameters['eval_placement']}{on}: {value:.1f} %")
+            measure = "mean IoU" if _segments(results) else "top-1"
+            lines.append(f"- {measure} at {found[1]} tokens, {parameters['eval_placement']}{on}: {value:.1f} %")
     return "\n".join(lines)
 
 

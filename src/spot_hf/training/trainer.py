@@ -77,6 +77,7 @@ class SpotTrainer(Trainer):
 
     optimizer: Any
     control: Any
+    measured: Sequence[str] = ("accuracy",)  # of whose values over several data sets there is a mean
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class SpotTrainer(Trainer):
         several = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(several, dict):
             means = {}
-            for name in ("accuracy", "loss"):
+            for name in (*self.measured, "loss"):
                 found = [metrics[key] for key in (f"{metric_key_prefix}_{one}_{name}" for one in several) if key in metrics]
                 if found:
                     means[f"{metric_key_prefix}_{name}"] = float(np.mean(found))
