@@ -72,7 +72,7 @@ def spread_scores(
     def weigh(of_x: torch.Tensor, of_y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums over points of scores, and of weights, `(batch_size, num_labels or 1, map_height, map_width)`."""
         rows = (weighted[..., None] * of_y[..., None, :]).flatten(2).transpose(1, 2)  # (batch_size, labels * height, points)
-        sums = (rows @ of_x.expand(len(rows), -1, -1)).unflatten(1, (-1, map_size[0]))
+        sums = (rows @ of_x).unflatten(1, (-1, map_size[0]))
         return sums[:, :-1], sums[:, -1:]
 
     near, say = weigh((1 - x.abs()).clamp_min(0), (1 - y.abs()).clamp_min(0))
