@@ -20,9 +20,10 @@ if "SPOT_CONFORMANCE_TORCHVISION" in os.environ:
 from transformers.models.auto import modeling_auto
 
 
-# The suite goes by these names: it trains what is not a base model, and gives labels to what classifies images.
+# The suite goes by these names: it trains what is not a base model, and gives labels to what classifies images or pixels.
 modeling_auto.MODEL_MAPPING_NAMES["spot_vit"] = "SpotViTModel"
 modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["spot_vit"] = "SpotViTForImageClassification"
+modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["spot_vit"] = "SpotViTForSemanticSegmentation"
 
 
 def pytest_collection_modifyitems(items):

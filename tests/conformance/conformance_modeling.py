@@ -1,7 +1,8 @@
 """transformers' model and configuration suites on SpotViT; copied to `tests/models/spot_vit/test_modeling_spot_vit.py`.
 
 Three variants of the same suite: a plain ViT on its full grid, few tokens at given coordinates, and everything else that
-the inputs and the configuration can have; and masked pre-training. The test images are not square, nor are their grids.
+the inputs and the configuration can have; masked pre-training; and segmentation. The test images are not
+square, nor are their grids.
 """
 
 import copy
@@ -12,7 +13,13 @@ from unittest import mock
 import torch
 from transformers.testing_utils import torch_device
 
-from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
+from spot_hf import (
+    SpotViTConfig,
+    SpotViTForImageClassification,
+    SpotViTForPreTraining,
+    SpotViTForSemanticSegmentation,
+    SpotViTModel,
+)
 
 from ...test_configuration_common import ConfigTester
 from ...test_modeling_common import ModelTesterMixin, floats_tensor
@@ -194,3 +201,21 @@ class SpotViTPreTrainingTest(SpotViTSuite, unittest.TestCase):
             outputs = SpotViTForPreTraining(config).to(torch_device).eval()(**inputs)
         self.assertEqual(outputs.logits.shape, (self.model_tester.batch_size, 36, 3 * 6 * 6))
         self.assertEqual(outputs.loss.shape, ())
+
+
+class SpotViTSegmentationTest(SpotViTCoordinatesSuite, unittest.TestCase):
+    """Semantic segmentation by eight tokens per image, each with the scores of four points."""
+
+    all_model_classes = (SpotViTForSemanticSegmentation,)
+    additional_model_inputs = ["coordinates"]
+    options = {"segmentation_scores_per_side": 2, "segmentation_hidden_size": 20}
+
+    def setUp(self):
+        self.model_tester = SpotViTModelTester(self, num_tokens=8, **self.options)
+        self.config_tester = ConfigTester(self, config_class=SpotViTConfig, has_text_modality=False, **self.options)
+
+    def test_output_shapes(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        with torch.no_grad():
+            logits = SpotViTForSemanticSegmentation(config).to(torch_device).eval()(**inputs).logits
+        self.assertEqual(logits.shape, (self.model_tester.batch_size, self.model_tester.num_labels, 30 // 4, 36 // 4))

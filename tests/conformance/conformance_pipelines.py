@@ -29,7 +29,10 @@ def picture(width, height, mode="RGB"):
 PICTURES = [picture(40, 30), picture(31, 64, "L"), picture(48, 48, "RGBA")]
 # One or two: without torchvision they are the same class.
 PROCESSORS = {cls.__name__: cls for cls in (spot_hf.SpotViTImageProcessorPil, spot_hf.SpotViTImageProcessor)}
-MODELS = {cls.__name__: cls for cls in (spot_hf.SpotViTModel, spot_hf.SpotViTForImageClassification)}
+MODELS = {
+    cls.__name__: cls
+    for cls in (spot_hf.SpotViTModel, spot_hf.SpotViTForImageClassification, spot_hf.SpotViTForSemanticSegmentation)
+}
 
 
 class TaskTest:
@@ -76,7 +79,24 @@ class ImageFeatureExtraction(TaskTest):
         assert len(tokens) == 1 + 5 * 6 and {len(token) for token in tokens} == {32}
 
 
-TASKS = {cls.task: cls for cls in (ImageClassification, SpotImageClassification, ImageFeatureExtraction)}
+class ImageSegmentation(TaskTest):
+    task = "image-segmentation"
+
+    def check(self, output):
+        assert output and all(entry["label"].startswith("LABEL_") and entry["mask"].mode == "L" for entry in output)
+
+
+class SpotImageSegmentation(ImageSegmentation):
+    """Ours: token counts that differ between the images of a batch, given or placed."""
+
+    task = "spot-image-segmentation"
+    examples = SpotImageClassification.examples
+
+
+TASKS = {
+    cls.task: cls
+    for cls in (ImageClassification, SpotImageClassification, ImageFeatureExtraction, ImageSegmentation, SpotImageSegmentation)
+}
 
 
 class SpotViTPipelineTest(suite.PipelineTesterMixin, unittest.TestCase):
@@ -84,6 +104,8 @@ class SpotViTPipelineTest(suite.PipelineTesterMixin, unittest.TestCase):
         "image-classification": spot_hf.SpotViTForImageClassification,
         "spot-image-classification": spot_hf.SpotViTForImageClassification,
         "image-feature-extraction": spot_hf.SpotViTModel,
+        "image-segmentation": spot_hf.SpotViTForSemanticSegmentation,
+        "spot-image-segmentation": spot_hf.SpotViTForSemanticSegmentation,
     }
 
     def setUp(self):
@@ -114,6 +136,14 @@ class SpotViTPipelineTest(suite.PipelineTesterMixin, unittest.TestCase):
     @is_pipeline_test
     def test_pipeline_spot_image_classification_fp16(self):
         self.run_task_tests("spot-image-classification", dtype="float16")
+
+    @is_pipeline_test
+    def test_pipeline_spot_image_segmentation(self):
+        self.run_task_tests("spot-image-segmentation")
+
+    @is_pipeline_test
+    def test_pipeline_spot_image_segmentation_fp16(self):
+        self.run_task_tests("spot-image-segmentation", dtype="float16")
 
     @is_pipeline_test
     @replaces("the suite runs this task only where timm is installed, which SpotViT does not need")

@@ -56,7 +56,13 @@ def publish(photos, tiny_vit, expected):
     from safetensors.torch import save_file
     from transformers import ViTForImageClassification, ViTImageProcessor, pipeline
 
-    from spot_hf import SpotViTConfig, SpotViTForImageClassification, SpotViTImageProcessor, SpotViTModel
+    from spot_hf import (
+        SpotViTConfig,
+        SpotViTForImageClassification,
+        SpotViTForSemanticSegmentation,
+        SpotViTImageProcessor,
+        SpotViTModel,
+    )
 
     api = HfApi()
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -82,6 +88,10 @@ def publish(photos, tiny_vit, expected):
     encoder = SpotViTModel(SpotViTConfig(**sizes, image_size=32, patch_size=8, initializer_range=0.3)).eval()
     image_processor.push_to_hub("alice/encoder")  # the processor first, the model after it
     encoder.push_to_hub("alice/encoder")
+
+    segmenter = SpotViTForSemanticSegmentation(config).eval()
+    segmenter.push_to_hub("alice/segmenter")
+    image_processor.push_to_hub("alice/segmenter")
 
     api.create_repo("alice/carded")
     own_card = "---\nlicense: mit\ntags:\n- birds\n---\n\nMy own words.\n"
@@ -116,6 +126,7 @@ def publish(photos, tiny_vit, expected):
             "full_grid_logits": model(inputs["pixel_values"]).logits,
             "pooler_output": model.spot_vit(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
+            "maps": segmenter(**inputs).logits,
             "source_logits": source(**source_inputs).logits,
         }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, f"{expected}/expected.safetensors")
@@ -138,7 +149,7 @@ def published(hub, photos, tiny_vit, expected, fresh_process) -> dict[str, str]:
     return fresh_process(publish, photos, tiny_vit, expected, hub=hub, token="hf_alice")
 
 
-@pytest.mark.parametrize("repo_id", ["alice/parts", "alice/whole", "alice/private", "alice/encoder"])
+@pytest.mark.parametrize("repo_id", ["alice/parts", "alice/whole", "alice/private", "alice/encoder", "alice/segmenter"])
 def test_a_pushed_repository_is_complete(hub, published, repo_id):
     pushed = files(hub, repo_id)
     assert set(pushed) == {*MODEL_FILES, "README.md"}
@@ -146,7 +157,7 @@ def test_a_pushed_repository_is_complete(hub, published, repo_id):
     recipe = json.loads(pushed["preprocessor_config.json"])
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 7
+    assert len(references) == 8
     for reference in references:
         module, name = reference.split(".")
         assert f"class {name}(" in pushed[f"{module}.py"].decode()
@@ -157,6 +168,7 @@ def test_a_repository_without_a_card_gets_the_packages(hub, published):
         "alice/parts": "image-classification",
         "alice/whole": "image-classification",
         "alice/encoder": "image-feature-extraction",
+        "alice/segmenter": "image-segmentation",
     }.items():
         card = files(hub, repo_id)["README.md"].decode()
         assert f"pipeline_tag: {task}" in card, repo_id
@@ -180,7 +192,13 @@ def load(pinned, expected, photos, save_to):
     import torch
     from PIL import Image
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation,
+        pipeline,
+    )
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     def aligned(model):
@@ -198,6 +216,7 @@ def load(pinned, expected, photos, save_to):
     latest = aligned(AutoModelForImageClassification.from_pretrained("alice/parts", **remote))
     inner = aligned(AutoModel.from_pretrained("alice/parts", **at))
     encoder = aligned(AutoModel.from_pretrained("alice/encoder", **remote))
+    segmenter = aligned(AutoModelForSemanticSegmentation.from_pretrained("alice/segmenter", **remote))
     image_processor = AutoImageProcessor.from_pretrained("alice/parts", **at)
     config = AutoConfig.from_pretrained("alice/parts", **at)
     inputs = image_processor(images, return_tensors="pt")
@@ -208,6 +227,7 @@ def load(pinned, expected, photos, save_to):
             "full_grid_logits": model(inputs["pixel_values"]).logits,
             "pooler_output": inner(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
+            "maps": segmenter(**inputs).logits,
         }
         at_tag, at_main = tagged(**inputs).logits, latest(**inputs).logits
     differences = {name: (computed[name] - tensors[name]).abs().max().item() for name in computed}
@@ -282,7 +302,7 @@ def test_all_code_is_the_repositorys(loaded):
 def test_inputs_and_outputs_are_the_publishers_bit_for_bit(loaded):
     # The same operations in the same order, on one thread and aligned memory: no rounding differs.
     assert loaded["differences"] == dict.fromkeys(
-        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "features"], 0.0
+        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "features", "maps"], 0.0
     )
     assert loaded["tag_difference"] == 0.0
 
