@@ -99,6 +99,20 @@ def test_methods_and_files(evaluated):
         assert (evaluated / name).stat().st_size > 5000 and name in readme
 
 
+def test_results_on_a_card(evaluated, segmenter, tmp_path):
+    import shutil
+
+    from huggingface_hub import ModelCard
+
+    model = shutil.copytree(segmenter, tmp_path / "segmenter")
+    assert main(["card", "--model", str(model), "--results", str(evaluated)]) == 0
+    card = ModelCard.load(model / "README.md")
+    measured = {one.metric_name: one.metric_value for one in card.data.eval_results}
+    expected = rows_of(evaluated)["isotropic", 12]["mean_iou"]["value"]
+    assert measured["mean IoU, isotropic, 12 tokens"] == pytest.approx(expected, abs=1e-3)
+    assert "## Mean IoU by tokens and placement" in card.text and "| isotropic |" in card.text
+
+
 def test_a_killed_run_goes_on(evaluated, segmenter, scenes, tmp_path):
     """Half of the ledger is there, and of one line a part: the results are the same."""
     output = tmp_path / "run"

@@ -5,6 +5,7 @@ import logging
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -15,6 +16,9 @@ from ..jobs.versions import public_command
 from .report import EvaluationResults, tables
 from .results import Result
 from .run import RESULTS
+from .segmentation_report import SegmentationResults
+from .segmentation_report import tables as segmentation_tables
+from .segmentation_results import SegmentationResult
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +54,9 @@ def add_results(arguments: CardArguments) -> Path:
         return _write_card(source, card_path)
     results_path = Path(arguments.results) / RESULTS
     try:
-        results = EvaluationResults.from_json(json.loads(results_path.read_text(encoding="utf-8")))
+        values = json.loads(results_path.read_text(encoding="utf-8"))
+        kind = SegmentationResults if "classes" in values else EvaluationResults
+        results: Any = kind.from_json(values)
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"`results` must be what `spot-hf evaluate` wrote; {arguments.results!r} holds no results") from None
     name = arguments.model_name or Path(arguments.model).resolve().name
@@ -62,8 +68,12 @@ def add_results(arguments: CardArguments) -> Path:
         _write_card(source, card_path)
     card = ModelCard.load(card_path)
     card.data.model_name = name
-    card.data.eval_results = [_metadata(row, results) for row in own]
-    card.text = with_section(card.text.strip(), "results", "\n".join(_section(own, results)))
+    segments = isinstance(results, SegmentationResults)
+    card.data.eval_results = [(_segmentation_metadata if segments else _metadata)(row, results) for row in own]
+    lines = (_segmentation_section if segments else _section)(own, results)
+    if results.ledger.command:
+        lines += ["", "```", public_command(shlex.split(results.ledger.command)), "```"]
+    card.text = with_section(card.text.strip(), "results", "\n".join(lines))
     with write_atomically(card_path) as file:
         file.write(f"---\n{card.data.to_yaml()}\n---\n\n{card.text}\n".encode())
     logger.info("written to %s", card_path)
@@ -84,18 +94,23 @@ def _write_card(source: ModelSource, card_path: Path) -> Path:
 
 
 def _metadata(row: Result, results: EvaluationResults) -> EvalResult:
-    parameters = results.ledger.parameters
     tokens = f"{row.num_tokens} tokens" if row.looks is None else f"{row.cost:.1f} tokens per image"
     pixels = "" if row.image_size is None else f", {row.image_size} pixels"
+    name = f"top-1, {row.method}, {tokens}{pixels}"
+    return _eval_result(results, "image-classification", "accuracy", name, row.top_1 or 0.0)
+
+
+def _eval_result(results: Any, task: str, metric: str, name: str, value: float) -> EvalResult:
+    parameters = results.ledger.parameters
     return EvalResult(
-        task_type="image-classification",
+        task_type=task,
         dataset_type=parameters["dataset_name"],
         dataset_name=parameters["dataset_name"],
         dataset_split=parameters["dataset_split"],
         dataset_revision=parameters["dataset_revision"],
-        metric_type="accuracy",
-        metric_name=f"top-1, {row.method}, {tokens}{pixels}",
-        metric_value=round(row.top_1 or 0.0, 3),
+        metric_type=metric,
+        metric_name=name,
+        metric_value=round(value, 3),
     )
 
 
@@ -111,6 +126,24 @@ def _section(rows: list[Result], results: EvaluationResults) -> list[str]:
     for image_size in dict.fromkeys(row.image_size for row in rows):
         of_size = [row for row in rows if row.image_size == image_size]
         lines += ["", *([f"At {image_size} pixels:", ""] if image_size is not None else []), *tables(of_size)]
-    if results.ledger.command:
-        lines += ["", "```", public_command(shlex.split(results.ledger.command)), "```"]
     return lines
+
+
+def _segmentation_metadata(row: SegmentationResult, results: SegmentationResults) -> EvalResult:
+    assert row.mean_iou is not None
+    return _eval_result(
+        results, "image-segmentation", "mean_iou", f"mean IoU, {row.method}, {row.num_tokens} tokens", row.mean_iou.value
+    )
+
+
+def _segmentation_section(rows: list[SegmentationResult], results: SegmentationResults) -> list[str]:
+    """Markdown lines."""
+    parameters = results.ledger.parameters
+    return [
+        "## Mean IoU by tokens and placement",
+        "",
+        f"In percent on {parameters['num_images']} images of `{parameters['dataset_name']}`, split "
+        f"`{parameters['dataset_split']}`; ± half its 95 % interval; in brackets percent of the full grid's.",
+        "",
+        *segmentation_tables(rows),
+    ]

@@ -39,6 +39,13 @@ class SegmentationResults:
         failed = [asdict(image) for image in self.failed]
         return {**self.ledger.to_json(), "classes": self.classes, "results": rows, "failed": failed}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "SegmentationResults":
+        facts = {name: values.get(name) for name in ("command", "versions", "device")}
+        rows = [SegmentationResult.from_json(row) for row in values["results"]]
+        failed = [FailedImage(**one) for one in values["failed"]]
+        return cls(Ledger(parameters=values["parameters"], **facts), rows, failed, values["classes"])
+
 
 def write_segmentation_report(directory: Path, results: SegmentationResults, pictures: Sequence[str]) -> str:
     """Writes `README.md` and a plot into a directory, and returns the tables."""

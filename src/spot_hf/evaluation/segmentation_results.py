@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,14 @@ class SegmentationResult:
     def to_json(self) -> dict[str, Any]:
         values = {name: value for name, value in asdict(self).items() if value is not None}
         return {**values, "uses_label": True} if self.steps is not None else values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "SegmentationResult":
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        for name in ("mean_iou", "difference_to_shrunken"):
+            if name in known:
+                known[name] = Estimate(**known[name])
+        return cls(**known)
 
 
 def summarize_segmentation(lines: list[Line], num_labels: Mapping[str, int]) -> list[SegmentationResult]:
