@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..data.batches import PlacementRequest, Shards
@@ -17,6 +17,20 @@ from .arguments import LEARNED, SAVED, EvaluationArguments
 
 ORACLE = "oracle"  # the method that uses the label: a ceiling
 CALIBRATED = "calibrated"  # looks as the model's config says, at the model's own positions
+
+
+class SettingKey(NamedTuple):
+    """Within which results are compared: a model, at an image size, on images as they are or corrupted."""
+
+    model: str
+    image_size: int | None = None  # where it is not the model's own
+    corruption: str | None = None
+    severity: int | None = None
+
+    @property
+    def title(self) -> str:
+        pixels = "" if self.image_size is None else f", {self.image_size} px"
+        return self.model + pixels + ("" if self.corruption is None else f", {self.corruption} {self.severity}")
 
 
 @dataclass(frozen=True)
@@ -185,20 +199,21 @@ class Measurement:
 class Line:
     """Of the ledger: a cell on a shard of images."""
 
-    model: str
-    image_size: int | None
+    setting: SettingKey
     cell: Cell
     shard: int
     measured: Measurement
 
     def to_json(self) -> dict[str, Any]:
-        head = {"model": self.model, "image_size": self.image_size, "cell": self.cell.to_json(), "shard": self.shard}
+        model, image_size, corruption, severity = self.setting
+        corrupted = {} if corruption is None else {"corruption": corruption, "severity": severity}
+        head = {"model": model, "image_size": image_size, **corrupted, "cell": self.cell.to_json(), "shard": self.shard}
         return {**head, **self.measured.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Line":
-        cell, measured = Cell.from_json(values["cell"]), Measurement.from_json(values)
-        return cls(values["model"], values["image_size"], cell, values["shard"], measured)
+        setting = SettingKey(values["model"], values["image_size"], values.get("corruption"), values.get("severity"))
+        return cls(setting, Cell.from_json(values["cell"]), values["shard"], Measurement.from_json(values))
 
 
 class Lines:
@@ -218,7 +233,7 @@ class Lines:
                     line = Line.from_json(json.loads(text))
                 except ValueError:
                     continue
-                found[line.model, line.image_size, line.cell, line.shard] = line
+                found[line.setting, line.cell, line.shard] = line
         return list(found.values())
 
     def append(self, line: Line) -> None:
