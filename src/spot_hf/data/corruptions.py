@@ -70,10 +70,12 @@ class Corruption:
 
     def __call__(self, pixels: np.ndarray, image_id: str) -> np.ndarray:
         """Corrupts `pixels`, uint8 `(height, width, 3)`, of at least 32 pixels per side, into new ones."""
+        from imagecorruptions import corrupt  # seconds, of OpenCV and numba
+
         seed = generator_for(self.seed, image_id).initial_seed() % 2**32
         options = {"seed": seed} if self.name in SEEDED else {}
         with _seeded(seed):
-            return _library().corrupt(pixels, corruption_name=self.name, severity=self.severity, **options)
+            return corrupt(pixels, corruption_name=self.name, severity=self.severity, **options)
 
 
 @contextmanager
@@ -87,15 +89,14 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _library() -> Any:
-    """`ImportError` where the package is not there, or cannot be imported."""
+def _check_package() -> None:
+    """`ImportError` where it is not there, or cannot be imported."""
     try:
         version(PACKAGE)  # an older package, whose corruptions take no seed, has the same module
-        import imagecorruptions
+        import imagecorruptions  # noqa: F401
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise ImportError(f"`corruption` needs {PACKAGE}: pip install 'spot_hf[corruptions]' ({reason})") from None
-    return imagecorruptions
 
 
 def of_views(image_processor: Any, size: tuple[int, int] | None = None) -> Any:
@@ -122,7 +123,7 @@ def check_corruptions(names: Sequence[str] | None, severities: Sequence[int] | N
     for argument, values in (("corruption", names), ("severity", severities or ())):
         if len(set(values)) != len(values):
             raise ValueError(f"`{argument}` must be different ones; got {', '.join(map(str, values))}")
-    _library()
+    _check_package()
 
 
 def check_view_size(size: tuple[int, int], num_channels: int) -> None:

@@ -311,7 +311,7 @@ class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
     batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
     decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
-    seed: int = field(default=0, metadata={"help": "Seed of the corruption."})  # type: ignore[assignment]
+    seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
     output_dir: str | None = field(default=None, metadata={"help": "Where transfer.json and transfer.md are written."})
 
     def check(self) -> None:

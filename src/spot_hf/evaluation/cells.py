@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..configuration_spot_vit import SpotViTConfig
 from ..data.batches import PlacementRequest, Shards
@@ -19,7 +19,8 @@ ORACLE = "oracle"  # the method that uses the label: a ceiling
 CALIBRATED = "calibrated"  # looks as the model's config says, at the model's own positions
 
 
-class SettingKey(NamedTuple):
+@dataclass(frozen=True)
+class SettingKey:
     """Within which results are compared: a model, at an image size, on images as they are or corrupted."""
 
     model: str
@@ -205,10 +206,8 @@ class Line:
     measured: Measurement
 
     def to_json(self) -> dict[str, Any]:
-        model, image_size, corruption, severity = self.setting
-        corrupted = {} if corruption is None else {"corruption": corruption, "severity": severity}
-        head = {"model": model, "image_size": image_size, **corrupted, "cell": self.cell.to_json(), "shard": self.shard}
-        return {**head, **self.measured.to_json()}
+        setting = {name: value for name, value in vars(self.setting).items() if value is not None or name == "image_size"}
+        return {**setting, "cell": self.cell.to_json(), "shard": self.shard, **self.measured.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Line":

@@ -1,6 +1,7 @@
 """Tables of what a shift of the images does to each placement: `spot-hf evaluate --corruption`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from .cells import SettingKey
@@ -17,7 +18,8 @@ def corruption_tables(rows: Sequence[Result]) -> list[str]:
     """
     lines: list[str] = []
     for clean in dict.fromkeys(row.key for row in rows if row.corruption is None):
-        own = [row for row in rows if (row.model, row.image_size) == clean[:2] and row.looks is None and row.num_images]
+        own = [row for row in rows if replace(row.key, corruption=None, severity=None) == clean]
+        own = [row for row in own if row.looks is None and row.num_images]
         keys = list(dict.fromkeys(row.key for row in own))
         if len(keys) == 1:
             continue

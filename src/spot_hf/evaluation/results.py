@@ -102,7 +102,7 @@ def group_lines(lines: list[Line]) -> list[tuple[SettingKey, dict[Cell, Parts]]]
     found: dict[SettingKey, dict[Cell, Parts]] = {}
     for line in lines:
         found.setdefault(line.setting, {}).setdefault(line.cell, {})[line.shard] = line.measured
-    return sorted(found.items(), key=lambda item: tuple(map(str, item[0])))
+    return sorted(found.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
 
 
 def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[Result]:
@@ -117,7 +117,7 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
             seeds = [cell for cell in by_cell if identity_of(cell) == (method, num_tokens, confidence)]
             seeds.sort(key=lambda cell: cell.seed or 0)
             figures = summarize_cells([merged[cell] for cell in seeds], metrics)
-            result = Result(**setting._asdict(), method=method, num_tokens=num_tokens, **figures)
+            result = Result(**vars(setting), method=method, num_tokens=num_tokens, **figures)
             if seeds[0].looks is not None:
                 result.looks, result.confidence = list(seeds[0].looks), confidence
                 spent = [count for cell in seeds for count in merged[cell].num_tokens or []]
@@ -147,7 +147,7 @@ def summarize_oracle(lines: list[Line]) -> list[Result]:
             speed = timing(parts, by_cell[Cell(ORACLE, cell.num_tokens, steps=0)])
             found.append(
                 Result(
-                    **setting._asdict(),
+                    **vars(setting),
                     method=ORACLE,
                     num_tokens=cell.num_tokens,
                     **summarize_cells([in_order(parts)], metrics),

@@ -15,7 +15,7 @@ from ..coordinates.joining import join_readable
 from ..coordinates.loading import load_coordinates
 from ..coordinates.records import load_record
 from ..data.batches import model_saliency
-from ..data.corruptions import of_views
+from ..data.corruptions import check_view_size, of_views
 from ..data.encoded import EncodedImage, encoded, encoded_image
 from ..data.failures import FailedImage, UnreadableImageError, check_failures, describe_failures
 from ..data.labels import LabelMapping, likeliest_class, match_labels
@@ -193,6 +193,7 @@ class _Transfer:
         self.model, self.image_processor = model.load().to(self.device), model.load_image_processor(arguments.decode)
         self.corruption = arguments.chosen_corruption
         if self.corruption is not None:
+            check_view_size(self.image_processor.model_size((1000, 1000)), self.model.config.num_channels)
             self.of_views = of_views(self.image_processor)
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}

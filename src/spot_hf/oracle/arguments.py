@@ -122,9 +122,7 @@ class OracleArguments(SearchArguments, CorruptionArguments, LabelledSource, Sali
             "(default: the placement's own)."
         },
     )
-    seed: int = field(  # type: ignore[assignment]
-        default=0, metadata={"help": "Seed of random placements and of corruptions, which are drawn per image."}
-    )
+    seed: int = field(default=0, metadata={"help": "Seed of random placements and of corruptions, which are drawn per image."})
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
     )
