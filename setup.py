@@ -39,8 +39,11 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66.3",
     "wrapt>=1.15",  # SpotViT is registered when transformers is imported, and not before
 ]
+# ImageNet-C's own code, with its severities, for today's NumPy and scikit-image; it brings OpenCV and numba.
+CORRUPTIONS = ["imagecorruptions-imaug>=1.1.5"]
 EXTRAS = {
-    "test": ["pytest", "pytest-xdist", "aiohttp", "peft"],  # aiohttp: the local Hub of the tests
+    "corruptions": CORRUPTIONS,
+    "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
 }

@@ -743,7 +743,9 @@ def test_nothing_to_measure_is_no_empty_split():
         EvaluationArguments(model=["a/b"], dataset_name="x", output_dir="y", placement=[], baselines=["none"]).check()
 
 
-@pytest.mark.parametrize("option", ["num_tokens 4", "image_size 32", "knn_dataset_split train", "streaming true", "seed 1"])
+@pytest.mark.parametrize(
+    "option", ["num_tokens 4", "image_size 32", "knn_dataset_split train", "streaming true", "num_seeds 1"]
+)
 def test_options_that_do_not_suit_a_transfer_are_refused_by_name(option, capsys):
     words = ["evaluate", "--model", "a/b", "--coordinates", "c/d", *f"--{option}".split()]
     assert main(words) == 2

@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from ..placement import generator_for, get_placement, place_windows
+from .corruptions import Corruption, of_views
 from .encoded import EncodedImage, encoded, encoded_image, iterate_encoded
 from .failures import FailedImage, UnreadableImageError, check_failures
 from .labels import LabelMapping
@@ -143,6 +144,7 @@ class Preparation(torch.utils.data.Dataset):
         images (`datasets.Dataset` or `datasets.IterableDataset`): of which work names rows; a stream's work brings its images.
         image_processor: of the model.
         shrinking (`dict`, *optional*): `(height, width)` → a processor that also gives the images at that size.
+        corruption ([`Corruption`], *optional*): what is done to the images before.
     """
 
     def __init__(
@@ -150,9 +152,14 @@ class Preparation(torch.utils.data.Dataset):
         images: datasets.Dataset | datasets.IterableDataset,
         image_processor: Any,
         shrinking: dict[tuple[int, int], Any] | None = None,
+        corruption: Corruption | None = None,
     ):
         self.images = encoded(images) if isinstance(images, datasets.Dataset) else None
-        self.split, self.image_processor, self.shrinking = str(images.split), image_processor, shrinking or {}
+        self.split, self.image_processor, self.corruption = str(images.split), image_processor, corruption
+        self.of_seen, self.shrinking = image_processor, shrinking or {}  # of what the model is to see
+        if corruption is not None:
+            self.of_seen = of_views(image_processor)
+            self.shrinking = {size: of_views(image_processor, size) for size in self.shrinking}
 
     def __getitem__(self, work: Work) -> Batch:
         batch = Batch(work)
@@ -193,7 +200,10 @@ class Preparation(torch.utils.data.Dataset):
     def _prepare(self, image: EncodedImage, placements: list[PlacementRequest]) -> _Prepared:
         """[`UnreadableImageError`] where it cannot be read, or the model sees nothing of what is salient in it."""
         decoded = image.decode(self.image_processor)
-        pixel_values = _pixel_values(self.image_processor, decoded)
+        seen = decoded
+        if self.corruption is not None:
+            seen = self.corruption.view(self.image_processor, decoded, image.image_id)
+        pixel_values = _pixel_values(self.of_seen, seen)
         saliency = None
         if any(get_placement(request.placement).saliency for request in placements):
             saliency = model_saliency(image.saliency, decoded.size, image.image_id, self.image_processor)
@@ -213,7 +223,7 @@ class Preparation(torch.utils.data.Dataset):
                 saliency,
                 request.window_scales,
             )
-        shrunken = {size: _pixel_values(processor, decoded) for size, processor in self.shrinking.items()}
+        shrunken = {size: _pixel_values(processor, seen) for size, processor in self.shrinking.items()}
         return _Prepared(decoded.size, pixel_values, placed, shrunken)
 
 

@@ -1,10 +1,19 @@
 """Arguments of `spot-hf evaluate`: of an evaluation by tokens and placement, and, with `--coordinates`, of a transfer."""
 
+import itertools
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..budgets import check_confidence, check_looks
+from ..data.corruptions import (
+    CORRUPTION_HELP,
+    DEFAULT_SEVERITY,
+    SEVERITY_HELP,
+    Corruption,
+    CorruptionArguments,
+    check_corruptions,
+)
 from ..data.labels import LabelledSource
 from ..data.source import DECODE_HELP, SalientSource, check_decode_option
 from ..jobs.versions import public_name, weights_digest
@@ -88,7 +97,11 @@ class EvaluationArguments(LabelledSource, SalientSource):
         default=None, metadata={"help": "Pixels per side, such as 128 224 384 (default: the model's own)."}
     )
     num_seeds: int = field(default=3, metadata={"help": "Draws of each random placement."})
-    seed: int = field(default=0, metadata={"help": "Seed of the first of them."})
+    seed: int = field(default=0, metadata={"help": "Seed of the first of them, and of corruptions."})
+    corruption: list[str] | None = field(
+        default=None, metadata={"help": f"Also measure all of it where {CORRUPTION_HELP} (default: only as images are)."}
+    )
+    severity: list[int] | None = field(default=None, metadata={"help": f"Of each corruption: {SEVERITY_HELP}."})
     oracle_steps: list[int] = field(
         default_factory=list,
         metadata={
@@ -141,6 +154,12 @@ class EvaluationArguments(LabelledSource, SalientSource):
         return list(self.merge_tokens) if self.merge_tokens else [None]
 
     @property
+    def corruptions(self) -> list[Corruption | None]:
+        """What is done to the images, in turn: nothing at first."""
+        pairs = itertools.product(self.corruption or [], self.severity or [DEFAULT_SEVERITY])
+        return [None, *(Corruption(name, severity, self.seed) for name, severity in pairs)]
+
+    @property
     def confidences(self) -> list[float | str]:
         """`confidence`, read."""
         return [one if one == SAVED else float(one) for one in self.confidence or []]
@@ -183,6 +202,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
             raise ValueError(f"`num_workers` must be at least 0; got {self.num_workers}")
         check_decode_option(self.decode)
         check_dtype(self.dtype)
+        check_corruptions(self.corruption, self.severity)
 
     def _check_models(self) -> None:
         names = [_named(model)[0] for model in self.model]
@@ -225,8 +245,8 @@ class EvaluationArguments(LabelledSource, SalientSource):
 
     def _check_pareto(self) -> None:
         """Speeds are multiples of the full grid's."""
-        if "full_grid" not in self.chosen_baselines or self.image_size or not self.placements:
-            raise ValueError("`pareto` needs a `placement`, the baseline full_grid, and no `image_size`")
+        if "full_grid" not in self.chosen_baselines or self.image_size or self.corruption or not self.placements:
+            raise ValueError("`pareto` needs a `placement`, the baseline full_grid, and no `image_size` or `corruption`")
 
     def _check_confidence(self) -> None:
         try:
@@ -256,8 +276,11 @@ class EvaluationArguments(LabelledSource, SalientSource):
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
         recorded.update(recorded_placements(name for name in self.placements if name not in LEARNED))
-        for name in ("window_scales", "merge_tokens", "confidence", "decode"):  # as before there were these options
-            if getattr(self, name) is None:
+        if self.corruption is not None:
+            recorded["severity"] = self.severity or [DEFAULT_SEVERITY]
+        # As before there were these options.
+        for name in ("window_scales", "merge_tokens", "confidence", "decode", "corruption", "severity"):
+            if recorded[name] is None:
                 del recorded[name]
         recorded.update(model={name: weights_digest(one) for name, one in self.named_models.items()})
         if self.image_size is not None:  # until 0.1.0, the position kernel alone said what lies between the table's cells
@@ -266,7 +289,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
 
 
 @dataclass(kw_only=True)
-class TransferArguments(LabelledSource, SalientSource):
+class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
     """What another model's positions are worth to a model."""
 
     model: str = field(metadata={"help": "The SpotViT classifier: a directory or a Hub id."})
@@ -288,6 +311,7 @@ class TransferArguments(LabelledSource, SalientSource):
     batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
     decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
+    seed: int = field(default=0, metadata={"help": "Seed of the corruption."})
     output_dir: str | None = field(default=None, metadata={"help": "Where transfer.json and transfer.md are written."})
 
     def check(self) -> None:
@@ -297,6 +321,7 @@ class TransferArguments(LabelledSource, SalientSource):
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
         check_decode_option(self.decode)
         check_dtype(self.dtype)
+        self.check_corruption()
 
     def with_source(self, dataset_name: str, dataset_config_name: str | None, dataset_split: str) -> "TransferArguments":
         """With what the coordinates say of the images, where nothing else was said."""

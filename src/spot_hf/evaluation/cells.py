@@ -20,6 +20,21 @@ CALIBRATED = "calibrated"  # looks as the model's config says, at the model's ow
 
 
 @dataclass(frozen=True)
+class SettingKey:
+    """Within which results are compared: a model, at an image size, on images as they are or corrupted."""
+
+    model: str
+    image_size: int | None = None  # where it is not the model's own
+    corruption: str | None = None
+    severity: int | None = None
+
+    @property
+    def title(self) -> str:
+        pixels = "" if self.image_size is None else f", {self.image_size} px"
+        return self.model + pixels + ("" if self.corruption is None else f", {self.corruption} {self.severity}")
+
+
+@dataclass(frozen=True)
 class Cell:
     """What is measured."""
 
@@ -188,20 +203,19 @@ class Measurement:
 class Line:
     """Of the ledger: a cell on a shard of images."""
 
-    model: str
-    image_size: int | None
+    setting: SettingKey
     cell: Cell
     shard: int
     measured: Measurement
 
     def to_json(self) -> dict[str, Any]:
-        head = {"model": self.model, "image_size": self.image_size, "cell": self.cell.to_json(), "shard": self.shard}
-        return {**head, **self.measured.to_json()}
+        setting = {name: value for name, value in vars(self.setting).items() if value is not None or name == "image_size"}
+        return {**setting, "cell": self.cell.to_json(), "shard": self.shard, **self.measured.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Line":
-        cell, measured = Cell.from_json(values["cell"]), Measurement.from_json(values)
-        return cls(values["model"], values["image_size"], cell, values["shard"], measured)
+        setting = SettingKey(values["model"], values["image_size"], values.get("corruption"), values.get("severity"))
+        return cls(setting, Cell.from_json(values["cell"]), values["shard"], Measurement.from_json(values))
 
 
 class Lines:
@@ -221,7 +235,7 @@ class Lines:
                     line = Line.from_json(json.loads(text))
                 except ValueError:
                     continue
-                found[line.model, line.image_size, line.cell, line.shard] = line
+                found[line.setting, line.cell, line.shard] = line
         return list(found.values())
 
     def append(self, line: Line) -> None:

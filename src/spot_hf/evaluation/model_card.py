@@ -60,7 +60,7 @@ def add_results(arguments: CardArguments) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"`results` must be what `spot-hf evaluate` wrote; {arguments.results!r} holds no results") from None
     name = arguments.model_name or Path(arguments.model).resolve().name
-    own = [row for row in results.results if row.model == name and row.num_images]
+    own = [row for row in results.results if row.model == name and row.num_images and row.corruption is None]
     if not own:
         known = ", ".join(dict.fromkeys(row.model for row in results.results))
         raise ValueError(f"`results` must hold the model {name!r}; {arguments.results!r} has {known}")

@@ -51,15 +51,15 @@ def points_of(results: Sequence[Result], lines: list[Line], first: str, speeds: 
         speeds (`dict`): model → how fast its full grid is, as a multiple of the first model's.
     """
     correct: dict[tuple, np.ndarray] = {}
-    for (model, image_size), by_cell in group_lines(lines):
+    for setting, by_cell in group_lines(lines):
         for cell, parts in sorted(by_cell.items(), key=lambda item: item[0].seed or 0):
-            correct.setdefault((model, image_size, *identity_of(cell)), np.array(in_order(parts).correct))
+            correct.setdefault((setting, *identity_of(cell)), np.array(in_order(parts).correct))
     found = []
     for row in results:
         if row.speed_up is None or row.top_1 is None or row.image_size is not None:
             continue
         is_spot = is_placed(row.method) or row.confidence is not None or row.method in ("full_grid", "larger_windows")
-        right = correct[row.model, row.image_size, row.method, row.num_tokens, row.confidence]
+        right = correct[row.key, row.method, row.num_tokens, row.confidence]
         found.append(Point(row, row.speed_up * speeds[row.model], right, is_ours=is_spot and row.model == first))
     return found
 

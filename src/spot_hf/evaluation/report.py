@@ -58,8 +58,11 @@ def write_report(directory: Path, results: EvaluationResults, published: bool = 
         own, oracle = (
             [row for row in part if row.key == key and row.num_images] for part in (results.results, results.oracle)
         )
-        title = key[0] if key[1] is None else f"{key[0]}, {key[1]} px"
+        title = key.title
         text += [f"## {title}", "", *tables(own), ""]
+        if key.corruption is not None:  # its tables alone
+            text += [*oracle_table(oracle), ""] if oracle else []
+            continue
         stem = title.replace("/", "_").replace(", ", "_").replace(" ", "")
         pictures += [f"{stem}_tokens.png", f"{stem}_speed.png"]
         with write_atomically(directory / pictures[-2]) as file:

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 
 from .arguments import EvaluationArguments
-from .cells import ORACLE, Cell, Line, Measurement
+from .cells import ORACLE, Cell, Line, Measurement, SettingKey
 from .intervals import Accuracy, Difference
 
 
@@ -33,6 +33,7 @@ class Result:
         mean_tokens (`float`), looks (`list[int]`), confidence (`float` or `str`): of a budget per image: the tokens that an
             image got on average, those of each look, and when it stopped; `num_tokens` are those of the last look.
         steps, forward_passes (`int`), slow_down (`float`): of the oracle, whose every result uses the label.
+        corruption (`str`), severity (`int`): of the images, where they were corrupted.
     """
 
     model: str
@@ -60,6 +61,8 @@ class Result:
     steps: int | None = None
     forward_passes: int | None = None
     slow_down: float | None = None
+    corruption: str | None = None
+    severity: int | None = None
 
     @property
     def cost(self) -> float:
@@ -67,9 +70,9 @@ class Result:
         return self.num_tokens if self.mean_tokens is None else self.mean_tokens
 
     @property
-    def key(self) -> tuple[str, int | None]:
-        """Model and image size, by which tables are made."""
-        return self.model, self.image_size
+    def key(self) -> SettingKey:
+        """By which tables are made."""
+        return SettingKey(self.model, self.image_size, self.corruption, self.severity)
 
     def to_json(self) -> dict[str, Any]:
         """Without what this kind of result does not have; a method is called a way, as it was in 0.1.0."""
@@ -94,19 +97,19 @@ class Result:
 Parts = dict[int, Measurement]  # by shard
 
 
-def group_lines(lines: list[Line]) -> list[tuple[tuple[str, int | None], dict[Cell, Parts]]]:
-    """`(model, image_size)`, and of it cell → shard → measurement."""
-    found: dict[tuple[str, int | None], dict[Cell, Parts]] = {}
+def group_lines(lines: list[Line]) -> list[tuple[SettingKey, dict[Cell, Parts]]]:
+    """Setting, and of it cell → shard → measurement."""
+    found: dict[SettingKey, dict[Cell, Parts]] = {}
     for line in lines:
-        found.setdefault((line.model, line.image_size), {}).setdefault(line.cell, {})[line.shard] = line.measured
-    return sorted(found.items(), key=str)
+        found.setdefault(line.setting, {}).setdefault(line.cell, {})[line.shard] = line.measured
+    return sorted(found.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
 
 
 def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[Result]:
-    """One result per model, image size, method and number of tokens."""
+    """One result per setting, method and number of tokens."""
     metrics = load_metrics()
     found = []
-    for (model, image_size), every_cell in group_lines(lines):
+    for setting, every_cell in group_lines(lines):
         by_cell = {cell: parts for cell, parts in every_cell.items() if cell.method != ORACLE}
         full = next((parts for cell, parts in by_cell.items() if cell.method == "full_grid"), None)
         merged = {cell: in_order(parts) for cell, parts in by_cell.items()}
@@ -114,7 +117,7 @@ def summarize_lines(lines: list[Line], arguments: EvaluationArguments) -> list[R
             seeds = [cell for cell in by_cell if identity_of(cell) == (method, num_tokens, confidence)]
             seeds.sort(key=lambda cell: cell.seed or 0)
             figures = summarize_cells([merged[cell] for cell in seeds], metrics)
-            result = Result(model=model, image_size=image_size, method=method, num_tokens=num_tokens, **figures)
+            result = Result(**vars(setting), method=method, num_tokens=num_tokens, **figures)
             if seeds[0].looks is not None:
                 result.looks, result.confidence = list(seeds[0].looks), confidence
                 spent = [count for cell in seeds for count in merged[cell].num_tokens or []]
@@ -134,18 +137,17 @@ def identity_of(cell: Cell) -> tuple[str, int, float | str | None]:
 
 
 def summarize_oracle(lines: list[Line]) -> list[Result]:
-    """One result per model, image size, number of tokens and steps of the oracle, of which every one uses the label."""
+    """One result per setting, number of tokens and steps of the oracle, of which every one uses the label."""
     metrics = load_metrics()
     found = []
-    for (model, image_size), by_cell in group_lines(lines):
+    for setting, by_cell in group_lines(lines):
         for cell, parts in by_cell.items():
             if cell.steps is None:
                 continue
             speed = timing(parts, by_cell[Cell(ORACLE, cell.num_tokens, steps=0)])
             found.append(
                 Result(
-                    model=model,
-                    image_size=image_size,
+                    **vars(setting),
                     method=ORACLE,
                     num_tokens=cell.num_tokens,
                     **summarize_cells([in_order(parts)], metrics),

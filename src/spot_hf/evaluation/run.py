@@ -1,14 +1,14 @@
 """What a model is worth at how many tokens, under which placement, against what one would use otherwise: `spot-hf evaluate`.
 
 A *cell* is a method (a placement, a baseline, or the oracle), a number of tokens, and the seed of a random placement or the
-oracle's steps, at an image size. Images are decoded once, and each batch is classified under every cell, one after the other,
-so that what slows the machine slows all of them. The unit of work and of resume is a shard of images under a cell: a line of
-`lines-PROCESS.jsonl`.
+oracle's steps, at an image size, on images as they are or corrupted. There, images are decoded once, and each batch is
+classified under every cell, one after the other, so that what slows the machine slows all of them. The unit of work and of
+resume is a shard of images under a cell: a line of `lines-PROCESS.jsonl`.
 """
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -17,6 +17,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.batches import FailureCount, Plan, Preparation, batches_of
+from ..data.corruptions import PACKAGE, Corruption, check_view_size
 from ..data.failures import FailedImage, check_failures, describe_failures
 from ..data.labels import LabelMapping, match_labels
 from ..data.parquet import parquet_images
@@ -26,7 +27,8 @@ from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
 from .arguments import SAVED, EvaluationArguments
-from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of, saved_looks
+from .cells import Cell, CellShards, Line, Lines, Measurement, SettingKey, cells_of, saved_looks
+from .corrupted import corruption_tables
 from .measuring import Meter
 from .methods import Methods
 from .neighbors import Neighbors
@@ -70,7 +72,7 @@ def run_evaluation(arguments: EvaluationArguments, *, command: str | None = None
 
 @dataclass(frozen=True)
 class Setting:
-    """A model at an image size, with the processor that makes it, and its cells."""
+    """A model at an image size, with the processor that makes it, what corrupts the images, and its cells."""
 
     name: str  # of the model, in the results
     model: ModelSource
@@ -79,10 +81,12 @@ class Setting:
     height: int
     width: int
     cells: list[Cell]
+    corruption: Corruption | None = None
 
     @property
-    def title(self) -> str:
-        return self.name if self.image_size is None else f"{self.name}, {self.image_size} px"
+    def key(self) -> SettingKey:
+        done = self.corruption
+        return SettingKey(self.name, self.image_size, *((done.name, done.severity) if done is not None else ()))
 
 
 class EvaluationRun:
@@ -103,7 +107,8 @@ class EvaluationRun:
                 f"calibrate` saves them; got {', '.join(arguments.model)}"
             )
         sizes: list[int | None] = [*arguments.image_size] if arguments.image_size else [None]
-        self.settings = [_setting(name, model, size, arguments) for name, model in models.items() for size in sizes]
+        settings = [_setting(name, model, size, arguments) for name, model in models.items() for size in sizes]
+        self.settings = [replace(setting, corruption=one) for setting in settings for one in arguments.corruptions]
         self.images = load_images(arguments.source())
         self.parquet = parquet_images(arguments, self.images)
         self.num_images = count_images(self.images, arguments.max_samples)
@@ -121,7 +126,7 @@ class EvaluationRun:
         ledger = Ledger(
             parameters=parameters,
             command=command,
-            versions=versions(),
+            versions=versions(*([PACKAGE] if arguments.corruption else [])),
             device=device_name(state.device),
             labels=descriptions,
         )
@@ -172,7 +177,7 @@ class EvaluationRun:
         arguments, name, device = self.arguments, setting.name, device_of(self.state)
         done_by_cell: dict[Cell, set[int]] = {cell: set() for cell in setting.cells}
         for line in done:
-            if (line.model, line.image_size) == (name, setting.image_size):
+            if line.setting == setting.key:
                 done_by_cell[line.cell].add(line.shard)
         shards = CellShards(done_by_cell, str(self.images.split), self.num_images, arguments.shard_size)
         plan = Plan(shards, self.images, self.state, arguments.batch_size, self.parquet)
@@ -188,10 +193,10 @@ class EvaluationRun:
         methods = self.methods_class(model, saved, setting.height, setting.width, cells, arguments, classes, self.labels[name])
         shrinking = {size: setting.image_processor.resized(*size) for size in set(methods.shrunken_sizes.values())}
         meter = self.meter_of(methods, setting, shrinking, device)
-        preparation = Preparation(self.images, setting.image_processor, shrinking)
+        preparation = Preparation(self.images, setting.image_processor, shrinking, setting.corruption)
         failures = FailureCount(arguments.max_failed_share, self.num_images)
         parts: dict[Cell, list[Measurement]] = {}
-        with tqdm(total=total, desc=setting.title, unit="image", disable=not self.state.is_main_process) as progress:
+        with tqdm(total=total, desc=setting.key.title, unit="image", disable=not self.state.is_main_process) as progress:
             for number, batch in enumerate(batches_of(preparation, plan, arguments.num_workers, failures)):
                 shard = batch.work.shard
                 missing = shards.lacks(shard)
@@ -201,7 +206,7 @@ class EvaluationRun:
                     parts.setdefault(cell, []).append(meter(cell, batch))
                 for cell in missing if batch.work.closes_shard else []:
                     measured = Measurement.concatenated(parts.pop(cell))
-                    lines.append(Line(name, setting.image_size, cell, shard, measured))
+                    lines.append(Line(setting.key, cell, shard, measured))
                     if measured.image_index:
                         text = f"{cell.method} {cell.num_tokens}: {self.figure_of(measured)}"
                         progress.set_postfix_str(text, refresh=False)
@@ -223,7 +228,7 @@ class EvaluationRun:
         ledger.parameters["num_images"] = num_images  # of a stream, known by now
         results = EvaluationResults(ledger, rows, oracle_rows, failed)
         self.directory.write_json(RESULTS, results.to_json())
-        sections = self._pareto(results, lines) if arguments.pareto else []
+        sections = self._pareto(results, lines) if arguments.pareto else corruption_tables(rows)
         logger.info(write_report(self.directory.directory, results, arguments.published, sections))
         if failed:
             logger.info("%s; all are listed in %s", describe_failures(failed), RESULTS)
@@ -265,6 +270,8 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
             raise ValueError(f"`image_size` must be at least {patch_size}, the patch size of {model.name!r}; got {image_size}")
         image_processor = image_processor.resized(image_size, image_size)
     width, height = image_processor.model_size((1000, 1000))
+    if arguments.corruption:
+        check_view_size((width, height), model.config.num_channels)
     cells = cells_of(arguments, (height // patch_size) * (width // patch_size), model.config)
     if not cells:
         raise ValueError(

@@ -129,7 +129,8 @@ class SegmentationRun(EvaluationRun):
         names = [self.models[row.model].config.id2label[i] for row in rows[:1] for i in range(labels[row.model])]
         results = SegmentationResults(ledger, rows, failed, names)
         self.directory.write_json(RESULTS, results.to_json())
-        pictures = [picture for setting in self.settings for picture in self._draw(setting)]
+        drawn = [setting for setting in self.settings if setting.corruption is None]
+        pictures = [picture for setting in drawn for picture in self._draw(setting)]
         logger.info(write_segmentation_report(self.directory.directory, results, pictures))
         if failed:
             logger.info("%s; all are listed in %s", describe_failures(failed), RESULTS)

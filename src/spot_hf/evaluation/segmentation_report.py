@@ -51,12 +51,12 @@ def write_segmentation_report(directory: Path, results: SegmentationResults, pic
     """Writes `README.md` and a plot into a directory, and returns the tables."""
     ledger, parameters, text = results.ledger, results.ledger.parameters, []
     drawn = list(pictures)
-    for model in dict.fromkeys(row.model for row in results.results):
-        rows = [row for row in results.results if row.model == model and row.num_images]
-        text += [f"## {model}", "", *tables(rows), "", *per_class_table(rows, results.classes), ""]
-        drawn.insert(0, f"{_file_name(model)}_tokens.png")
+    for key in dict.fromkeys(row.key for row in results.results):
+        rows = [row for row in results.results if row.key == key and row.num_images]
+        text += [f"## {key.title}", "", *tables(rows), "", *per_class_table(rows, results.classes), ""]
+        drawn.insert(0, f"{_file_name(key.title)}_tokens.png")
         with write_atomically(directory / drawn[0]) as file:
-            plot(file, rows, model)
+            plot(file, rows, key.title)
     failed = f" Could not be read, and listed in `results.json`: {len(results.failed)}." if results.failed else ""
     head = [
         "# Evaluation",

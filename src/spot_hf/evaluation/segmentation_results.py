@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .cells import ORACLE, Cell, Line
+from .cells import ORACLE, Cell, Line, SettingKey
 from .confusion import Estimate, bootstrap, mean_iou_of, segmentation_scores
 from .results import group_lines, identity_of, in_order, timing
 
@@ -18,7 +18,8 @@ class SegmentationResult:
     Of a method at a number of tokens, in percent. What was not measured is `None`.
 
     Attributes:
-        model (`str`), method (`str`), num_tokens (`int`): what was measured; steps (`int`): of the oracle, which uses masks.
+        model (`str`), method (`str`), num_tokens (`int`): what was measured; steps (`int`): of the oracle, which uses masks;
+            corruption (`str`), severity (`int`): of the images, where they were corrupted.
         num_images, num_failed, num_seeds (`int`): images that were segmented, that could not be read; draws.
         mean_iou ([`Estimate`]): over the pixels of all images, mean over seeds, with the first seed's interval over images.
         mean_iou_spread (`float`): standard deviation over seeds.
@@ -35,6 +36,8 @@ class SegmentationResult:
     num_images: int
     num_failed: int
     num_seeds: int
+    corruption: str | None = None
+    severity: int | None = None
     steps: int | None = None
     mean_iou: Estimate | None = None
     mean_iou_spread: float | None = None
@@ -46,6 +49,11 @@ class SegmentationResult:
     images_per_second: float | None = None
     speed_up: float | None = None
     peak_mib: float | None = None
+
+    @property
+    def key(self) -> SettingKey:
+        """By which tables are made."""
+        return SettingKey(self.model, None, self.corruption, self.severity)
 
     def to_json(self) -> dict[str, Any]:
         values = {name: value for name, value in asdict(self).items() if value is not None}
@@ -63,9 +71,9 @@ class SegmentationResult:
 def summarize_segmentation(lines: list[Line], num_labels: Mapping[str, int]) -> list[SegmentationResult]:
     """One result per model, method, number of tokens, and steps of the oracle. `num_labels`: classes, by the model's name."""
     found = []
-    for (model, _), by_cell in group_lines(lines):
+    for setting, by_cell in group_lines(lines):
         merged = {cell: in_order(parts) for cell, parts in by_cell.items()}
-        square = (-1, num_labels[model], num_labels[model])
+        square = (-1, num_labels[setting.model], num_labels[setting.model])
         matrices = {cell: np.array(one.confusions or []).reshape(square) for cell, one in merged.items()}
         full_cell = next((cell for cell in by_cell if cell.method == "full_grid"), None)
         full = None if full_cell is None else by_cell[full_cell]
@@ -75,7 +83,9 @@ def summarize_segmentation(lines: list[Line], num_labels: Mapping[str, int]) -> 
             )
             first = seeds[0]
             result = SegmentationResult(
-                model=model,
+                model=setting.model,
+                corruption=setting.corruption,
+                severity=setting.severity,
                 method=first.name,
                 num_tokens=first.num_tokens,
                 num_images=len(merged[first].image_index),

@@ -15,6 +15,7 @@ from ..coordinates.joining import join_readable
 from ..coordinates.loading import load_coordinates
 from ..coordinates.records import load_record
 from ..data.batches import model_saliency
+from ..data.corruptions import check_view_size, of_views
 from ..data.encoded import EncodedImage, encoded, encoded_image
 from ..data.failures import FailedImage, UnreadableImageError, check_failures, describe_failures
 from ..data.labels import LabelMapping, likeliest_class, match_labels
@@ -55,6 +56,9 @@ class TransferResult:
             shared positions.
         analysis (`dict`): name of `POSITIONS`, or `"random"` → [`PositionFigures`].
         failed (`list`): images that could not be read.
+        corruption (`str`, *optional*), found_under (`str`, *optional*): how the images were corrupted, such as `"fog 3"`, on
+            which positions were measured, and for which they were found. `None`: as they are; or nothing says what they were
+            found for.
     """
 
     model: str
@@ -74,6 +78,8 @@ class TransferResult:
     saliency: str
     analysis: dict[str, PositionFigures]
     failed: list[FailedImage]
+    corruption: str | None = None
+    found_under: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,9 +150,20 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
         saliency="edge saliency" if saliency is None else f"saliency by `{Path(saliency).name}`",
         analysis={name: means(parts) for name, parts in measuring.described.items()},
         failed=measuring.failed,
+        corruption=None if arguments.chosen_corruption is None else str(arguments.chosen_corruption),
+        found_under=_found_under(arguments.coordinates, config, split, commit),
     )
     _write(result, arguments.output_dir)
     return result
+
+
+def _found_under(coordinates: str, config: str, split: str, revision: str | None) -> str | None:
+    """The corruption for which positions were found, as their record says; positions of one's own have none."""
+    try:
+        parameters = load_record(coordinates, config, split, revision=revision).parameters
+    except OSError:
+        return None
+    return f"{parameters['corruption']} {parameters['severity']}" if "corruption" in parameters else None
 
 
 def _write(result: TransferResult, output_dir: str | None) -> None:
@@ -174,6 +191,10 @@ class _Transfer:
     ):
         self.arguments, self.labels, self.classes, self.device = arguments, labels, classes, default_device()
         self.model, self.image_processor = model.load().to(self.device), model.load_image_processor(arguments.decode)
+        self.corruption = arguments.chosen_corruption
+        if self.corruption is not None:
+            check_view_size(self.image_processor.model_size((1000, 1000)), self.model.config.num_channels)
+            self.of_views = of_views(self.image_processor)
         self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
         self.failed = list(failed)  # images that could not be read, so far
@@ -221,7 +242,12 @@ class _Transfer:
     def _classify(self, images: list[Any], rows: list[dict[str, Any]], others: dict[str, list]) -> dict[str, np.ndarray]:
         """A batch: name of `POSITIONS` → `(batch_size,)`, bool. `others` are rows of other images, for the control."""
         sizes = [image.size for image in images]
-        pixel_values = self.image_processor(images, placement="grid", return_tensors="pt")["pixel_values"]
+        image_processor = self.image_processor
+        if self.corruption is not None:
+            ids = [row["image_id"] for row in rows]
+            images = [self.corruption.view(image_processor, one, name) for one, name in zip(images, ids, strict=True)]
+            image_processor = self.of_views
+        pixel_values = image_processor(images, placement="grid", return_tensors="pt")["pixel_values"]
         shared = self._in_model_frame([row["coordinates"] for row in rows], sizes)
         self.num_outside += int(((shared < 0) | (shared > 1)).any(-1).sum())
         initial = self._in_model_frame([row["initial_coordinates"] for row in rows], sizes)
@@ -293,10 +319,12 @@ def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_si
 
 def transfer_table(result: TransferResult) -> str:
     """Markdown."""
+    shifted = result.found_under or result.corruption
     lines = [
         f"{result.model} at the positions of {result.coordinates} {result.config}: {result.num_tokens} tokens, "
         f"{result.num_images} images of {result.dataset}, {result.split}"
-        + (", among the classes that occur" if result.among_labels else ""),
+        + (", among the classes that occur" if result.among_labels else "")
+        + (f"; positions found on {_kind(result.found_under)}, measured on {_kind(result.corruption)}" if shifted else ""),
         "",
         "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
         "|---|---:|---:|---:|",
@@ -316,6 +344,10 @@ def transfer_table(result: TransferResult) -> str:
         *analysis_table(result.analysis, result.saliency),
     ]
     return "\n".join(lines)
+
+
+def _kind(corruption: str | None) -> str:
+    return "images as they are" if corruption is None else f"images under {corruption}"
 
 
 def _points(difference: Difference) -> str:

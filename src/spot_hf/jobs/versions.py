@@ -29,11 +29,12 @@ def weights_digest(model: str) -> str | None:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
+def versions(*others: str) -> dict[str, str]:
+    """Of this package, of those that every job uses, and of `others` that this one does."""
     return {
         "spot_hf": __version__,
         "torch": torch.__version__,
-        **{name: version(name) for name in ("transformers", "datasets", "accelerate")},
+        **{name: version(name) for name in ("transformers", "datasets", "accelerate", *others)},
         "python": platform.python_version(),
     }
 

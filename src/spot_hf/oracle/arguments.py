@@ -9,6 +9,7 @@ from torch import nn
 
 from ..coordinates.schema import check_config_name
 from ..data.batches import PlacementRequest
+from ..data.corruptions import CorruptionArguments
 from ..data.labels import LabelledSource
 from ..data.source import DECODE_HELP, SalientSource, check_decode_option
 from ..hub.uploads import PushArguments, check_push
@@ -93,7 +94,7 @@ class SearchArguments:
 
 
 @dataclass(kw_only=True)
-class OracleArguments(SearchArguments, LabelledSource, SalientSource):
+class OracleArguments(SearchArguments, CorruptionArguments, LabelledSource, SalientSource):
     """
     What a run of the oracle does. Its rows depend on all of these but where they are written and how images are read.
     """
@@ -121,7 +122,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             "(default: the placement's own)."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of random placements, which are drawn per image."})
+    seed: int = field(default=0, metadata={"help": "Seed of random placements and of corruptions, which are drawn per image."})
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
     )
@@ -164,6 +165,7 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
             check_placement(self.placement, num_tokens)
         self.check_saliency_of(self.placement)
         check_decode_option(self.decode)
+        self.check_corruption()
         if self.window_scales is not None:
             scale_policy(self.window_scales)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
@@ -207,11 +209,11 @@ class OracleArguments(SearchArguments, LabelledSource, SalientSource):
         """On which the rows depend; the model and its commit are added by [`ModelSource.recorded`]."""
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "license", "push_to_hub",
-            "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv",
+            "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv", "corruption", "severity",
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(recorded_placements([self.placement]))
         for name in ("saliency_column_name", "window_scales", "decode"):  # as before there were these options
             if recorded[name] is None:
                 del recorded[name]
-        return {**recorded, **self.recorded_source(), **self.recorded_saliency()}
+        return {**recorded, **self.recorded_source(), **self.recorded_saliency(), **self.recorded_corruption()}

@@ -21,6 +21,7 @@ from ..coordinates.schema import coordinate_features
 from ..coordinates.shards import CoordinateDirectory, Shard
 from ..coordinates.summary import Summary, summarize
 from ..data.batches import Batch, FailureCount, PlacementRequest, Plan, Preparation, Shards, batches_of
+from ..data.corruptions import PACKAGE, check_view_size
 from ..data.encoded import check_image_ids
 from ..data.failures import check_failures, describe_failures
 from ..data.labels import ForeignLabelsError, LabelMapping, check_label_column, match_labels
@@ -74,6 +75,8 @@ class OracleRun:
         self.arguments = arguments = pinned(arguments)
         self.model = open_model(arguments.model, arguments.revision)
         _check_objective(arguments, self.model)
+        if arguments.corruption is not None:
+            check_view_size(self.model.load_image_processor().model_size((1000, 1000)), self.model.config.num_channels)
         self.images = load_images(arguments.source())
         self.split = str(self.images.split)
         self.num_images = count_images(self.images, arguments.max_samples)
@@ -89,7 +92,7 @@ class OracleRun:
         ledger = Ledger(
             parameters=parameters,
             command=command,
-            versions=versions(),
+            versions=versions(*([PACKAGE] if arguments.corruption is not None else [])),
             device=device_name(state.device),
             labels=self.labels.description if self.labels is not None else None,
         )
@@ -167,8 +170,9 @@ class OracleRun:
         failures = FailureCount(arguments.max_failed_share, self.num_images)
         progress = OracleProgress(arguments.num_tokens, plan, self.state)
         open_shards: dict[PlacementRequest, Shard] = {}
+        preparation = Preparation(self.images, image_processor, corruption=arguments.chosen_corruption)
         with progress.bar:
-            for batch in batches_of(Preparation(self.images, image_processor), plan, arguments.num_workers, failures):
+            for batch in batches_of(preparation, plan, arguments.num_workers, failures):
                 results = _optimize(oracle, batch, device, self.labels)
                 for request in batch.work.placements:
                     shard = open_shards.setdefault(request, Shard(self._features(request.num_tokens)))
