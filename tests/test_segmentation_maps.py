@@ -73,7 +73,10 @@ def test_scores_of_a_crop_return_to_where_they_were():
     size = (60, 120)  # resized to 40 × 80; the crop begins at 4 / 40 and 24 / 80
     ramp = (torch.arange(32) + 0.5) / 32
     logits = torch.stack([ramp[None].expand(32, -1), ramp[:, None].expand(-1, 32)])[None]
-    (scores,) = processor.scores_in_image(SemanticSegmenterOutput(logits=logits), [size])
+    outputs = SemanticSegmenterOutput(logits=logits)
+    (found,) = processor.post_process_semantic_segmentation(outputs, [size], return_segmentation_scores=True)
+    scores = found["segmentation_scores"]
+    assert torch.equal(found["segmentation"], scores.argmax(0))
     x = ((torch.arange(120) + 0.5) / 120 * 80 - 24) / 32
     y = ((torch.arange(60) + 0.5) / 60 * 40 - 4) / 32
     inner = 0.5 / 32  # beyond the centres of the border pixels these are repeated

@@ -6,8 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import BatchFeature
 
 from .frames import Frame, FrameMixin
+
+
+try:
+    from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+except ImportError:  # in older releases: what it is, without the name
+    SemanticSegmentationPostProcessorOutput = BatchFeature  # type: ignore[assignment,misc]
 
 
 def check_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
@@ -45,8 +52,11 @@ class SegmentationMapMixin(FrameMixin):
         return [frame.crop_map(one) for frame, one in zip(frames, maps, strict=True)]
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
         """
         A model's scores to class numbers.
 
@@ -56,30 +66,32 @@ class SegmentationMapMixin(FrameMixin):
             target_sizes (`list[tuple[int, int]]`, *optional*): `(height, width)` of each original image in pixels: scores are
                 interpolated bilinearly to its pixels, through this processor's resize and crop. What the crop removed has the
                 classes of the crop's border. By default the maps stay as large as `logits` are.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`): also return the scores.
 
         Returns:
-            `list[torch.Tensor]`: per image its classes `(height, width)`, int64.
+            `list[torch.Tensor]`: per image its classes `(height, width)`, int64. With `return_segmentation_scores` instead
+            `list[SemanticSegmentationPostProcessorOutput]`, of `segmentation` and `segmentation_scores` `(num_labels, height,
+            width)`, of the logits' dtype or, interpolated, float32.
 
         Raises:
             `ValueError`: as many target sizes as images are needed.
         """
         logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
         if target_sizes is None:
-            return list(logits.argmax(1))
-        return [scores.argmax(0) for scores in self.scores_in_image(outputs, target_sizes)]
-
-    def scores_in_image(self, outputs: Any, target_sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """What [`post_process_semantic_segmentation`] takes the highest of: per image `(num_labels, height, width)`,
-        float32."""
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
-        if len(target_sizes) != len(logits):
+            found = list(logits)
+        elif len(target_sizes) != len(logits):
             raise ValueError(f"`target_sizes` must be one (height, width) per image, {len(logits)}; got {len(target_sizes)}")
-        found = []
-        for scores, size in zip(logits, target_sizes, strict=True):
-            height, width = (int(side) for side in size)
-            frame = self._frame((width, height), **self._recipe())
-            found.append(_to_image(scores, frame, height, width))
-        return found
+        else:
+            found = []
+            for scores, size in zip(logits, target_sizes, strict=True):
+                height, width = (int(side) for side in size)
+                found.append(_to_image(scores, self._frame((width, height), **self._recipe()), height, width))
+        if not return_segmentation_scores:
+            return [scores.argmax(0) for scores in found]
+        return [
+            SemanticSegmentationPostProcessorOutput({"segmentation": scores.argmax(0), "segmentation_scores": scores})
+            for scores in found
+        ]
 
     def segmentation_map_to_model_frame(self, segmentation_map: Any) -> torch.Tensor:
         """A map of class numbers over the original image `(height, width)` to one over what the model sees of it, int64: the

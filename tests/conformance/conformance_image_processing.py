@@ -9,13 +9,19 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
+import torch
 from PIL import Image
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from spot_hf import SpotViTImageProcessor, SpotViTImageProcessorPil
 
-from ...test_image_processing_common import ImageProcessingTestMixin, prepare_image_inputs
+from ...test_image_processing_common import (
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+    prepare_image_inputs,
+)
 from .reasons import SKIP_PREFIX, replaces, skip
 
 
@@ -40,12 +46,16 @@ class SpotViTImageProcessingTester:
     def prepare_processor_inputs(self, **kwargs):
         return {"images": self.prepare_image_inputs(**kwargs)}
 
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        shape = {"num_labels": 4, "height": 6, "width": 8}
+        return {"outputs": SemanticSegmenterOutput(logits=torch.rand(self.batch_size, *shape.values()))}, shape
+
     def expected_output_image_shape(self, images):
         size = self.processor["crop_size"] if self.processor.get("do_center_crop") else self.processor["size"]
         return self.num_channels, size["height"], size["width"]
 
 
-class SpotViTImageProcessingSuite(ImageProcessingTestMixin):
+class SpotViTImageProcessingSuite(PostProcessSemanticSegmentationTestMixin, ImageProcessingTestMixin):
     """The suite with what both variants share. Not a TestCase: only its subclasses are collected."""
 
     test_cast_dtype = True

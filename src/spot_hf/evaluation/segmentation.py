@@ -67,11 +67,12 @@ class SegmentationMeter(Meter):
     def compare(self, found: Measurement, cell: Cell, batch: Batch, outputs: Outputs, truth: list[np.ndarray]) -> None:
         num_labels, ignored = self.classes.num_labels, self.classes.ignore_index
         sizes = [mask.shape for mask in truth]
-        scores = self.image_processor.scores_in_image(outputs, sizes)
+        processed = self.image_processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
         found.confusions, found.loss = [], []
-        for own, mask in zip(scores, truth, strict=True):
+        for one, mask in zip(processed, truth, strict=True):
+            own = one["segmentation_scores"]
             labels = torch.from_numpy(mask)[None].to(own.device)
-            matrix = confusion_matrices(own.argmax(0)[None], labels, num_labels, ignored)[0]
+            matrix = confusion_matrices(one["segmentation"][None], labels, num_labels, ignored)[0]
             found.confusions.append(matrix.flatten().tolist())
             loss = nn.functional.cross_entropy(own[None], labels, ignore_index=ignored, reduction="sum")
             found.loss.append(round(float(loss / max(1, int(matrix.sum()))), 6))
