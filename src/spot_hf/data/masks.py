@@ -39,7 +39,7 @@ class MaskClasses:
                 f"`label_column_name`: the mask of image {image_id!r} has (height, width) {mask.shape}, its image "
                 f"{(height, width)}"
             )
-        foreign = sorted({*np.unique(mask).tolist()} - {*range(self.num_labels), self.ignore_index})
+        foreign = sorted({*numbers_in(mask)} - {*range(self.num_labels), self.ignore_index})
         if foreign:
             raise ValueError(
                 f"`label_column_name`: the mask of image {image_id!r} has the number {foreign[0]}; accepted are 0 to "
@@ -88,6 +88,13 @@ def read_mask(stored: Any, image_id: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def numbers_in(mask: np.ndarray) -> list[int]:
+    """Which numbers a mask has, in order."""
+    if mask.max() > 0xFFFF:  # no class numbers, and too many to count
+        return np.unique(mask).tolist()
+    return np.flatnonzero(np.bincount(mask.ravel())).tolist()  # many times as fast, as nothing is sorted
+
+
 def with_encoded_masks(images: datasets.Dataset, label_column_name: str | None) -> datasets.Dataset:
     """The same data set with masks as the bytes that are stored; `ValueError` where its labels are no masks."""
     feature = images.features.get("label")
@@ -122,7 +129,7 @@ def check_masks(images: datasets.Dataset, num_labels: int | None, ignore_index: 
         row = local.rows[index]
         image_id = image_id_of((row["image"] or {}).get("path"), index, split)
         mask = read_mask(row["label"], image_id)
-        highest = max((one for one in np.unique(mask).tolist() if one != ignore_index), default=-1)
+        highest = max((one for one in numbers_in(mask) if one != ignore_index), default=-1)
         size = _image_size(row["image"]) or mask.shape[::-1]
         MaskClasses(highest + 1 if num_labels is None else num_labels, ignore_index).check(mask, size, image_id)
         return highest

@@ -45,6 +45,8 @@ class ModelSource:
 
     def check_classifier(self) -> None:
         """`ValueError` where it has none."""
+        if self.segments:
+            raise ValueError(f"`model` {self.name!r} segments images: this is for models that classify them")
         if not self.has_classifier:
             raise ValueError(f"`model` {self.name!r} has no classifier: convert it with --num_labels and train it first")
 
