@@ -11,7 +11,7 @@ from ..data.labels import LabelledSource
 from ..data.source import DatasetSource, pinned
 from ..jobs.arguments import json_object
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..placement import COVER, check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
+from ..placement import check_placement, check_placement_name, get_placement, recorded_placements, scale_policy
 from .augmentation import Augmentation
 from .data import TrainingImages
 from .placements import ScaleRule, TrainingPlacements, scale_rule, token_buckets
