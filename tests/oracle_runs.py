@@ -88,12 +88,18 @@ def save_scenes(directory: Path, count: int, broken: tuple[int, ...] = (), masks
     return directory
 
 
-def save_segmenter(directory: Path, seed: int = 0, **processor) -> Path:
-    """A model with random weights, which sees 32 × 40 pixels."""
+def save_segmenter(
+    directory: Path,
+    seed: int = 0,
+    num_labels: int = NUM_CLASSES,
+    ignore_index: int = IGNORED,
+    image_size: tuple[int, int] = (32, 40),
+) -> Path:
+    """A model with random weights, which sees all of an image, squeezed to `(height, width)` pixels."""
     model = tiny_model(
-        seed, SpotViTForSemanticSegmentation, num_labels=NUM_CLASSES, semantic_loss_ignore_index=IGNORED, image_size=[32, 40],
-        segmentation_scores_per_side=2,
+        seed, SpotViTForSemanticSegmentation, num_labels=num_labels, semantic_loss_ignore_index=ignore_index,
+        image_size=list(image_size), segmentation_scores_per_side=2,
     )  # fmt: skip
     model.save_pretrained(directory)
-    tiny_processor(**{"size": {"height": 32, "width": 40}, **processor}).save_pretrained(directory)
+    tiny_processor(size={"height": image_size[0], "width": image_size[1]}).save_pretrained(directory)
     return directory

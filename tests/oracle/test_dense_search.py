@@ -102,7 +102,9 @@ def test_batch_sizes_give_the_same_positions(model, objective, batch_size):
     labels = LABELS if objective == "label" else None
     together = oracle.optimize(IMAGES, labels, START, window_scales=SCALES)
     for rows in torch.arange(COUNT).split(batch_size):
-        alone = oracle.optimize(IMAGES[rows], None if labels is None else labels[rows], START[rows], window_scales=SCALES[rows])
+        alone = oracle.optimize(
+            IMAGES[rows], None if labels is None else labels[rows], START[rows], window_scales=SCALES[rows]
+        )
         assert_same(together, alone, rows)
 
 
