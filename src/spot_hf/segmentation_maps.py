@@ -83,14 +83,26 @@ class SegmentationMapMixin(FrameMixin):
         logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
         if target_sizes is None:
             return list(logits.argmax(1))
+        return [scores.argmax(0) for scores in self.scores_in_image(outputs, target_sizes)]
+
+    def scores_in_image(self, outputs: Any, target_sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """What [`post_process_semantic_segmentation`] takes the highest of: per image `(num_labels, height, width)`,
+        float32."""
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs["logits"]
         if len(target_sizes) != len(logits):
             raise ValueError(f"`target_sizes` must be one (height, width) per image, {len(logits)}; got {len(target_sizes)}")
         found = []
         for scores, size in zip(logits, target_sizes, strict=True):
             height, width = (int(side) for side in size)
             frame = self._frame((width, height), **self._recipe())
-            found.append(_to_image(scores, frame, height, width).argmax(0))
+            found.append(_to_image(scores, frame, height, width))
         return found
+
+    def segmentation_map_to_model_frame(self, segmentation_map: Any) -> torch.Tensor:
+        """A map of class numbers over the original image `(height, width)` to one over what the model sees of it, int64: the
+        class under each pixel of `pixel_values`."""
+        (one,) = check_segmentation_maps(segmentation_map)
+        return self._frame(one.shape[::-1], **self._recipe()).crop_map(one)  # type: ignore[arg-type]
 
 
 def _to_image(scores: torch.Tensor, frame: Frame, height: int, width: int) -> torch.Tensor:

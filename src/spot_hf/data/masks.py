@@ -49,6 +49,15 @@ class MaskClasses:
             )
         return mask
 
+    @property
+    def description(self) -> str:
+        """For the log and the record."""
+        return f"masks of {self.num_labels} classes by number; {self.ignore_index} does not count"
+
+    def recorded(self) -> dict[str, Any]:
+        """As of a mapping of labels: numbers are the model's own."""
+        return {}
+
     def read(self, stored: Any, image_size: tuple[int, int], image_id: str) -> np.ndarray:
         """As [`read_mask`], checked."""
         return self.check(read_mask(stored, image_id), image_size, image_id)

@@ -139,6 +139,8 @@ class Measurement:
         peak_mib (`list[float]`): of the batches for which memory was counted.
         knn (`list[int]`, *optional*): the nearest neighbours' class, per image.
         num_tokens (`list[int]`, *optional*): of a budget per image, the tokens of all looks, per image.
+        confusions (`list[list[int]]`, *optional*): of segmentation, each image's pixels by true and by predicted class, row by
+            row; there, images have no `label`, `top` or `confidence`.
     """
 
     image_index: list[int] = field(default_factory=list)
@@ -153,6 +155,7 @@ class Measurement:
     failed: list[FailedImage] = field(default_factory=list)
     knn: list[int] | None = None
     num_tokens: list[int] | None = None
+    confusions: list[list[int]] | None = None
 
     @classmethod
     def concatenated(cls, parts: Sequence["Measurement"]) -> "Measurement":
@@ -170,8 +173,8 @@ class Measurement:
         return [top[0] == label for top, label in zip(self.top, self.label, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Without `failed`, `knn` and `num_tokens`, where there are none."""
-        optional = ("failed", "knn", "num_tokens")
+        """Without what there is not always, where there is none."""
+        optional = ("failed", "knn", "num_tokens", "confusions")
         return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
     @classmethod

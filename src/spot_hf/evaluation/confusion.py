@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .intervals import CONFIDENCE
 from .results import load_metric
 
 
@@ -52,3 +53,48 @@ def segmentation_scores(confusions: np.ndarray) -> SegmentationScores:
         pixel_accuracy=100 * found["overall_accuracy"],
         per_class=[100 * value for value in found["per_category_iou"]],
     )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """In percent or points, with its 95 % interval: a percentile bootstrap over images."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+def mean_iou_of(confusions: np.ndarray) -> np.ndarray:
+    """Mean IoU in percent over the classes that occur, `(...)`, of confusion matrices `(..., num_labels, num_labels)`."""
+    right = np.diagonal(confusions, axis1=-2, axis2=-1).astype(float)
+    union = confusions.sum(-1) + confusions.sum(-2) - right
+    ious = np.where(union > 0, right / np.maximum(union, 1), np.nan)
+    return 100 * np.nanmean(ious, axis=-1)
+
+
+def bootstrap(confusions: np.ndarray, others: np.ndarray | None = None, seed: int = 0) -> Estimate:
+    """
+    Mean IoU with its interval; or the difference of two on the same images, drawn together.
+
+    Args:
+        confusions (`np.ndarray` of shape `(num_images, num_labels, num_labels)`): of each image.
+        others (`np.ndarray`, *optional*): of the same images, to be subtracted.
+        seed (`int`): of the draws.
+    """
+    count, num_labels = confusions.shape[:2]
+    # To draw images with replacement is to draw how often each occurs.
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
+
+    def drawn(matrices: np.ndarray) -> tuple[float, np.ndarray]:
+        totals = (draws @ matrices.reshape(count, -1)).reshape(-1, num_labels, num_labels)
+        return float(mean_iou_of(matrices.sum(0))), mean_iou_of(totals)
+
+    value, resampled = drawn(confusions)
+    if others is not None:
+        other, of_other = drawn(others)
+        value, resampled = value - other, resampled - of_other
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high))

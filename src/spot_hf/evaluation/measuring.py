@@ -1,6 +1,7 @@
 """Measures a cell on a batch: classes, losses, time, memory."""
 
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from ..jobs.process import synchronize
 from ..oracle.search import OracleResult
 from .cells import Cell, Measurement
 from .memory import PeakMemory
-from .methods import Methods, among
+from .methods import Methods, Outputs, among
 from .neighbors import Neighbors
 
 
@@ -27,11 +28,11 @@ class Meter:
         self.warm: set[Cell] = set()
 
     def __call__(self, cell: Cell, batch: Batch) -> Measurement:
-        """Classifies a batch under a cell; the first time also without a clock, and counting memory."""
+        """Runs a batch under a cell; the first time also without a clock, and counting memory."""
         found = Measurement(num_failed=[len(batch.failed)], failed=batch.failed)
-        if batch.pixel_values is None:  # nothing to classify
+        if batch.pixel_values is None:  # nothing to look at
             return found
-        labels = batch.labels(self.methods.labels)
+        truth = self.truth_of(batch)
         if cell not in self.warm:
             # Libraries allocate and choose once. Of a full batch: the figure is the same whichever batch is the first.
             with PeakMemory() as memory:
@@ -46,17 +47,26 @@ class Meter:
         seconds = time.perf_counter() - began
         # The oracle has looked at its best positions already: to look again is no part of its cost.
         outputs = self.methods.at(batch, result.coordinates) if isinstance(result, OracleResult) else result
+        found.image_index = batch.image_index
+        found.seconds, found.num_timed = [round(seconds, 6)], [len(batch.image_index)]
+        self.compare(found, cell, batch, outputs, truth)
+        return found
+
+    def truth_of(self, batch: Batch) -> Any:
+        """What outputs are compared with; `ValueError` where an image has none."""
+        return batch.labels(self.methods.labels)
+
+    def compare(self, found: Measurement, cell: Cell, batch: Batch, outputs: Outputs, truth: Any) -> None:
+        """Fills in what is measured of each image, by [`truth_of`] the batch."""
         logits = among(outputs.logits.cpu().double(), self.methods.classes)  # not every device has float64
         num_top = min(5, logits.shape[-1] if self.methods.classes is None else len(self.methods.classes))
         top = logits.topk(num_top, dim=-1).indices
         confidence = logits.softmax(-1).gather(1, top[:, :1])[:, 0]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="none")
-        found.image_index, found.label, found.top = batch.image_index, labels.tolist(), top.tolist()
+        loss = nn.functional.cross_entropy(logits, truth, reduction="none")
+        found.label, found.top = truth.tolist(), top.tolist()
         found.confidence = [round(value, 6) for value in confidence.tolist()]
         found.loss = [round(value, 6) for value in loss.tolist()]
-        found.seconds, found.num_timed = [round(seconds, 6)], [len(labels)]
         if outputs.num_tokens is not None:
             found.num_tokens = outputs.num_tokens.tolist()
         if self.neighbors is not None and cell.steps is None and outputs.features is not None:
             found.knn = self.neighbors.predict(cell, outputs.features)
-        return found

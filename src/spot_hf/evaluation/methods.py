@@ -68,14 +68,14 @@ class Methods:
         if cell.method == "shrunken_image":
             size = shrunken_size(cell.num_tokens, self.height, self.width, config.patch_size)
             self.shrunken_sizes[cell] = size
-            return partial(self._run, partial(_encode, shrink(self.saved, *size), merge_tokens=0.0))
+            return partial(self._run, partial(self.encode, shrink(self.saved, *size), merge_tokens=0.0))
         if cell.method.startswith("token_merging"):
             num_cells = (self.height // config.patch_size) * (self.width // config.patch_size)
             if cell.method == "token_merging":
                 schedule = merge_schedule(num_cells, cell.num_tokens, config.num_hidden_layers)
             else:
                 schedule = merge_schedule_of_cost(num_cells, cell.num_tokens, config.hidden_size, config.num_hidden_layers)
-            return partial(self._run, partial(_encode, self.model, merge_tokens=schedule))
+            return partial(self._run, partial(self.encode, self.model, merge_tokens=schedule))
         if cell.method in LEARNED and self.model.placer is None:
             raise ValueError(f"`placement` {cell.method!r} needs a model with a placer, which `spot-hf train-placer` trains")
         merging = {} if cell.merge_tokens is None else {"merge_tokens": cell.merge_tokens}
@@ -85,11 +85,13 @@ class Methods:
             return partial(self._run, partial(self._learned, cell, merging))
         if cell.method == "full_grid":  # of which speeds are multiples
             merging = {"merge_tokens": 0.0}
-        return partial(self._run, partial(_encode, self.model, **merging))
+        return partial(self._run, partial(self.encode, self.model, **merging))
 
     def _learned(self, cell: Cell, merging: dict[str, float], pixel_values: torch.Tensor) -> Outputs:
         """At the placer's positions, which are a part of what is timed."""
-        return _encode(self.model, pixel_values=pixel_values, **self._place(cell, pixel_values, cell.num_tokens), **merging)
+        return self.encode(
+            self.model, pixel_values=pixel_values, **self._place(cell, pixel_values, cell.num_tokens), **merging
+        )
 
     def _place(self, cell: Cell, pixel_values: torch.Tensor, num_tokens: int) -> dict[str, torch.Tensor]:
         """Where the model does, by its config or its placer; to compare, as that says of another image of the batch."""
@@ -112,7 +114,7 @@ class Methods:
         def classify(number: int, images: torch.Tensor) -> torch.Tensor:
             seen = pixel_values[images]
             inputs = self._place(cell, seen, budgets.num_tokens[number]) if looks is None else _take(looks[number], images)
-            return among(_encode(self.model, pixel_values=seen, **inputs, **merging).logits, self.classes)
+            return among(self.encode(self.model, pixel_values=seen, **inputs, **merging).logits, self.classes)
 
         images = torch.arange(len(pixel_values), device=pixel_values.device)
         logits, spent = look_until_sure(classify, images, budgets)
@@ -130,7 +132,7 @@ class Methods:
         if placed:
             inputs.update(placed[0] if cell.looks is None else {"looks": placed})
         if cell.steps is not None:
-            inputs["labels"] = batch.labels(self.labels).to(device)
+            inputs["labels"] = self.targets(batch).to(device)
         if full:
             repeated = torch.arange(self.arguments.batch_size, device=device) % len(batch.image_index)
             inputs = _take(inputs, repeated)
@@ -140,17 +142,22 @@ class Methods:
         """Logits and features at given positions, `(batch_size, num_tokens, 2)`, model frame."""
         assert batch.pixel_values is not None
         pixel_values = batch.pixel_values.to(coordinates.device)
-        return self._run(partial(_encode, self.model), pixel_values=pixel_values, coordinates=coordinates)
+        return self._run(partial(self.encode, self.model), pixel_values=pixel_values, coordinates=coordinates)
+
+    @staticmethod
+    def encode(model: Any, **inputs: Any) -> Outputs:
+        """What a model says of a batch's inputs."""
+        features = model.spot_vit(**inputs).pooler_output
+        return Outputs(model.classifier(features), features)
+
+    def targets(self, batch: Batch) -> torch.Tensor:
+        """What the oracle is told of a batch."""
+        return batch.labels(self.labels)
 
     def _run(self, function: Callable[..., Outputs], **inputs: Any) -> Outputs:
         device = inputs["pixel_values"].device.type
         with torch.inference_mode(), torch.autocast(device, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return function(**inputs)
-
-
-def _encode(model: SpotViTForImageClassification, **inputs: Any) -> Outputs:
-    features = model.spot_vit(**inputs).pooler_output
-    return Outputs(model.classifier(features), features)
 
 
 def _take(values: Any, images: torch.Tensor) -> Any:

@@ -25,7 +25,6 @@ from ..hub.loading import ModelSource, open_model
 from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
-from ..modeling_spot_vit import SpotViTForImageClassification
 from .arguments import SAVED, EvaluationArguments
 from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of, saved_looks
 from .measuring import Meter
@@ -58,12 +57,19 @@ def run_evaluation(arguments: EvaluationArguments, *, command: str | None = None
             model or data set, no access to it, or too many images that cannot be read.
     """
     arguments.check()
+    from .segmentation import SegmentationRun  # which is an EvaluationRun itself
+
+    models = {name: open_model(one, arguments.revision_of(name)) for name, one in arguments.named_models.items()}
+    segmenting = [name for name, model in models.items() if model.segments]
+    if segmenting and len(segmenting) < len(models):
+        raise ValueError(f"`model` must be all of one task; only {', '.join(segmenting)} of {', '.join(models)} segments")
+    kind = SegmentationRun if segmenting else EvaluationRun
     with job_processes() as state:
-        return EvaluationRun(arguments, state, command).run()
+        return kind(arguments, models, state, command).run()
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """A model at an image size, with the processor that makes it, and its cells."""
 
     name: str  # of the model, in the results
@@ -80,14 +86,17 @@ class _Setting:
 
 
 class EvaluationRun:
-    """An evaluation, on one of its processes. Arguments as [`run_evaluation`] takes them, and `state`, its processes."""
+    """An evaluation, on one of its processes. Arguments as [`run_evaluation`] takes them, the `models` by their names, and
+    `state`, its processes."""
 
-    def __init__(self, arguments: EvaluationArguments, state: PartialState, command: str | None):
+    methods_class = Methods
+
+    def __init__(
+        self, arguments: EvaluationArguments, models: dict[str, ModelSource], state: PartialState, command: str | None
+    ):
         self.state = state
         self.arguments = arguments = pinned(arguments)
-        models = {name: open_model(one, arguments.revision_of(name)) for name, one in arguments.named_models.items()}
-        for model in models.values():
-            model.check_classifier()
+        self.check_models(models)
         if SAVED in arguments.confidences and not any(saved_looks(model.config) for model in models.values()):
             raise ValueError(
                 f"`confidence` {SAVED!r} needs a model whose config has several `num_tokens` and a `confidence`, as `spot-hf "
@@ -98,8 +107,7 @@ class EvaluationRun:
         self.images = load_images(arguments.source())
         self.parquet = parquet_images(arguments, self.images)
         self.num_images = count_images(self.images, arguments.max_samples)
-        # By the model's name, from the data set's labels to its classes.
-        self.labels = {name: _labels_of(model, self.images, arguments) for name, model in models.items()}
+        self.labels = self.match_labels(models)
         self.directory = JobDirectory(arguments.output_dir)
         commits = {name: model.revision for name, model in models.items() if model.revision is not None}
         parameters = {
@@ -122,6 +130,31 @@ class EvaluationRun:
         for name, description in descriptions.items():
             logger.info("%s: %s", name, description)
 
+    def check_models(self, models: dict[str, ModelSource]) -> None:
+        """`ValueError` where one cannot be evaluated."""
+        for model in models.values():
+            model.check_classifier()
+
+    def match_labels(self, models: dict[str, ModelSource]) -> dict[str, Any]:
+        """By the model's name, from the data set's labels to its classes."""
+        return {name: _labels_of(model, self.images, self.arguments) for name, model in models.items()}
+
+    def classes_of(self, name: str) -> list[int] | None:
+        """Among which a model classifies."""
+        return self.labels[name].classes_of(self.images) if self.arguments.among_labels else None
+
+    def meter_of(self, methods: Methods, setting: "Setting", shrinking: dict, device: Any) -> Meter:
+        neighbors = None
+        if self.arguments.knn_dataset_split:
+            neighbors = Neighbors(self.arguments, methods, setting.image_processor, shrinking, device)
+            if neighbors.failed:
+                logger.info("`knn_dataset_split`: %s", describe_failures(neighbors.failed))
+        return Meter(methods, neighbors, device)
+
+    def figure_of(self, measured: Measurement) -> str:
+        """What a shard says, for the progress bar."""
+        return f"{100 * np.mean(measured.correct):.1f} %"
+
     def run(self) -> EvaluationResults | None:
         """All that is missing, and the results."""
         lines = Lines(self.directory.directory, self.state.process_index)
@@ -134,7 +167,7 @@ class EvaluationRun:
         self.state.wait_for_everyone()
         return results
 
-    def _measure(self, setting: _Setting, lines: Lines, done: list[Line]) -> None:
+    def _measure(self, setting: Setting, lines: Lines, done: list[Line]) -> None:
         """Appends the lines that a model lacks at an image size; `done` are those that were there."""
         arguments, name, device = self.arguments, setting.name, device_of(self.state)
         done_by_cell: dict[Cell, set[int]] = {cell: set() for cell in setting.cells}
@@ -150,18 +183,11 @@ class EvaluationRun:
             if not cells:
                 return
         saved = setting.model.load().to(device)
-        assert isinstance(saved, SpotViTForImageClassification)
-        model = _resized(saved, setting)
-        mapping = self.labels[name]
-        classes = mapping.classes_of(self.images) if arguments.among_labels else None
-        methods = Methods(model, saved, setting.height, setting.width, cells, arguments, classes, mapping)
+        model: Any = _resized(saved, setting)
+        classes = self.classes_of(name)
+        methods = self.methods_class(model, saved, setting.height, setting.width, cells, arguments, classes, self.labels[name])
         shrinking = {size: setting.image_processor.resized(*size) for size in set(methods.shrunken_sizes.values())}
-        neighbors = None
-        if arguments.knn_dataset_split:
-            neighbors = Neighbors(arguments, methods, setting.image_processor, shrinking, device)
-            if neighbors.failed:
-                logger.info("`knn_dataset_split`: %s", describe_failures(neighbors.failed))
-        meter = Meter(methods, neighbors, device)
+        meter = self.meter_of(methods, setting, shrinking, device)
         preparation = Preparation(self.images, setting.image_processor, shrinking)
         failures = FailureCount(arguments.max_failed_share, self.num_images)
         parts: dict[Cell, list[Measurement]] = {}
@@ -176,17 +202,20 @@ class EvaluationRun:
                 for cell in missing if batch.work.closes_shard else []:
                     measured = Measurement.concatenated(parts.pop(cell))
                     lines.append(Line(name, setting.image_size, cell, shard, measured))
-                    if measured.label:
-                        text = f"{cell.method} {cell.num_tokens}: {100 * np.mean(measured.correct):.1f} %"
+                    if measured.image_index:
+                        text = f"{cell.method} {cell.num_tokens}: {self.figure_of(measured)}"
                         progress.set_postfix_str(text, refresh=False)
                 progress.update(batch.num_images)
 
     def _write_results(self, lines: list[Line]) -> EvaluationResults:
-        arguments, ledger = self.arguments, self.directory.ledger
         if not lines:  # a stream that did not say so
             split = str(self.images.split)
-            raise ValueError(f"`dataset_split` must have images; {split!r} of {arguments.dataset_name!r} has none")
-        failed = _failed(lines)
+            raise ValueError(f"`dataset_split` must have images; {split!r} of {self.arguments.dataset_name!r} has none")
+        return self.summarize(lines, _failed(lines))
+
+    def summarize(self, lines: list[Line], failed: list[FailedImage]) -> Any:
+        """The results, written."""
+        arguments, ledger = self.arguments, self.directory.ledger
         rows, oracle_rows = summarize_lines(lines, arguments), summarize_oracle(lines)
         first = [*rows, *oracle_rows][0]
         num_images = first.num_images + first.num_failed
@@ -228,7 +257,7 @@ def _failed(lines: list[Line]) -> list[FailedImage]:
     return [found[index] for index in sorted(found)]
 
 
-def _setting(name: str, model: ModelSource, image_size: int | None, arguments: EvaluationArguments) -> _Setting:
+def _setting(name: str, model: ModelSource, image_size: int | None, arguments: EvaluationArguments) -> Setting:
     """`ValueError` where a model can have nothing at that size. Loads no weights."""
     image_processor, patch_size = model.load_image_processor(arguments.decode), model.config.patch_size
     if image_size is not None:
@@ -242,7 +271,7 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
             f"`placement` and `baselines` leave nothing to measure with `num_tokens` {arguments.num_tokens} on the "
             f"{height // patch_size} × {width // patch_size} cells of {model.name!r}"
         )
-    return _Setting(name, model, image_size, image_processor, height, width, cells)
+    return Setting(name, model, image_size, image_processor, height, width, cells)
 
 
 def _labels_of(model: ModelSource, images: Any, arguments: EvaluationArguments) -> LabelMapping:
@@ -253,13 +282,14 @@ def _labels_of(model: ModelSource, images: Any, arguments: EvaluationArguments) 
     return mapping
 
 
-def _recorded_labels(labels: dict[str, LabelMapping]) -> dict[str, Any]:
+def _recorded_labels(labels: dict[str, Any]) -> dict[str, Any]:
     """By the model's name, of those whose numbers are others."""
-    recorded = {name: mapping.recorded()["label_mapping"] for name, mapping in labels.items() if mapping.numbers is not None}
+    every = {name: mapping.recorded() for name, mapping in labels.items()}
+    recorded = {name: one["label_mapping"] for name, one in every.items() if "label_mapping" in one}
     return {"label_mapping": recorded} if recorded else {}
 
 
-def _resized(model: SpotViTForImageClassification, setting: _Setting) -> SpotViTForImageClassification:
+def _resized(model: Any, setting: Setting) -> Any:
     """The model with a position table for a setting's image size; itself at the size that it was saved for."""
     if setting.image_size is None or model.config.image_height_width == (setting.height, setting.width):
         return model

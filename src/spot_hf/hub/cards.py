@@ -38,6 +38,12 @@ NEVER_SEEN_FEW = (
     "Weights that were only converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: "
     "expect accuracy to fall steeply below about half of the full grid's tokens."
 )
+# By the name of a model's head: the task on the Hub, and the class that loads it.
+TASKS = {
+    "classifier": ("image-classification", "AutoModelForImageClassification"),
+    "decode_head": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+    "": ("image-feature-extraction", "AutoModel"),
+}
 NEW_CLASSIFIER = "**The classifier is new and untrained**: the source has none. Train it before use."
 
 
@@ -117,14 +123,18 @@ def _template(name: str) -> Path:
     return next(folder / name for folder in (package / "hub_cards", package.parents[1] / "hub_cards") if folder.is_dir())
 
 
+def _head(model: "SpotViTPreTrainedModel") -> str:
+    """Which of `TASKS` the model has a head for."""
+    return next((name for name in ("classifier", "decode_head") if hasattr(model, name)), "")
+
+
 def _card_data(model: "SpotViTPreTrainedModel", tags: list[str]) -> ModelCardData:
     source = model.config.source_model or {}
     name = source.get("name")
-    has_classifier = hasattr(model, "classifier")
     return ModelCardData(
         license=source.get("license"),
         library_name="transformers",
-        pipeline_tag="image-classification" if has_classifier else "image-feature-extraction",
+        pipeline_tag=TASKS[_head(model)][0],
         tags=["vision", "spot", "sparse-tokens", "custom_code", *tags],
         # Only a Hub id is a link that the Hub can follow.
         base_model=name if name and name.count("/") == 1 else None,
@@ -134,7 +144,7 @@ def _card_data(model: "SpotViTPreTrainedModel", tags: list[str]) -> ModelCardDat
 def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
     config = model.config
     source = config.source_model or {}
-    has_classifier = hasattr(model, "classifier")
+    head = _head(model)
     height, width = config.image_height_width
     rows, columns = height // config.patch_size, width // config.patch_size
     few = max(1, rows * columns // 4)
@@ -153,8 +163,8 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "grid": f"{rows} × {columns}",
         "num_cells": rows * columns,
         "image_size": f"{height} × {width}",
-        "has_classifier": has_classifier,
-        "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
+        "head": head,
+        "auto_class": TASKS[head][1],
         "few": few,
         "placements": ", ".join(f"`{name}`" for name in BUILT_IN),
     }
