@@ -44,23 +44,6 @@ class SegmentationMapMixin(FrameMixin):
                 )
         return [frame.crop_map(one) for frame, one in zip(frames, maps, strict=True)]
 
-    def segmentation_map_to_model_frame(self, segmentation_map: np.ndarray, image_size: tuple[int, int]) -> torch.Tensor:
-        """
-        What the model sees of a map of class numbers, through this processor's resize and crop.
-
-        Args:
-            segmentation_map (`np.ndarray` of shape `(height, width)`): over the original image.
-            image_size (`tuple[int, int]`): `(width, height)` of that image in pixels.
-
-        Returns:
-            `torch.Tensor` of shape `(height, width)` of `pixel_values`, int64: the class under each pixel.
-
-        Raises:
-            `ValueError`: the map is none, or of another size.
-        """
-        frame = self._frame(image_size, **self._recipe())
-        return self._crop_segmentation_maps(check_segmentation_maps(segmentation_map), [image_size], [frame])[0]
-
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[torch.Tensor]:

@@ -65,7 +65,7 @@ class MaskClasses:
     def seen(self, stored: Any, image_size: tuple[int, int], image_id: str, image_processor: Any) -> torch.Tensor:
         """What the model sees of a mask, checked: `(height, width)` of `pixel_values`, int64. Arguments as of [`read_mask`];
         `image_size` is `(width, height)` of the original image."""
-        return image_processor.segmentation_map_to_model_frame(self.read(stored, image_size, image_id), image_size)
+        return image_processor.segmentation_map_to_model_frame(self.read(stored, image_size, image_id))
 
 
 def read_mask(stored: Any, image_id: str) -> np.ndarray:
