@@ -95,7 +95,10 @@ def measure(
         )
         for model in (finder, user)
     ]
-    return Row(public_name(finder), public_name(user), num_tokens, *found)
+    own, transferred = found
+    if not (isinstance(own, TransferResult) and isinstance(transferred, TransferResult)):
+        raise ValueError(f"`model` must be two classifiers; got {finder} and {user}")
+    return Row(public_name(finder), public_name(user), num_tokens, own, transferred)
 
 
 def table(arguments: TransferTableArguments, rows: list[Row]) -> list[str]:

@@ -35,7 +35,7 @@ from .data.labels import LabelledSource, match_labels
 from .data.source import DatasetSource, load_images
 from .evaluation.arguments import TransferArguments, default_placements
 from .evaluation.calibration import CalibrateArguments, run_calibration
-from .evaluation.transfer import evaluate_transfer, transfer_table
+from .evaluation.transfer import evaluate_transfer
 from .hub.loading import open_model
 from .jobs.files import is_written_by_quickstart, replaced_directory
 from .modeling_spot_vit import SpotViTForImageClassification
@@ -336,7 +336,7 @@ def _oracle(
             model=str(directory / "spot-b"), coordinates=str(coordinates), batch_size=arguments.batch_size, **images
         )
         found = evaluate_transfer(transfer)
-        result["transfer"], result["transfer_table"] = found.to_json(), transfer_table(found)
+        result["transfer"], result["transfer_table"] = found.to_json(), found.table()
     _draw_one(rows, coordinates, directory, arguments)
     return result
 

@@ -1,8 +1,11 @@
 """The columns of a coordinate data set, and the names that its configs may have."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
+
+from ..data.masks import SEGMENTATION
 
 
 # What a record's `objective` is, in a card's words. The losses themselves are the oracle's.
@@ -11,6 +14,17 @@ OBJECTIVE_DESCRIPTIONS = {
     "distill": "KL divergence from the same model's full-grid prediction",
     "feature": "1 - cosine to the same model's full-grid pooled feature",
 }
+# The same where the record's `task` is segmentation. Of other models it has none.
+SEGMENTATION_OBJECTIVES = {
+    "label": "mean cross-entropy of an image's labelled pixels",
+    "distill": "mean over pixels of the KL divergence from the same model's full-grid map",
+}
+
+
+def describe_objective(parameters: Mapping[str, Any]) -> str:
+    """Of a record's parameters."""
+    of_task = SEGMENTATION_OBJECTIVES if parameters.get("task") == SEGMENTATION else {}
+    return {**OBJECTIVE_DESCRIPTIONS, **of_task}[parameters["objective"]]
 
 
 def coordinate_features(
@@ -24,7 +38,8 @@ def coordinate_features(
     The columns of a coordinate data set; positions are `(x, y)` in the image frame.
 
     Args:
-        label (`datasets.ClassLabel`): the feature of the source's labels.
+        label (`datasets.ClassLabel`): the feature of the source's labels. Where these are masks, or there are none, int64: the
+            column `label` is null then, and so are `initial_prediction` and `prediction`.
         num_tokens (`int`): tokens per image.
         trajectory_length (`int`, *optional*): positions per token in `trajectory`, steps + 1; without it there is no such
             column.

@@ -9,12 +9,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from .encoded import encoded, image_id_of, stored_bytes
 
 
+SEGMENTATION = "semantic-segmentation"  # a job's task
 SHOWN = 1000  # more masks than these are checked with a progress bar
 
 
@@ -60,6 +62,11 @@ class MaskClasses:
         """As [`read_mask`], checked."""
         return self.check(read_mask(stored, image_id), image_size, image_id)
 
+    def seen(self, stored: Any, image_size: tuple[int, int], image_id: str, image_processor: Any) -> torch.Tensor:
+        """What the model sees of a mask, checked: `(height, width)` of `pixel_values`, int64. Arguments as of [`read_mask`];
+        `image_size` is `(width, height)` of the original image."""
+        return image_processor.segmentation_map_to_model_frame(self.read(stored, image_size, image_id))
+
 
 def read_mask(stored: Any, image_id: str) -> np.ndarray:
     """
@@ -95,7 +102,7 @@ def numbers_in(mask: np.ndarray) -> list[int]:
     return np.flatnonzero(np.bincount(mask.ravel())).tolist()  # many times as fast, as nothing is sorted
 
 
-def with_encoded_masks(images: datasets.Dataset, label_column_name: str | None) -> datasets.Dataset:
+def with_encoded_masks(images: Any, label_column_name: str | None) -> Any:
     """The same data set with masks as the bytes that are stored; `ValueError` where its labels are no masks."""
     feature = images.features.get("label")
     if not isinstance(feature, datasets.Image):
@@ -103,7 +110,7 @@ def with_encoded_masks(images: datasets.Dataset, label_column_name: str | None) 
             f"`label_column_name` must name a column of masks, images of class numbers, for semantic segmentation; "
             f"{label_column_name!r} is {type(feature).__name__ if feature is not None else 'not given'}"
         )
-    return images.cast_column("label", datasets.Image(decode=False))
+    return encoded(images, "label")
 
 
 def check_masks(images: datasets.Dataset, num_labels: int | None, ignore_index: int) -> MaskClasses:

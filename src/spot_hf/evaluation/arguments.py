@@ -292,7 +292,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
 class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
     """What another model's positions are worth to a model."""
 
-    model: str = field(metadata={"help": "The SpotViT classifier: a directory or a Hub id."})
+    model: str = field(metadata={"help": "The SpotViT, which classifies or segments: a directory or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of its Hub id."})
     coordinates: str = field(
         metadata={"help": "A coordinate data set, a directory or a Hub id: measure what its positions are worth to --model."}
@@ -308,6 +308,13 @@ class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
     among_labels: bool = field(
         default=False, metadata={"help": "Classify among the classes that occur in the split only, such as Imagenette's ten."}
     )
+    window_scales: str | None = field(
+        default=None,
+        metadata={
+            "help": "Size of all windows, in patches of --model, or cover: their areas sum to the image's (default: as "
+            "the positions were found)."
+        },
+    )
     batch_size: int = field(default=32, metadata={"help": "Images per forward pass."})
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 or float16 for autocast."})
     decode: str | None = field(default=None, metadata={"help": DECODE_HELP})
@@ -319,6 +326,8 @@ class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
         self.check_source(needs_labels=True)
         if self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1; got {self.batch_size}")
+        if self.window_scales is not None:
+            scale_policy(self.window_scales)
         check_decode_option(self.decode)
         check_dtype(self.dtype)
         self.check_corruption()

@@ -1,5 +1,6 @@
 """Confusion matrices of maps of classes, and what is measured by them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,17 @@ def mean_iou_of(confusions: np.ndarray) -> np.ndarray:
     return 100 * np.nanmean(ious, axis=-1)
 
 
-def bootstrap(confusions: np.ndarray, others: np.ndarray | None = None, seed: int = 0) -> Estimate:
+def pixel_accuracy_of(confusions: np.ndarray) -> np.ndarray:
+    """Share of pixels that are right, in percent; shapes as of [`mean_iou_of`]."""
+    return 100 * np.trace(confusions, axis1=-2, axis2=-1) / confusions.sum((-2, -1))
+
+
+def bootstrap(
+    confusions: np.ndarray,
+    others: np.ndarray | None = None,
+    seed: int = 0,
+    measure: Callable[[np.ndarray], np.ndarray] = mean_iou_of,
+) -> Estimate:
     """
     Mean IoU with its interval; or the difference of two on the same images, drawn together.
 
@@ -83,6 +94,7 @@ def bootstrap(confusions: np.ndarray, others: np.ndarray | None = None, seed: in
         confusions (`np.ndarray` of shape `(num_images, num_labels, num_labels)`): of each image.
         others (`np.ndarray`, *optional*): of the same images, to be subtracted.
         seed (`int`): of the draws.
+        measure (`Callable`, *optional*): what instead of mean IoU, by sums of confusion matrices.
     """
     count, num_labels = confusions.shape[:2]
     # To draw images with replacement is to draw how often each occurs.
@@ -90,7 +102,7 @@ def bootstrap(confusions: np.ndarray, others: np.ndarray | None = None, seed: in
 
     def drawn(matrices: np.ndarray) -> tuple[float, np.ndarray]:
         totals = (draws @ matrices.reshape(count, -1)).reshape(-1, num_labels, num_labels)
-        return float(mean_iou_of(matrices.sum(0))), mean_iou_of(totals)
+        return float(measure(matrices.sum(0))), measure(totals)
 
     value, resampled = drawn(confusions)
     if others is not None:

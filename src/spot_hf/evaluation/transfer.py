@@ -1,4 +1,5 @@
-"""What coordinates are worth to a model: accuracy at the positions that another model's oracle found."""
+"""What coordinates are worth to a model: accuracy at the positions that another model's oracle found. Mean IoU, of a model
+that segments, is `segmentation_transfer`'s."""
 
 import json
 import logging
@@ -25,7 +26,7 @@ from ..jobs.files import write_atomically
 from ..jobs.process import default_device
 from ..jobs.versions import hub_commit, public_name
 from ..oracle.arguments import DTYPES
-from ..placement import edge_saliency, generator_for, grid, uniform
+from ..placement import edge_saliency, generator_for, grid, scale_policy, scales_of, uniform
 from .analysis import PositionFigures, analysis_table, describe_positions, means
 from .arguments import TransferArguments
 from .intervals import Accuracy, Difference
@@ -43,17 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class TransferResult:
+class Transferred:
     """
-    What `transfer.json` holds.
+    What `transfer.json` holds of models of any task.
 
     Attributes:
         model, coordinates, config, dataset, split (`str`): what was measured; revision, coordinates_revision,
             dataset_revision (`str`, *optional*): their commits.
-        num_images, num_tokens (`int`); among_labels (`bool`); saliency (`str`): which the analysis takes.
-        accuracy (`dict`): name of `POSITIONS` → [`Accuracy`].
-        difference_to_initial (`dict`): name of `POSITIONS` → [`Difference`]; difference_to_control ([`Difference`]): of the
-            shared positions.
+        num_images, num_tokens (`int`); saliency (`str`): which the analysis takes.
+        window_scales (`str`, *optional*): of all windows; `None`: each set of positions has those with which it was found.
         analysis (`dict`): name of `POSITIONS`, or `"random"` → [`PositionFigures`].
         failed (`list`): images that could not be read.
         corruption (`str`, *optional*), found_under (`str`, *optional*): how the images were corrupted, such as `"fog 3"`, on
@@ -71,39 +70,64 @@ class TransferResult:
     split: str
     num_images: int
     num_tokens: int
-    accuracy: dict[str, Accuracy]
-    difference_to_initial: dict[str, Difference]
-    difference_to_control: Difference
-    among_labels: bool
     saliency: str
     analysis: dict[str, PositionFigures]
     failed: list[FailedImage]
     corruption: str | None = None
     found_under: str | None = None
+    window_scales: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def table(self) -> str:
+        """Markdown."""
+        raise NotImplementedError
 
-def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
+
+@dataclass(kw_only=True)
+class TransferResult(Transferred):
     """
-    Accuracy of a model at the positions of a coordinate data set, which another model's oracle may have found: at the initial
-    positions, at the shared ones, at the shared ones snapped to this model's grid, and, as a control, at the initial ones
-    moved as those of another image were, half the data set away; on the same images.
+    Of a classifier.
+
+    Attributes:
+        among_labels (`bool`): whether images were classified among the classes that occur.
+        accuracy (`dict`): name of `POSITIONS` → [`Accuracy`].
+        difference_to_initial (`dict`): name of `POSITIONS` → [`Difference`]; difference_to_control ([`Difference`]): of the
+            shared positions.
+    """
+
+    accuracy: dict[str, Accuracy]
+    difference_to_initial: dict[str, Difference]
+    difference_to_control: Difference
+    among_labels: bool
+
+    def table(self) -> str:
+        return transfer_table(self)
+
+
+def evaluate_transfer(arguments: TransferArguments) -> Transferred:
+    """
+    Accuracy, or mean IoU, of a model at the positions of a coordinate data set, which another model's oracle may have found:
+    at the initial positions, at the shared ones, at the shared ones snapped to this model's grid, and, as a control, at the
+    initial ones moved as those of another image were, half the data set away; on the same images.
 
     Args:
         arguments ([`TransferArguments`]): which model, which coordinates, which images.
 
     Returns:
-        [`TransferResult`]: accuracies in percent, differences in points, with intervals.
+        [`TransferResult`], or [`SegmentationTransferResult`]: in percent, differences in points, with intervals.
 
     Raises:
         `ValueError`: an argument is wrong, or the coordinates were found for other images. `OSError`: no such model or data,
             or too many images that cannot be read.
     """
     arguments.check()
+    from .segmentation_transfer import SegmentationTransfer  # which is a Transfer itself
+
     model = open_model(arguments.model, arguments.revision)
-    model.check_classifier()
+    kind = SegmentationTransfer if model.segments else Transfer
+    kind.check(arguments, model)
     commit = hub_commit(arguments.coordinates, arguments.coordinates_revision, "dataset")
     rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split, revision=commit)
     config, split = rows.info.config_name, str(rows.split)
@@ -116,21 +140,19 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
         arguments = arguments.with_source(arguments.dataset_name, arguments.dataset_config_name, split)
     arguments = pinned(arguments)
     images: Any = load_images(arguments.source(max_samples=None, boxes_csv=None))
-    mapping = match_labels(images.features["label"], model.config, arguments)
-    logger.info(mapping.description)
-    classes = mapping.classes_of(images)  # and every image has one
+    measuring = kind(model, arguments)
+    images = measuring.match_labels(images)
     joined, failed = join_readable(images, rows, max_samples=arguments.max_samples)
     if arguments.boxes_csv is not None:
         joined = with_boxes(joined, arguments.boxes_csv)
-    measuring = _Transfer(model, arguments, mapping, classes if arguments.among_labels else None, failed)
-    measuring.run(joined)
-    if not measuring.correct["initial"]:
+    measuring.run(joined, failed)
+    if not measuring.measured["initial"]:
         raise OSError(f"none of the images could be read, such as {measuring.failed[0]}")
     if measuring.num_outside:
-        count = len(measuring.correct_at["shared"]) * len(joined[0]["coordinates"])
+        count = len(measuring.measured_at["shared"]) * len(joined[0]["coordinates"])
         logger.info("%d of %d shared positions lie outside of what the model sees", measuring.num_outside, count)
-    correct, saliency = measuring.correct_at, arguments.saliency_column_name or arguments.boxes_csv
-    result = TransferResult(
+    saliency = arguments.saliency_column_name or arguments.boxes_csv
+    result = measuring.result(
         model=public_name(arguments.model),
         revision=model.revision,
         coordinates=public_name(arguments.coordinates),
@@ -139,14 +161,9 @@ def evaluate_transfer(arguments: TransferArguments) -> TransferResult:
         dataset=public_name(str(arguments.dataset_name)),
         dataset_revision=arguments.dataset_revision,
         split=split,
-        num_images=len(correct["initial"]),
+        num_images=len(measuring.measured_at["initial"]),
         num_tokens=len(joined[0]["coordinates"]),
-        accuracy={name: Accuracy.of(values) for name, values in correct.items()},
-        difference_to_initial={
-            name: Difference.of(correct["initial"], values) for name, values in correct.items() if name != "initial"
-        },
-        difference_to_control=Difference.of(correct["control"], correct["shared"]),
-        among_labels=arguments.among_labels,
+        window_scales=arguments.window_scales,
         saliency="edge saliency" if saliency is None else f"saliency by `{Path(saliency).name}`",
         analysis={name: means(parts) for name, parts in measuring.described.items()},
         failed=measuring.failed,
@@ -166,8 +183,8 @@ def _found_under(coordinates: str, config: str, split: str, revision: str | None
     return f"{parameters['corruption']} {parameters['severity']}" if "corruption" in parameters else None
 
 
-def _write(result: TransferResult, output_dir: str | None) -> None:
-    table = transfer_table(result)
+def _write(result: Transferred, output_dir: str | None) -> None:
+    table = result.table()
     logger.info(table)
     if result.failed:
         logger.info(describe_failures(result.failed))
@@ -178,39 +195,76 @@ def _write(result: TransferResult, output_dir: str | None) -> None:
         logger.info("written to %s: transfer.json and transfer.md", output_dir)
 
 
-class _Transfer:
+class Transfer:
     """Which images are classified correctly at each of `POSITIONS`, and what the positions are like, beside random ones."""
 
-    def __init__(
-        self,
-        model: ModelSource,
-        arguments: TransferArguments,
-        labels: LabelMapping,
-        classes: list[int] | None,
-        failed: list[FailedImage],
-    ):
-        self.arguments, self.labels, self.classes, self.device = arguments, labels, classes, default_device()
-        self.model, self.image_processor = model.load().to(self.device), model.load_image_processor(arguments.decode)
-        self.corruption = arguments.chosen_corruption
-        if self.corruption is not None:
-            check_view_size(self.image_processor.model_size((1000, 1000)), self.model.config.num_channels)
-            self.of_views = of_views(self.image_processor)
-        self.correct: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}
+    model: Any
+    image_processor: Any
+    labels: LabelMapping
+    classes: list[int] | None = None  # the only ones
+
+    def __init__(self, source: ModelSource, arguments: TransferArguments):
+        self.source, self.arguments, self.device = source, arguments, default_device()
+        self.measured: dict[str, list[np.ndarray]] = {name: [] for name in POSITIONS}  # by batch
         self.described: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in (*POSITIONS, "random")}
-        self.failed = list(failed)  # images that could not be read, so far
+        self.failed: list[FailedImage] = []  # images that could not be read, so far
         self.num_outside = 0  # of the shared positions, that this model's crop removes
 
+    @staticmethod
+    def check(arguments: TransferArguments, source: ModelSource) -> None:
+        """`ValueError` where it cannot be measured."""
+        source.check_classifier()
+
+    def match_labels(self, images: datasets.Dataset) -> datasets.Dataset:
+        """The images, whose labels are known to be the model's classes; `ValueError` where they are not."""
+        self.labels = match_labels(images.features["label"], self.source.config, self.arguments)
+        logger.info(self.labels.description)
+        classes = self.labels.classes_of(images)  # and every image has one
+        self.classes = classes if self.arguments.among_labels else None
+        return images
+
+    def truth_of(self, rows: list[dict[str, Any]], sizes: list[tuple[int, int]]) -> Any:
+        """What outputs are compared with. `sizes`: `(width, height)` of the images."""
+        return np.array([self.labels(row["label"]) for row in rows])
+
+    def compare(self, logits: torch.Tensor, truth: Any) -> np.ndarray:
+        """What is measured of each image, `(batch_size, ...)`: here bool, whether it is right."""
+        return likeliest_class(logits.float().cpu().numpy(), self.classes) == truth
+
+    def figure_of(self, measured: np.ndarray) -> float:
+        """Of all images so far, in percent, for the progress bar."""
+        return 100 * float(measured.mean())
+
+    def result(self, **fields: Any) -> Transferred:
+        """`fields`: what is known whatever is measured."""
+        correct = self.measured_at
+        return TransferResult(
+            accuracy={name: Accuracy.of(values) for name, values in correct.items()},
+            difference_to_initial={
+                name: Difference.of(correct["initial"], values) for name, values in correct.items() if name != "initial"
+            },
+            difference_to_control=Difference.of(correct["control"], correct["shared"]),
+            among_labels=self.arguments.among_labels,
+            **fields,
+        )
+
     @property
-    def correct_at(self) -> dict[str, np.ndarray]:
-        """Name of `POSITIONS` → `(num_images,)`, bool."""
-        return {name: np.concatenate(parts) for name, parts in self.correct.items()}
+    def measured_at(self) -> dict[str, np.ndarray]:
+        """Name of `POSITIONS` → `(num_images, ...)`."""
+        return {name: np.concatenate(parts) for name, parts in self.measured.items()}
 
     @torch.inference_mode()
-    def run(self, joined: datasets.Dataset) -> None:
-        """Over rows that [`join_readable`] gives."""
+    def run(self, joined: datasets.Dataset, failed: list[FailedImage]) -> None:
+        """Over rows that [`join_readable`] gives; `failed` are those that it could not read."""
+        self.failed += failed
+        self.model = self.source.load().to(self.device)
+        self.image_processor = self.source.load_image_processor(self.arguments.decode)
+        self.corruption = self.arguments.chosen_corruption
+        if self.corruption is not None:
+            check_view_size(self.image_processor.model_size((1000, 1000)), self.source.config.num_channels)
+            self.of_views = of_views(self.image_processor)
         positions = joined.select_columns(["image_size", "coordinates", "initial_coordinates"])
         stored, count, failed_before = encoded(joined), len(joined), len(self.failed)
-        counts = dict.fromkeys(POSITIONS, 0)
         with tqdm(total=count, desc="transfer", unit="image") as progress:
             for start in range(0, count, self.arguments.batch_size):
                 numbers = range(start, min(start + self.arguments.batch_size, count))
@@ -218,12 +272,11 @@ class _Transfer:
                 check_failures(self.failed, count + failed_before, self.arguments.max_failed_share)
                 if rows:
                     others = positions[[(i + count // 2) % count for i in kept]]
-                    for name, values in self._classify(images, rows, others).items():
-                        self.correct[name].append(values)
-                        counts[name] += int(values.sum())
+                    for name, values in self._measure(images, rows, others).items():
+                        self.measured[name].append(values)
+                    figures = [f"{name} {self.figure_of(values):.1f} %" for name, values in self.measured_at.items()]
+                    progress.set_postfix_str(", ".join(figures), refresh=False)
                 progress.update(len(numbers))
-                seen = max(1, progress.n - len(self.failed) + failed_before)
-                progress.set_postfix_str(", ".join(f"{name} {100 * n / seen:.1f} %" for name, n in counts.items()))
 
     def _read(self, rows: list[dict[str, Any]], numbers: range) -> tuple[list[Any], list[dict[str, Any]], list[int]]:
         """Decoded images, their rows and the rows' numbers, of those that can be read."""
@@ -239,8 +292,8 @@ class _Transfer:
             kept.append(number)
         return images, found, kept
 
-    def _classify(self, images: list[Any], rows: list[dict[str, Any]], others: dict[str, list]) -> dict[str, np.ndarray]:
-        """A batch: name of `POSITIONS` → `(batch_size,)`, bool. `others` are rows of other images, for the control."""
+    def _measure(self, images: list[Any], rows: list[dict[str, Any]], others: dict[str, list]) -> dict[str, np.ndarray]:
+        """A batch: name of `POSITIONS` → `(batch_size, ...)`. `others` are rows of other images, for the control."""
         sizes = [image.size for image in images]
         image_processor = self.image_processor
         if self.corruption is not None:
@@ -268,15 +321,20 @@ class _Transfer:
             for name in ("window_scales", "initial_window_scales")
             if name in rows[0]
         }
-        pixel_values, labels = pixel_values.to(self.device), np.array([self.labels(row["label"]) for row in rows])
-        correct, dtype = {}, DTYPES[self.arguments.dtype]
+        if self.arguments.window_scales is not None:
+            policy, (height, width) = scale_policy(self.arguments.window_scales), pixel_values.shape[-2:]
+            chosen = scales_of(policy, initial.shape[1], height, width, patch_size)
+            assert chosen is not None
+            scales = dict.fromkeys(("window_scales", "initial_window_scales"), chosen.expand(len(rows), -1).to(self.device))
+        pixel_values, truth = pixel_values.to(self.device), self.truth_of(rows, sizes)
+        measured, dtype = {}, DTYPES[self.arguments.dtype]
         for name, coordinates in sets.items():
             # Windows have their own sizes at the positions for which these were found; at the start, 1 unless they say so.
             own = scales.get("initial_window_scales" if name == "initial" else "window_scales")
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = self.model(pixel_values, coordinates=coordinates.to(self.device), window_scales=own).logits
-            correct[name] = likeliest_class(logits.float().cpu().numpy(), self.classes) == labels
-        return correct
+            measured[name] = self.compare(logits, truth)
+        return measured
 
     def _saliency(self, rows: list[dict[str, Any]], sizes: list[tuple[int, int]], pixel_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, height, width)`: what the data set states, or how strong edges are."""
@@ -319,12 +377,11 @@ def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_si
 
 def transfer_table(result: TransferResult) -> str:
     """Markdown."""
-    shifted = result.found_under or result.corruption
     lines = [
         f"{result.model} at the positions of {result.coordinates} {result.config}: {result.num_tokens} tokens, "
         f"{result.num_images} images of {result.dataset}, {result.split}"
         + (", among the classes that occur" if result.among_labels else "")
-        + (f"; positions found on {_kind(result.found_under)}, measured on {_kind(result.corruption)}" if shifted else ""),
+        + shift_of(result),
         "",
         "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
         "|---|---:|---:|---:|",
@@ -344,6 +401,13 @@ def transfer_table(result: TransferResult) -> str:
         *analysis_table(result.analysis, result.saliency),
     ]
     return "\n".join(lines)
+
+
+def shift_of(result: Transferred) -> str:
+    """Where images were corrupted, on which kind positions were found and measured."""
+    if not (result.found_under or result.corruption):
+        return ""
+    return f"; positions found on {_kind(result.found_under)}, measured on {_kind(result.corruption)}"
 
 
 def _kind(corruption: str | None) -> str:

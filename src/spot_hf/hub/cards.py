@@ -14,8 +14,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from jinja2 import Template
 
 from ..coordinates.records import Record
-from ..coordinates.schema import OBJECTIVE_DESCRIPTIONS
+from ..coordinates.schema import describe_objective
 from ..data.digits import DIGITS
+from ..data.masks import SEGMENTATION
 from ..jobs.versions import public_command
 from ..placement import BUILT_IN
 
@@ -217,7 +218,7 @@ def coordinates_card(
     data.pop("configs", None)
     data.pop("dataset_info", None)
     sizes = [split.num_examples for info in infos.values() for split in (info.splits or {}).values()]
-    _describe_data(data, sizes, license, [record.parameters["dataset_name"] for record in records.values()])
+    _describe_data(data, sizes, license, [record.parameters for record in records.values()])
     MetadataConfigs(configs).to_dataset_card_data(data)
     DatasetInfosDict(infos).to_dataset_card_data(data)
 
@@ -225,15 +226,20 @@ def coordinates_card(
     config, split = min(SPLIT_SECTIONS.findall(text))
     if (config, split) in records:
         parameters = records[config, split].parameters
-        # Only a classifier has predictions; the objective `feature` serves both.
-        has_classifier = parameters["objective"] != "feature" or bool(records[config, split].results.num_labelled)
+        segments = parameters.get("task") == SEGMENTATION
+        # Only a classifier has predictions; the objective `feature` serves models without a head, too.
+        has_classifier = not segments and (
+            parameters["objective"] != "feature" or bool(records[config, split].results.num_labelled)
+        )
+        head = "SemanticSegmentation" if segments else "ImageClassification"
         general = {
             "repo_id": repo_id,
             "config": config,
             "split": split,
             "model": _path_or_id(parameters["model"]),
-            "auto_class": "AutoModelForImageClassification" if has_classifier else "AutoModel",
+            "auto_class": f"AutoModelFor{head}" if has_classifier or segments else "AutoModel",
             "has_classifier": has_classifier,
+            "segments": segments,
             "label_mapping": parameters.get("label_mapping"),
             "source": _path_or_id(parameters["dataset_name"]),
             "load_images": _load_images(*records[config, split].source, split),
@@ -280,12 +286,15 @@ def _add_split(configs: MetadataConfigs, infos: DatasetInfosDict, config: str, s
     infos[config] = info
 
 
-def _describe_data(data: DatasetCardData, sizes: list[int], license: str | None, sources: list[str]) -> None:
-    """Metadata by which the Hub finds a data set; what a person has set stays."""
+def _describe_data(data: DatasetCardData, sizes: list[int], license: str | None, runs: list[dict[str, Any]]) -> None:
+    """Metadata by which the Hub finds a data set; what a person has set stays. `runs`: their parameters."""
     if not data.get("license") and license:
         data["license"] = license
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *TAGS]))
-    data["task_categories"] = data.get("task_categories") or ["image-classification"]
+    data["task_categories"] = data.get("task_categories") or sorted({
+        "image-segmentation" if one.get("task") == SEGMENTATION else "image-classification" for one in runs
+    })  # fmt: skip
+    sources = [one["dataset_name"] for one in runs]
     hub_sources = [name for name in sources if name.count("/") == 1]  # only a Hub id is a link that the Hub can follow
     if hub_sources:
         data["source_datasets"] = list(dict.fromkeys([*(data.get("source_datasets") or []), *hub_sources]))
@@ -300,7 +309,8 @@ def _config_fields(config: str, split: str, record: Record) -> dict[str, Any]:
         **parameters,
         "config": config,
         "split": split,
-        "objective_description": OBJECTIVE_DESCRIPTIONS[parameters["objective"]],
+        "objective_description": describe_objective(parameters),
+        "segments": parameters.get("task") == SEGMENTATION,
         "num_images": results.num_images,
         "num_failed": len(results.failed),
         "mean_steps": results.num_steps / max(1, results.num_images),

@@ -12,7 +12,8 @@ from .search import OracleResult
 
 
 def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: Any, mapping: LabelMapping | None) -> None:
-    """Appends a batch's rows to a shard. `mapping` knows the classes of their labels, where these are the model's."""
+    """Appends a batch's rows to a shard. `mapping` knows the classes of their labels, where these are the model's. A mask is
+    no label of a row."""
 
     def image_frame(coordinates: torch.Tensor) -> np.ndarray:
         mapped = [
@@ -27,7 +28,7 @@ def add_rows(shard: Shard, batch: Batch, result: OracleResult, image_processor: 
         "image_index": batch.image_index,
         "image_sha256": batch.image_sha256,
         "image_size": np.array(batch.image_size, dtype=np.int32),
-        "label": batch.label,
+        "label": [None if isinstance(label, dict) else label for label in batch.label],
         "coordinates": image_frame(result.coordinates),
         "initial_coordinates": image_frame(result.trajectory[:, 0]),
         "losses": result.losses.cpu().numpy(),

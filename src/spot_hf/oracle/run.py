@@ -25,6 +25,7 @@ from ..data.corruptions import PACKAGE, check_view_size
 from ..data.encoded import check_image_ids
 from ..data.failures import check_failures, describe_failures
 from ..data.labels import ForeignLabelsError, LabelMapping, check_label_column, match_labels
+from ..data.masks import SEGMENTATION
 from ..data.parquet import parquet_images
 from ..data.source import count_images, load_images, pinned
 from ..hub.cards import coordinates_card
@@ -35,6 +36,7 @@ from ..jobs.files import LEDGER, write_atomically
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
 from .arguments import OracleArguments
+from .masks import OracleMasks
 from .progress import OracleProgress
 from .rows import add_rows
 from .search import OracleResult, SpotOracle
@@ -77,6 +79,7 @@ class OracleRun:
         _check_objective(arguments, self.model)
         if arguments.corruption is not None:
             check_view_size(self.model.load_image_processor().model_size((1000, 1000)), self.model.config.num_channels)
+        self.masks = OracleMasks(arguments, self.model) if self.model.segments else None
         self.images = load_images(arguments.source())
         self.split = str(self.images.split)
         self.num_images = count_images(self.images, arguments.max_samples)
@@ -88,6 +91,7 @@ class OracleRun:
             "dataset_split": self.split,
             "num_images": self.num_images,
             **(self.labels.recorded() if self.labels is not None else {}),
+            **({"task": SEGMENTATION} if self.model.segments else {}),
         }
         ledger = Ledger(
             parameters=parameters,
@@ -135,6 +139,9 @@ class OracleRun:
         begins = arguments.overwrite_output_dir or not (self.directory.directory / LEDGER).exists()
         if begins and isinstance(self.images, datasets.Dataset):
             check_image_ids(self.images)
+        if self.masks is not None:
+            self.images = self.masks.beside(self.images, check=begins)
+            return None
         if arguments.label_column_name is None:
             return None
         check_label_column(self.images.features["label"], arguments.label_column_name)
@@ -166,14 +173,15 @@ class OracleRun:
             classes=self._classes(),
             **arguments.search(),
         )
-        plan = Plan(shards, self.images, self.state, arguments.batch_size, parquet_images(arguments, self.images))
+        source = arguments if "label" in self.images.features else arguments.source(label_column_name=None)
+        plan = Plan(shards, self.images, self.state, arguments.batch_size, parquet_images(source, self.images))
         failures = FailureCount(arguments.max_failed_share, self.num_images)
         progress = OracleProgress(arguments.num_tokens, plan, self.state)
         open_shards: dict[PlacementRequest, Shard] = {}
         preparation = Preparation(self.images, image_processor, corruption=arguments.chosen_corruption)
         with progress.bar:
             for batch in batches_of(preparation, plan, arguments.num_workers, failures):
-                results = _optimize(oracle, batch, device, self.labels)
+                results = _optimize(oracle, batch, device, self._labels_of(batch, image_processor))
                 for request in batch.work.placements:
                     shard = open_shards.setdefault(request, Shard(self._features(request.num_tokens)))
                     shard.failed += batch.failed
@@ -192,13 +200,23 @@ class OracleRun:
                 progress.bar.update(batch.num_images)
         return plan.num_seen
 
+    def _labels_of(self, batch: Batch, image_processor: Any) -> torch.Tensor | None:
+        """What the objective `"label"` takes, of the images that could be read."""
+        if self.arguments.objective != "label" or batch.pixel_values is None:
+            return None
+        if self.masks is not None:
+            return self.masks.seen(batch, image_processor)
+        assert self.labels is not None
+        return batch.labels(self.labels)
+
     def _classes(self) -> list[int] | None:
         """Among which images are classified."""
         return self.labels.classes_of(self.images) if self.arguments.among_labels and self.labels is not None else None
 
     def _features(self, num_tokens: int) -> datasets.Features:
         """The columns of a budget's config."""
-        label = self.images.features.get("label", datasets.Value("int64"))
+        without = datasets.Value("int64")
+        label = without if self.model.segments else self.images.features.get("label", without)
         trajectory_length = self.arguments.steps + 1 if self.arguments.save_trajectories else None
         begins_scaled = self.arguments.begins_scaled
         has_scales = begins_scaled or self.arguments.optimize_window_scales
@@ -251,15 +269,14 @@ class OracleRun:
 
 
 def _optimize(
-    oracle: SpotOracle, batch: Batch, device: torch.device, mapping: LabelMapping | None
+    oracle: SpotOracle, batch: Batch, device: torch.device, labels: torch.Tensor | None
 ) -> dict[PlacementRequest, OracleResult]:
     """Runs the oracle on a batch, for each budget."""
     if batch.pixel_values is None:
         return {}
-    pixel_values, labels, targets = batch.pixel_values.to(device), None, None
-    if oracle.objective == "label":
-        assert mapping is not None
-        labels = batch.labels(mapping).to(device)
+    pixel_values, targets = batch.pixel_values.to(device), None
+    if labels is not None:
+        labels = labels.to(device)
     else:
         targets = oracle.full_grid_targets(pixel_values)
     scales = {request: one.to(device) for request, one in batch.window_scales.items()}
@@ -270,7 +287,7 @@ def _optimize(
 
 
 def _check_objective(arguments: OracleArguments, model: ModelSource) -> None:
-    if not model.has_classifier and arguments.objective != "feature":
+    if not (model.has_classifier or model.segments) and arguments.objective != "feature":
         raise ValueError(
             f"`objective` must be 'feature': `model` {arguments.model!r} has no classifier; got {arguments.objective!r}"
         )

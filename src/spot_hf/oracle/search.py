@@ -18,9 +18,11 @@ from torch import nn
 
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from ..placement import grid
+from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
 from .arguments import DTYPES, SearchArguments
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
+from .outputs import check_class_targets, check_map_targets, map_size_of, sampled_labels, segmenter_outputs
 from .tensors import describe, for_backward, padded
 
 
@@ -80,11 +82,12 @@ class SpotOracle:
     ```
 
     Args:
-        model ([`SpotViTForImageClassification`] or [`SpotViTModel`]): is not changed. Without a classifier, the objective must
-            be `"feature"`.
+        model ([`SpotViTForImageClassification`], [`SpotViTForSemanticSegmentation`] or [`SpotViTModel`]): is not changed.
+            Without a head, the objective must be `"feature"`.
         objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
             the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
-            no labels.
+            no labels. In segmentation the first two are means over pixels of the model's map of scores, a quarter as high and
+            wide as the image: of those that are labelled, or of all.
         classes (`list[int]`, *optional*): the only ones among which images are classified: predictions and losses of logits
             know no others. Labels must be of them.
         search: further fields of [`SearchArguments`] by name. `steps`, updates of the positions, cost `steps` forward and
@@ -110,13 +113,14 @@ class SpotOracle:
     ):
         arguments = SearchArguments(objective=objective, **search)
         arguments.check_search()
-        if not isinstance(model, SpotViTForImageClassification | SpotViTModel):
+        self.segments = isinstance(model, SpotViTForSemanticSegmentation)
+        if not self.segments and not isinstance(model, SpotViTForImageClassification | SpotViTModel):
             raise ValueError(
-                f"`model` must be a SpotViTForImageClassification or a SpotViTModel; got {type(model).__name__}: convert it "
-                "with `convert_checkpoint` first"
+                "`model` must be a SpotViTForImageClassification, a SpotViTForSemanticSegmentation or a SpotViTModel; got "
+                f"{type(model).__name__}: convert it with `convert_checkpoint` first"
             )
         self.has_classifier = isinstance(model, SpotViTForImageClassification) and model.config.num_labels > 0
-        if objective != "feature" and not self.has_classifier:
+        if objective != "feature" and not self.has_classifier and not self.segments:
             raise ValueError(f"`objective` must be 'feature' with a model that has no classifier; got {objective!r}")
         self.other_classes: torch.Tensor | None = None  # bool (num_labels,)
         if classes is not None:
@@ -145,11 +149,14 @@ class SpotOracle:
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): on the model's device.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): for the objective `"label"`.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): for the objective `"label"`. In segmentation
+                `(batch_size, height, width)`, of any size: the class of each pixel, or `config.semantic_loss_ignore_index`. A
+                pixel of the map has the label of the nearest of them.
             coordinates (`torch.Tensor` of shape `(batch_size or 1, num_tokens, 2)`, float32, *optional*): where the search
                 begins: `(x, y)`, model frame, in [0, 1]. All grid cells by default.
-            targets (`torch.Tensor`, *optional*): the full grid's logits `(batch_size, num_labels)` for `"distill"`, or
-                pooled features `(batch_size, pooled_size)` for `"feature"`; computed where not given.
+            targets (`torch.Tensor`, *optional*): the full grid's logits `(batch_size, num_labels)` (in segmentation
+                `(batch_size, num_labels, height // 4, width // 4)`) for `"distill"`, or pooled features `(batch_size,
+                pooled_size)` for `"feature"`; computed where not given.
             coordinates_mask (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, *optional*): 0 for padding, which does
                 not move. At least one token per image.
             window_scales (`torch.Tensor` of shape `(batch_size or 1, num_tokens)`, float32, *optional*): of the windows where
@@ -176,6 +183,9 @@ class SpotOracle:
                 window_scales = for_backward(window_scales).expand(batch_size, -1)
             if self.objective == "label":
                 targets = labels
+                if self.segments and labels is not None:
+                    ignored = self.model.config.semantic_loss_ignore_index
+                    targets = sampled_labels(labels, map_size_of(pixel_values), ignored)
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
@@ -186,10 +196,9 @@ class SpotOracle:
         """What the objectives `"distill"` and `"feature"` aim at: the model's logits or pooled features with all cells."""
         with self._frozen():
             logits, features = self._run_model(pixel_values, None, None, None)
-        if OBJECTIVES[self.objective].target == "features":
-            return features
-        assert logits is not None
-        return logits
+        found = features if OBJECTIVES[self.objective].target == "features" else logits
+        assert found is not None
+        return found
 
     def _search(
         self,
@@ -227,7 +236,7 @@ class SpotOracle:
                     scales_now = padded([log_scales[i] for i in chosen], inputs[2], unscaled)[..., 0].exp()
                 logits, features = self._run(inputs[0], now, scales_now, inputs[2])
                 loss = self._loss(logits, features, inputs[1])
-            iterates.record(active, step, now, scales_now, loss, logits)
+            iterates.record(active, step, now, scales_now, loss, logits if self.has_classifier else None)
             if step == self.steps:
                 break
             if self.arguments.early_stop is not None:
@@ -287,11 +296,14 @@ class SpotOracle:
         coordinates: torch.Tensor | None,
         window_scales: torch.Tensor | None,
         mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Logits `(batch_size, num_labels)`, where there is a classifier, and pooled features `(batch_size, pooled_size)`."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits `(batch_size, num_labels)`, where there is a classifier, and pooled features `(batch_size, pooled_size)`; in
+        segmentation as [`segmenter_outputs`] says."""
         low = self.dtype != torch.float32
         with torch.autocast(pixel_values.device.type, dtype=self.dtype) if low else nullcontext():
             model = self.model
+            if isinstance(model, SpotViTForSemanticSegmentation):
+                return segmenter_outputs(model, self.objective, pixel_values, coordinates, window_scales, mask)
             encoder = model.spot_vit if isinstance(model, SpotViTForImageClassification) else model
             features = encoder(
                 pixel_values, coordinates=coordinates, coordinates_mask=mask, window_scales=window_scales
@@ -302,7 +314,7 @@ class SpotOracle:
                 logits = logits.masked_fill(self.other_classes, torch.finfo(logits.dtype).min)
             return logits, features
 
-    def _loss(self, logits: torch.Tensor | None, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor | None, features: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
         """Per image, in float64 where the device has it: of a confident prediction, float32 keeps few digits of `1 - p`."""
         objective = OBJECTIVES[self.objective]
         output = features if objective.target == "features" else logits
@@ -370,29 +382,10 @@ class SpotOracle:
                     f"`window_scales` must be a tensor {(batch_size, num_tokens)} of numbers above 0, one per coordinate; "
                     f"got {describe(window_scales)}"
                 )
-        if self.objective == "label":
-            num_labels = self.model.config.num_labels
-            if labels is None:
-                raise ValueError("`labels` are needed by objective='label'; got none. 'distill' and 'feature' need none")
-            if (
-                not isinstance(labels, torch.Tensor)
-                or labels.shape != (batch_size,)
-                or labels.dtype != torch.int64
-                or not ((labels >= 0) & (labels < num_labels)).all()
-            ):
-                raise ValueError(
-                    f"`labels` must be int64 ({batch_size},) with values from 0 to {num_labels - 1}; got {describe(labels)}"
-                )
-            if self.other_classes is not None and self.other_classes[labels].any():
-                outside = labels[self.other_classes[labels]][0].item()
-                raise ValueError(f"`labels` must be of `classes`; got {outside}, which is not")
-        elif targets is not None:
-            size = self.model.config.pooled_size if self.objective == "feature" else self.model.config.num_labels
-            if not isinstance(targets, torch.Tensor) or targets.shape != (batch_size, size):
-                raise ValueError(
-                    f"`targets` must be a tensor {(batch_size, size)} with objective={self.objective!r}; "
-                    f"got {describe(targets)}"
-                )
+        if self.segments:
+            check_map_targets(self.model.config, self.objective, pixel_values, labels, targets)
+        else:
+            check_class_targets(self.model.config, self.objective, self.other_classes, batch_size, labels, targets)
 
 
 class _Iterates:

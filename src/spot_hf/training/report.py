@@ -5,9 +5,9 @@ from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
+from ..data.masks import SEGMENTATION
 from ..evaluation.report import COLORS, MARKERS
 from .run import TrainingResults
-from .segmentation_arguments import SEGMENTATION
 
 
 MEASURED = r"eval_n(\d+)_(?:accuracy|mean_iou)"  # at how many tokens

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.masks import SEGMENTATION
 
-CLASSIFICATION, SEGMENTATION = "image-classification", "semantic-segmentation"
+
+CLASSIFICATION = "image-classification"
 TASKS = (CLASSIFICATION, SEGMENTATION)
 
 
