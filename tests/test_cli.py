@@ -48,6 +48,7 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
         "configuration_spot_vit.py", "image_processing_spot_vit.py", "modeling_spot_vit.py", "pipeline_spot_vit.py",
         "placement.py", "windows.py", "positions.py", "frames.py", "drawing.py", "decoding.py", "batch_feature.py",
         "foveation.py", "budgets.py", "merging.py", "placer.py", "input_checks.py", "pretraining_spot_vit.py",
+        "configuration_spot.py", "modeling_spot.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())

@@ -27,6 +27,8 @@ CODE = {
     "positions.py",
     "pretraining_spot_vit.py",
     "batch_feature.py",
+    "configuration_spot.py",
+    "modeling_spot.py",
     "decoding.py",
     "windows.py",
 }

@@ -25,9 +25,8 @@ from ..hub.loading import ModelSource, open_model
 from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
-from ..modeling_spot_vit import SpotViTForImageClassification
 from .arguments import SAVED, EvaluationArguments
-from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of, saved_looks
+from .cells import Cell, CellShards, Line, Lines, Measurement, cells_of, left_out, saved_looks
 from .measuring import Meter
 from .methods import Methods
 from .neighbors import Neighbors
@@ -150,7 +149,6 @@ class EvaluationRun:
             if not cells:
                 return
         saved = setting.model.load().to(device)
-        assert isinstance(saved, SpotViTForImageClassification)
         model = _resized(saved, setting)
         mapping = self.labels[name]
         classes = mapping.classes_of(self.images) if arguments.among_labels else None
@@ -217,6 +215,8 @@ class EvaluationRun:
 
 def _shape(config: Any) -> tuple[Any, ...]:
     """What a forward pass costs."""
+    if config.model_type != "spot_vit":
+        return config.model_type, config.network_config.to_json_string(), config.image_height_width
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     others = (config.patch_size, config.num_channels, config.image_height_width, config.num_prefix_tokens)
     return *sizes, *others, config.use_swiglu_ffn, config.use_layer_scale
@@ -235,7 +235,10 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
         if image_size < patch_size:
             raise ValueError(f"`image_size` must be at least {patch_size}, the patch size of {model.name!r}; got {image_size}")
         image_processor = image_processor.resized(image_size, image_size)
+    model.check_token_counts(arguments.num_tokens, image_processor)
     width, height = image_processor.model_size((1000, 1000))
+    if without := left_out(arguments, model.config):
+        logger.info("%s: without %s, which are for ViTs", name, " and ".join(without))
     cells = cells_of(arguments, (height // patch_size) * (width // patch_size), model.config)
     if not cells:
         raise ValueError(
@@ -259,7 +262,7 @@ def _recorded_labels(labels: dict[str, LabelMapping]) -> dict[str, Any]:
     return {"label_mapping": recorded} if recorded else {}
 
 
-def _resized(model: SpotViTForImageClassification, setting: _Setting) -> SpotViTForImageClassification:
+def _resized(model: Any, setting: _Setting) -> Any:
     """The model with a position table for a setting's image size; itself at the size that it was saved for."""
     if setting.image_size is None or model.config.image_height_width == (setting.height, setting.width):
         return model

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..modeling_spot import SpotForImageClassification, SpotPreTrainedModel
 from ..placement import grid
 from .arguments import DTYPES, SearchArguments
 from .objectives import OBJECTIVES
@@ -80,8 +80,8 @@ class SpotOracle:
     ```
 
     Args:
-        model ([`SpotViTForImageClassification`] or [`SpotViTModel`]): is not changed. Without a classifier, the objective must
-            be `"feature"`.
+        model ([`SpotViTForImageClassification`], [`SpotCNNForImageClassification`], or one without a classifier, such as
+            [`SpotViTModel`]): is not changed. Without a classifier, the objective must be `"feature"`.
         objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
             the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
             no labels.
@@ -102,7 +102,7 @@ class SpotOracle:
 
     def __init__(
         self,
-        model: SpotViTPreTrainedModel,
+        model: SpotPreTrainedModel,
         objective: str = "label",
         *,
         classes: list[int] | None = None,
@@ -110,12 +110,13 @@ class SpotOracle:
     ):
         arguments = SearchArguments(objective=objective, **search)
         arguments.check_search()
-        if not isinstance(model, SpotViTForImageClassification | SpotViTModel):
+        classifies = isinstance(model, SpotForImageClassification)
+        if not isinstance(model, SpotPreTrainedModel) or not (classifies or model.base_model is model):
             raise ValueError(
-                f"`model` must be a SpotViTForImageClassification or a SpotViTModel; got {type(model).__name__}: convert it "
-                "with `convert_checkpoint` first"
+                "`model` must be a SpotViTForImageClassification, a SpotViTModel, or the same of a SpotCNN; got "
+                f"{type(model).__name__}: convert it with `convert_checkpoint` first"
             )
-        self.has_classifier = isinstance(model, SpotViTForImageClassification) and model.config.num_labels > 0
+        self.has_classifier = classifies and model.config.num_labels > 0
         if objective != "feature" and not self.has_classifier:
             raise ValueError(f"`objective` must be 'feature' with a model that has no classifier; got {objective!r}")
         self.other_classes: torch.Tensor | None = None  # bool (num_labels,)
@@ -292,8 +293,7 @@ class SpotOracle:
         low = self.dtype != torch.float32
         with torch.autocast(pixel_values.device.type, dtype=self.dtype) if low else nullcontext():
             model = self.model
-            encoder = model.spot_vit if isinstance(model, SpotViTForImageClassification) else model
-            features = encoder(
+            features = model.base_model(
                 pixel_values, coordinates=coordinates, coordinates_mask=mask, window_scales=window_scales
             ).pooler_output
             logits = model.classifier(features) if self.has_classifier else None

@@ -54,6 +54,7 @@ def run_training(
     arguments.check(training)
     run = TrainingRun(training, RESULTS, training_summary)
     model = open_model(arguments.model, arguments.revision)
+    model.check_vit()
     arguments = arguments.pinned()
     found = _find_ingredients(arguments, training, model)
     if arguments.benchmark_input:
@@ -119,6 +120,7 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
     if arguments.needs_teacher:
         if arguments.teacher_model is not None:
             teacher = open_model(arguments.teacher_model, arguments.teacher_revision)
+            teacher.check_vit()
         _check_teacher(arguments, teacher, model, processor)
     return _Ingredients(
         model=model,
