@@ -129,6 +129,8 @@ class SpotCNNModel(SpotCNNPreTrainedModel):
 
     def _run(self, pixels: torch.Tensor, **options: bool) -> BaseModelOutputWithPooling:
         """The network on an image, or a mosaic, `(batch_size, num_channels, height, width)`."""
+        if pixels.device.type == "cpu":  # where convolutions are faster so: 1.6 times those of an EfficientNet-Lite0
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         outputs = self.network(pixels.to(self.dtype), **options)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,

@@ -102,7 +102,7 @@ def describe_network(network_config: Any, **config: Any) -> SpotCNNConfig:
         raise ConversionError(
             f"a SpotCNN needs a network for images of any size; of {shape} pixels {name!r} says: {reason}"
         ) from None
-    if features.ndim != 4 or pooled is None or features.shape[1] != pooled.flatten(1).shape[1]:
+    if features.ndim != 4 or pooled is None:
         got = tuple(features.shape)
         raise ConversionError(f"a SpotCNN needs a network that pools a feature map; {name!r} gives {got} of {shape} pixels")
     cells = tuple(side // STRIDE for side in PROBE)
@@ -111,7 +111,7 @@ def describe_network(network_config: Any, **config: Any) -> SpotCNNConfig:
             f"a SpotCNN needs a network of stride {STRIDE}, with {_size(cells)} cells for {shape} pixels; {name!r} has "
             f"{_size(features.shape[2:])}"
         )
-    described = {"hidden_size": features.shape[1], "num_channels": num_channels, **config}
+    described = {"hidden_size": pooled.flatten(1).shape[1], "num_channels": num_channels, **config}
     try:
         return SpotCNNConfig(network_config=network_config, **described)
     except StrictDataclassError as error:
@@ -195,6 +195,8 @@ def read_network_config(source: Source) -> Any:
             network_config = AutoConfig.for_model(**config)
         elif is_timm_available():
             network_config = TimmWrapperConfig.from_dict(config)
+            given = network_config.model_args or {}  # transformers passes `num_classes` on by itself
+            network_config.model_args = {name: value for name, value in given.items() if name != "num_classes"}
         else:
             raise ConversionError(f"{config['architecture']!r} is timm's, which is not installed")
         describe_network(network_config)
