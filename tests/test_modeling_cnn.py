@@ -123,6 +123,8 @@ def test_a_number_that_makes_no_mosaic_is_refused_with_those_that_do(model):
     message = str(error.value)
     assert message.startswith("`num_tokens` must make a mosaic of equal rows") and message.endswith("got 23")
     assert " 1, 2, 4, 6, 9, 12, 16, 20, 25, 30, 36, 42, 49;" in message and "\n" not in message
+    with pytest.raises(ValueError, match=r" 42, 49, 65280, 65536; got 65400$"):  # at once, and in one line
+        model.config.mosaic_shape(65400, 224, 224)
 
 
 @torch.no_grad()

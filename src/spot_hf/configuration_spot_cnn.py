@@ -1,5 +1,6 @@
 """Configuration of SpotCNN: a convolutional classifier that sees windows at continuous positions, laid out as a mosaic."""
 
+import itertools
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -92,18 +93,24 @@ class SpotCNNConfig(SpotConfigMixin, PreTrainedConfig):
             `ValueError`: rows would have different numbers of windows.
         """
         grid = height // self.patch_size, width // self.patch_size
-        if num_tokens == grid[0] * grid[1]:
+        num_cells = grid[0] * grid[1]
+        if num_tokens == num_cells:
             return grid
-        rows = row_counts(num_tokens, width / height)
-        if len(set(rows)) > 1:
-            num_cells = grid[0] * grid[1]
-            most = max(2 * num_tokens, num_cells)
-            accepted = [count for count in range(1, most + 1) if len(set(row_counts(count, width / height))) == 1]
+
+        def lattice(count: int) -> tuple[int, int] | None:
+            rows = row_counts(count, width / height)
+            return (len(rows), rows[0]) if len(set(rows)) == 1 else None
+
+        shape = lattice(num_tokens)
+        if shape is None:
+            below = next(filter(lattice, range(num_tokens, 0, -1)))
+            above = next(filter(lattice, itertools.count(num_tokens)))
+            few = sorted({*filter(lattice, range(1, min(num_cells, 100))), below, above, num_cells})
             raise ValueError(
-                f"`num_tokens` must make a mosaic of equal rows for a CNN: of {height} × {width} pixels and windows of "
-                f"{self.patch_size}, {', '.join(map(str, sorted({*accepted, num_cells})))}; got {num_tokens}"
+                f"`num_tokens` must make a mosaic of equal rows for a CNN, of {height} × {width} pixels in windows of "
+                f"{self.patch_size} one of {', '.join(map(str, few))}; got {num_tokens}"
             )
-        return len(rows), rows[0]
+        return shape
 
     def check_token_count(self, num_tokens: int, height: int, width: int) -> None:
         """As [`mosaic_shape`]."""

@@ -1,6 +1,6 @@
 """Converts timm's convolutional networks, and compares them with timm. A script: see `test_conversion_cnn_timm.py`.
 
-    python tests/torchvision_shim.py tests/conversion/timm_networks.py OUTPUT_DIR
+python tests/torchvision_shim.py tests/conversion/timm_networks.py OUTPUT_DIR
 """
 
 import json
@@ -66,7 +66,7 @@ def main(output_dir: str) -> None:
     report = convert_checkpoint(str(directory / "weights.safetensors"), architecture="tf_efficientnet_lite0")
     expected = network(pixel_values)
     assert (report.model(pixel_values).logits - expected).abs().max() <= SAME * max(1, expected.abs().max())
-    assert report.image_processor.image_mean == [0.5] * 3 and dict(report.image_processor.size) == {"shortest_edge": 256}
+    assert tuple(report.image_processor.image_mean) == (0.5, 0.5, 0.5) and report.image_processor.size["shortest_edge"] == 256
     for architecture, kind in (("resnet18", ConversionError), ("none_such", ValueError)):
         try:
             convert_checkpoint(str(directory / "weights.safetensors"), directory / "nothing", architecture=architecture)
