@@ -70,6 +70,18 @@ def test_of_a_size_and_a_window_that_were_asked_for(source, tmp_path, capsys):
 
 
 @torch.no_grad()
+def test_weights_in_half_precision_become_float32(tmp_path):
+    half = tiny_network().half()
+    half.save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+    pixel_values = random_images(1, 96, 96)
+    for model in (convert_checkpoint(tmp_path / "half").model, wrap_network(half)):
+        assert {one.dtype for one in model.parameters()} == {torch.float32}
+        assert (model(pixel_values).logits - half.float()(pixel_values).logits).abs().max() <= REACHED
+        half.half()
+
+
+@torch.no_grad()
 def test_a_source_without_a_classifier(source, tmp_path):
     tensors = {name.removeprefix("resnet."): one for name, one in load_file(source / "model.safetensors").items()}
     tensors = {name: one for name, one in tensors.items() if not name.startswith("classifier.")}

@@ -48,9 +48,9 @@ class LoadedNetwork:
     def linear(self) -> nn.Linear | None:
         """The last linear layer of its classifier."""
         timm_model = getattr(self.network, "timm_model", None)
-        classifier = self.network.classifier if timm_model is None else timm_model.get_classifier()  # type: ignore[union-attr]
-        layers = [one for one in classifier.modules() if isinstance(one, nn.Linear)]  # type: ignore[union-attr]
-        return layers[-1] if layers else None
+        classifier = timm_model.get_classifier() if timm_model is not None else getattr(self.network, "classifier", None)
+        modules = classifier.modules() if isinstance(classifier, nn.Module) else []
+        return next((one for one in reversed([*modules]) if isinstance(one, nn.Linear)), None)
 
     @property
     def classifier(self) -> Tensors:
@@ -87,7 +87,7 @@ def describe_network(network_config: Any, **config: Any) -> SpotCNNConfig:
     """The configuration of a SpotCNN around such a network; [`ConversionError`] where it is of another stride, or no
     convolutional network."""
     network_config = copy.deepcopy(network_config)
-    network_config.num_labels = 0  # the classifier is SpotCNN's own
+    network_config.num_labels, network_config.dtype = 0, None  # the classifier is SpotCNN's own, and so is the dtype
     name = getattr(network_config, "architecture", network_config.model_type)
     shape = _size(PROBE)
     try:
@@ -135,11 +135,9 @@ def assemble_network(
         raise ConversionError(ANOTHER_CLASSIFIER.format(name=type(network).__name__))
     model.classifier.load_state_dict(weights)
     pixel_values = torch.randn(1, config.num_channels, *PROBE, generator=torch.Generator().manual_seed(0))
-    was_training = network.training
     with torch.no_grad():
-        expected = network.eval()(pixel_values.to(network.device, network.dtype)).logits.float().cpu()
+        expected = copy.deepcopy(network).float().cpu().eval()(pixel_values).logits
         logits = model.classifier(model.base_model(pixel_values).pooler_output)
-    network.train(was_training)
     if not (logits - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise ConversionError(ANOTHER_CLASSIFIER.format(name=type(network).__name__))
     return model
@@ -221,7 +219,12 @@ def load_network(source: Source, network_config: Any) -> LoadedNetwork:
         names = as_timm_calls(list(names), list(empty.timm_model.state_dict()), source.name)
     tensors = {names[file_name]: source.tensors[name] for name, file_name in source.file_names.items()}
     network, report = type(empty).from_pretrained(
-        None, config=network_config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True
+        None,
+        config=network_config,
+        state_dict={name: one.float() if one.is_floating_point() else one for name, one in tensors.items()},
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     for name, saved, expected in sorted(report["mismatched_keys"]):
         raise ConversionError(
