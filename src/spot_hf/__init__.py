@@ -20,6 +20,8 @@ from .version import __version__
 
 _HOMES = {
     "configuration_spot_vit": ["SpotViTConfig"],
+    "configuration_spot_cnn": ["SpotCNNConfig"],
+    "modeling_spot_cnn": ["SpotCNNForImageClassification", "SpotCNNModel", "SpotCNNPreTrainedModel"],
     "modeling_spot_vit": ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"],
     "pretraining_spot_vit": ["SpotViTForPreTraining"],
     "segmentation_spot_vit": ["SpotViTForSemanticSegmentation"],
@@ -30,6 +32,7 @@ _HOMES = {
     "foveation": ["foveate"],
     "conversion.convert": ["ConversionReport", "convert_checkpoint"],
     "conversion.errors": ["ConversionError"],
+    "conversion.networks": ["wrap_network"],
     "oracle.search": ["OracleResult", "SpotOracle"],
     "oracle.arguments": ["OracleArguments"],
     "oracle.run": ["run_oracle"],
@@ -77,7 +80,7 @@ _REGISTERED = {
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
         "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
         "decoding", "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline",
-        "segmentation_maps",
+        "segmentation_maps", "configuration_spot", "configuration_spot_cnn", "modeling_spot", "modeling_spot_cnn",
     )
 }  # fmt: skip
 _imported: set[str] = set()

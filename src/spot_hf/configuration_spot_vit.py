@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .budgets import check_confidence, check_looks, check_num_tokens
+from .configuration_spot import CUSTOM_PIPELINES, SpotConfigMixin, check_names
 from .merging import check_merge_tokens
 from .placement import COVERING_PLACEMENTS
 from .placer import check_placer
@@ -28,14 +28,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "pretraining_spot_vit.SpotViTForPreTraining",
     "AutoModelForSemanticSegmentation": "segmentation_spot_vit.SpotViTForSemanticSegmentation",
 }
-CUSTOM_PIPELINES = {
-    "spot-image-classification": {
-        "impl": "pipeline_spot_vit.SpotImageClassificationPipeline",
-        "pt": ["AutoModelForImageClassification"],
-        "type": "image",
-    }
-}
-# Of models that segment. Only one of the two is in a config: `pipeline(model=...)` without a task takes the only one.
+# Of models that segment. Only one pipeline is in a config: `pipeline(model=...)` without a task takes the only one.
 SEGMENTATION_PIPELINES = {
     "spot-image-segmentation": {
         "impl": "segmentation_pipeline.SpotImageSegmentationPipeline",
@@ -46,7 +39,7 @@ SEGMENTATION_PIPELINES = {
 
 
 @strict
-class SpotViTConfig(PreTrainedConfig):
+class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`SpotViTModel`]. The defaults give a ViT-B/16 at 224 pixels.
 
@@ -200,14 +193,6 @@ class SpotViTConfig(PreTrainedConfig):
         return is_plain and self.position_kernel_unit == "cells" and self.position_kernel_centers == "cells"
 
     @property
-    def image_height_width(self) -> tuple[int, int]:
-        """`(height, width)` of `image_size`, in pixels."""
-        size = self.image_size
-        if not isinstance(size, int) and len(size) != 2:
-            raise ValueError(f"`image_size` must be a number of pixels or [height, width]; got {size}")
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    @property
     def position_rows_columns(self) -> tuple[int, int]:
         """`(rows, columns)` of the position table."""
         rows, columns = self.position_grid_size or (1, 1)  # never None after `__post_init__`
@@ -264,16 +249,15 @@ class SpotViTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: raises `ValueError` for a combination that no model can have."""
-        for name, accepted in (
-            ("pooling", POOLINGS),
-            ("position_kernel_unit", KERNEL_UNITS),
-            ("position_kernel_centers", KERNEL_CENTERS),
-            ("position_kernel_normalization", KERNEL_NORMALIZATIONS),
-            ("window_border", WINDOW_BORDERS),
-            ("placement", MODEL_PLACEMENTS),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(str, accepted))}; got {getattr(self, name)!r}")
+        check_names(
+            self,
+            pooling=POOLINGS,
+            position_kernel_unit=KERNEL_UNITS,
+            position_kernel_centers=KERNEL_CENTERS,
+            position_kernel_normalization=KERNEL_NORMALIZATIONS,
+            window_border=WINDOW_BORDERS,
+            placement=MODEL_PLACEMENTS,
+        )
         if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
         for part in ("", "decoder_"):
@@ -288,12 +272,7 @@ class SpotViTConfig(PreTrainedConfig):
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
-        if isinstance(self.num_tokens, (list, tuple)):
-            looks = check_looks(self.num_tokens)
-            if self.confidence is not None:
-                check_confidence(self.confidence, len(looks))
-        elif self.num_tokens is not None:
-            check_num_tokens(self.num_tokens)
+        self.check_own_tokens()
         if self.placer is not None:
             check_placer(self.placer)
         elif self.placement == "learned":

@@ -1,4 +1,4 @@
-"""Makes SpotViT known to transformers: its Auto classes, its `pipeline`, and the code that a saved model takes along."""
+"""Makes SpotViT and SpotCNN known to transformers: Auto classes, `pipeline`, and the code that a saved model takes along."""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .configuration_spot_cnn import SpotCNNConfig
 from .configuration_spot_vit import SpotViTConfig
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
-from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from .modeling_spot import SpotPreTrainedModel
+from .modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
+from .modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .pretraining_spot_vit import SpotViTForPreTraining
 from .segmentation_pipeline import SpotImageSegmentationPipeline
@@ -31,10 +34,14 @@ def register() -> None:
     AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
     AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SpotViTConfig, SpotViTForSemanticSegmentation, exist_ok=True)
+    AutoConfig.register("spot_cnn", SpotCNNConfig, exist_ok=True)
+    AutoModel.register(SpotCNNConfig, SpotCNNModel, exist_ok=True)
+    AutoModelForImageClassification.register(SpotCNNConfig, SpotCNNForImageClassification, exist_ok=True)
     image_processors = {"pil": SpotViTImageProcessorPil}
     if SpotViTImageProcessor is not SpotViTImageProcessorPil:
         image_processors["torchvision"] = SpotViTImageProcessor
-    AutoImageProcessor.register(SpotViTConfig, image_processor_classes=image_processors, exist_ok=True)
+    for config_class in (SpotViTConfig, SpotCNNConfig):
+        AutoImageProcessor.register(config_class, image_processor_classes=image_processors, exist_ok=True)
     PIPELINE_REGISTRY.register_pipeline(
         "spot-image-classification",
         pipeline_class=SpotImageClassificationPipeline,
@@ -53,12 +60,15 @@ def register() -> None:
     SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     SpotViTForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+    SpotCNNConfig.register_for_auto_class()
+    SpotCNNModel.register_for_auto_class("AutoModel")
+    SpotCNNForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     SpotViTImageProcessor.register_for_auto_class("AutoImageProcessor")
     SpotViTImageProcessorPil.register_for_auto_class("AutoImageProcessor")
-    SpotViTPreTrainedModel._write_model_card = _write_model_card
+    SpotPreTrainedModel._write_model_card = _write_model_card
 
 
-def _write_model_card(model: SpotViTPreTrainedModel, directory: str | Path, **fields: Any) -> Path | None:
+def _write_model_card(model: SpotPreTrainedModel, directory: str | Path, **fields: Any) -> Path | None:
     """Cards need templates and `datasets`: loaded when a model is saved."""
     from .hub.cards import write_model_card
 

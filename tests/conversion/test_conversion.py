@@ -624,8 +624,8 @@ BROKEN = {
     "recipe_is_no_json": ({"preprocessor_config.json": b"{"}, "preprocessor_config.json"),
     "recipe_of_no_known_class": ({"preprocessor_config.json": b'{"image_processor_type": "X"}'}, "preprocessor_config.json"),
     "recipe_with_another_step": (
-        {"preprocessor_config.json": b'{"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}}'},
-        "`crop_pct`",
+        {"preprocessor_config.json": b'{"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": true}'},
+        "`do_flip_channel_order`",
     ),
     "recipe_that_pads": (
         {"preprocessor_config.json": b'{"image_processor_type": "ViTImageProcessor", "do_pad": true}'},

@@ -14,6 +14,8 @@ CODE = {
     "configuration_spot_vit.py",
     "modeling_spot_vit.py",
     "batch_feature.py",
+    "configuration_spot.py",
+    "modeling_spot.py",
     "decoding.py",
     "windows.py",
     "positions.py",

@@ -26,6 +26,13 @@ class ConversionArguments:
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "Of a file without a config, where its heads are not 64 wide."}
     )
+    architecture: str | None = field(
+        default=None, metadata={"help": "timm's name of a convolutional network, of a file without a config (needs timm)."}
+    )
+    patch_size: int | None = field(
+        default=None,
+        metadata={"help": "Of a convolutional network: pixels of a window's side, a multiple of 32 (default: 32)."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of a new classifier."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace what is in --output_dir."})
 
@@ -42,7 +49,7 @@ class ConversionArguments:
             raise ValueError(
                 f"`placement` {self.placement!r} cannot be a saved default: it needs a saliency map with every image"
             )
-        for name in ("num_labels", "num_attention_heads"):
+        for name in ("num_labels", "num_attention_heads", "patch_size"):
             if getattr(self, name) is not None and not _is_count(getattr(self, name)):
                 raise ValueError(f"`{name}` must be a positive integer; got {getattr(self, name)!r}")
         size = self.image_size

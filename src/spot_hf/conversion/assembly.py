@@ -11,6 +11,9 @@ from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, count_layers, 
 from .sources import Source, Tensors
 
 
+NO_CLASSIFIER = "the source has no classifier"
+
+
 def match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[str, str]]:
     """`(source name → target, skipped source name → reason)`; a name that is in neither is an error."""
     num_layers = count_layers(source, family.layer_name)
@@ -163,7 +166,7 @@ def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source
     state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
-    fresh = {name: "the source has no classifier" for name in missing if fresh_head and name.startswith("classifier.")}
+    fresh = {name: NO_CLASSIFIER for name in missing if fresh_head and name.startswith("classifier.")}
     lost = [name for name in missing if name not in fresh]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""

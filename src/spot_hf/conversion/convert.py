@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import is_timm_available
 
+from ..configuration_spot_cnn import SpotCNNConfig
 from ..configuration_spot_vit import SpotViTConfig
 from ..hub.cards import measured_by_conversion
 from ..hub.models import save_model
@@ -24,9 +25,18 @@ from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from ..placement import check_placement
 from .arguments import ConversionArguments, ConvertArguments
-from .assembly import Assembly, load_state, match_names
+from .assembly import NO_CLASSIFIER, Assembly, load_state, match_names
 from .errors import ConversionError
 from .families import FAMILIES, Family, detect_family
+from .networks import (
+    assemble_network,
+    default_size,
+    describe_network,
+    is_network,
+    load_network,
+    name_architecture,
+    read_network_config,
+)
 from .recipes import default_recipe, recipe_size, timm_pretrained_cfg
 from .report import ConversionReport
 from .sources import Source, Tensors, load_source
@@ -46,13 +56,16 @@ def convert_checkpoint(
     image_size: int | Sequence[int] | None = None,
     num_labels: int | None = None,
     num_attention_heads: int | None = None,
+    architecture: str | None = None,
+    patch_size: int | None = None,
     seed: int = 0,
     overwrite_output_dir: bool = False,
     repo_id: str | None = None,
 ) -> ConversionReport:
     """
     Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid, or one of
-    the released SPoT checkpoints into one that gives the same logits everywhere.
+    the released SPoT checkpoints into one that gives the same logits everywhere; and a convolutional classifier of stride 32,
+    of transformers or timm, into a SpotCNN that gives the same logits on the full grid.
 
     Args:
         source_model (`str`): a Hub id, a local directory, or a file of weights.
@@ -67,6 +80,8 @@ def convert_checkpoint(
             processor makes images of that size.
         num_labels (`int`, *optional*): gives a source without a classifier a freshly initialised one.
         num_attention_heads (`int`, *optional*): of a file without a config, where they are not 64 wide.
+        architecture (`str`, *optional*): timm's name of a convolutional network, of a file without a config.
+        patch_size (`int`, *optional*): of a convolutional network, pixels of a window's side, a multiple of 32.
         seed (`int`): of that initialisation.
         overwrite_output_dir (`bool`): replace what is in `output_dir`.
         repo_id (`str`, *optional*): the name under which the card's examples load the result; that of `output_dir` by default.
@@ -85,6 +100,8 @@ def convert_checkpoint(
         image_size=list(image_size) if isinstance(image_size, Sequence) else None if image_size is None else [image_size],
         num_labels=num_labels,
         num_attention_heads=num_attention_heads,
+        architecture=architecture,
+        patch_size=patch_size,
         seed=seed,
         overwrite_output_dir=overwrite_output_dir,
     )
@@ -95,6 +112,8 @@ def convert_checkpoint(
     if num_attention_heads is not None and source.config is not None:
         raise ValueError(f"`num_attention_heads` is for a file without a config; {source.name!r} has one")
     source.num_attention_heads = num_attention_heads
+    if architecture is not None:
+        name_architecture(source, architecture)
     report = _convert(source, arguments)
     if output_dir is not None:
         with replaced_directory(output_dir, overwrite_output_dir, inputs=[source_model]) as temporary:
@@ -122,6 +141,10 @@ def run_conversion(arguments: ConvertArguments) -> ConversionReport:
 
 
 def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport:
+    if is_network(source):
+        return _convert_network(source, arguments)
+    if arguments.patch_size is not None:
+        raise ValueError(f"`patch_size` is for convolutional networks; {source.name!r} is none; got {arguments.patch_size}")
     family_name = detect_family(source)
     family = FAMILIES[family_name]
     notes = list(source.notes)
@@ -151,16 +174,67 @@ def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport
         with_classifier = has_head or arguments.num_labels is not None
         model: SpotViTPreTrainedModel = (SpotViTForImageClassification if with_classifier else SpotViTModel)(config)
     missing = load_state(model, assembly.state, assembly.origins, source, fresh_head=with_classifier and not has_head)
+    used = {source.file_names[name]: target for name, target in used.items()}
+    skipped = {source.file_names[name]: reason for name, reason in skipped.items()}
+    return _report(source, family_name, model, image_processor, used, skipped, missing, notes)
+
+
+def _convert_network(source: Source, arguments: ConversionArguments) -> ConversionReport:
+    """Of a convolutional classifier: its network as it is, and its classifier beside it."""
+    notes, network_config = list(source.notes), read_network_config(source)
+    height, width = arguments.height_width or recipe_size(source.recipe) or default_size(network_config)
+    family = network_config.model_type
+    config = describe_network(
+        network_config,
+        image_size=height if height == width else [height, width],
+        source_model={"name": source.name, "revision": source.revision, "family": family, "license": source.license},
+        **({} if arguments.patch_size is None else {"patch_size": arguments.patch_size}),
+    )
+    arguments.check_image_size(config.patch_size)
+    if arguments.num_tokens is not None:
+        config.check_token_count(arguments.num_tokens, height, width)
+    if height % config.patch_size or width % config.patch_size:
+        notes.append(
+            f"{height} × {width} pixels are no whole windows of {config.patch_size}: without coordinates the network sees all "
+            "of them, as the source does; windows on the grid leave out the last rows and columns"
+        )
+    loaded = load_network(source, network_config)
+    if loaded.has_classifier and arguments.num_labels is not None:
+        raise ValueError(
+            f"`num_labels` is for a source without a classifier; {source.name!r} has one of "
+            f"{loaded.network.config.num_labels} labels; got {arguments.num_labels}"
+        )
+    labels = _describe_labels(source, loaded.classifier, arguments.num_labels, notes)
+    for name, value in labels.items():
+        setattr(config, name, value)
+    image_processor = _build_image_processor(source, config, arguments, notes)
+    with torch.random.fork_rng():
+        torch.manual_seed(arguments.seed)
+        model = assemble_network(loaded, config, with_classifier=bool(labels))
+    new = ("classifier.weight", "classifier.bias") if labels and not loaded.has_classifier else ()
+    return _report(source, family, model, image_processor, loaded.used, {}, dict.fromkeys(new, NO_CLASSIFIER), notes)
+
+
+def _report(
+    source: Source,
+    family: str,
+    model: Any,
+    image_processor: SpotViTImageProcessor,
+    used: dict[str, str],
+    skipped: dict[str, str],
+    missing: dict[str, str],
+    notes: list[str],
+) -> ConversionReport:
     return ConversionReport(
         source_model=source.name,
         revision=source.revision,
-        family=family_name,
+        family=family,
         model_type=(source.config or {}).get("model_type"),
         license=source.license,
         architecture=type(model).__name__,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        used={source.file_names[name]: target for name, target in used.items()},
-        skipped={source.file_names[name]: reason for name, reason in skipped.items()},
+        used=used,
+        skipped=skipped,
         missing=missing,
         notes=notes,
         model=model.eval(),
@@ -220,7 +294,7 @@ def _build_config(described: dict[str, Any], source: Source, family_name: str) -
 
 
 def _build_image_processor(
-    source: Source, config: SpotViTConfig, arguments: ConversionArguments, notes: list[str]
+    source: Source, config: SpotViTConfig | SpotCNNConfig, arguments: ConversionArguments, notes: list[str]
 ) -> SpotViTImageProcessor:
     """With the source's recipe, or a usual one, for images of the size that was asked for."""
     num_tokens, placement = arguments.num_tokens, arguments.placement

@@ -348,14 +348,28 @@ FAMILIES = {
 
 def detect_family(source: Source) -> str:
     """Name of the source's family in `FAMILIES`, or [`ConversionError`]."""
-    config = source.config or {}
-    model_type = config.get("model_type")
+    family = find_family(source)
+    if family is not None:
+        return family
+    raise ConversionError(unknown_family(source))
+
+
+def find_family(source: Source) -> str | None:
+    """The same, or none."""
+    model_type = (source.config or {}).get("model_type")
     if model_type in FAMILIES and model_type not in ("timm", "spot"):
         return model_type
     if model_type is None and {"tokenizer._n_sigma", "embedder.emb.weight"} <= set(source.tensors):
         return "spot"
     if model_type in (None, "timm_wrapper") and "blocks.0.attn.qkv.weight" in source.tensors:
         return "timm"
+    return None
+
+
+def unknown_family(source: Source) -> str:
+    """What to say of a source that is of none."""
+    config = source.config or {}
+    model_type = config.get("model_type")
     found = (
         f"model_type {model_type!r}"
         if model_type
@@ -364,7 +378,7 @@ def detect_family(source: Source) -> str:
         else "no config.json"
     )
     some = ", ".join(sorted(source.tensors)[:3])
-    raise ConversionError(
+    return (
         f"`source_model` {source.name!r} is of no known family ({', '.join(FAMILIES)}); found {found} and "
         f"{len(source.tensors)} tensors such as {some}"
     )

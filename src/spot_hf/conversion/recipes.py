@@ -16,7 +16,7 @@ RECIPE_NAMES = (
 
 
 # Steps of other image processors that SpotViT's does not have.
-UNSUPPORTED_STEPS = ("crop_pct", "do_pad", "do_thumbnail", "do_flip_channel_order")
+UNSUPPORTED_STEPS = ("do_pad", "do_thumbnail", "do_flip_channel_order")
 
 
 TIMM_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -28,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> dict[str, Any] | None:
     """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
     if "architecture" in config:
-        return _timm_recipe(timm_pretrained_cfg(config), notes)
+        return timm_recipe(timm_pretrained_cfg(config), notes)
     if not (directory / "preprocessor_config.json").exists():
         return None
     try:
@@ -41,7 +41,34 @@ def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> di
         if getattr(source, name, None):
             raise ConversionError(f"preprocessor_config.json asks for `{name}`, which SpotViT's image processor does not do")
     recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
-    return {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
+    recipe = {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
+    return _as_usual_steps(source, recipe)
+
+
+def _as_usual_steps(source: Any, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Steps that image processors of convolutional networks have, by those that every one has."""
+    edge = (recipe.get("size") or {}).get("shortest_edge")
+    if getattr(source, "crop_pct", None) and recipe.get("do_resize") and edge:  # ConvNeXT's
+        whole = edge >= 384  # then the whole image is squeezed
+        size = {"height": edge, "width": edge} if whole else {"shortest_edge": int(edge / source.crop_pct)}
+        recipe.update(size=size)
+        if not whole:
+            recipe.update(do_center_crop=True, crop_size={"height": edge, "width": edge})
+    is_offset, is_divided = (
+        recipe.get("do_rescale") and getattr(source, "rescale_offset", False),
+        getattr(source, "include_top", 0),
+    )
+    if (
+        is_offset or is_divided
+    ):  # EfficientNet's: less 1 after rescaling, by the standard deviation once more after normalizing
+        own_std = recipe.get("image_std", IMAGENET_STD)
+        mean, std = (
+            (recipe.get("image_mean", IMAGENET_MEAN), own_std) if recipe.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+        )
+        mean = [value + 1 for value in mean] if is_offset else mean
+        std = [one * other for one, other in zip(std, own_std, strict=True)] if is_divided else std
+        recipe.update(do_normalize=True, image_mean=list(mean), image_std=list(std))
+    return recipe
 
 
 def timm_pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +76,7 @@ def timm_pretrained_cfg(config: dict[str, Any]) -> dict[str, Any]:
     return config.get("pretrained_cfg") or config
 
 
-def _timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+def timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """timm's evaluation transform at the size of training: short side to `input_size / crop_pct`, centre crop."""
     _, height, width = pretrained.get("input_size") or (3, 224, 224)
     crop = pretrained.get("crop_pct") or 0.875
@@ -76,7 +103,7 @@ def _timm_recipe(pretrained: dict[str, Any], notes: list[str]) -> dict[str, Any]
 
 
 def default_recipe(height: int, width: int) -> dict[str, Any]:
-    return _timm_recipe({"input_size": (3, height, width)}, notes=[])
+    return timm_recipe({"input_size": (3, height, width)}, notes=[])
 
 
 def recipe_size(recipe: dict[str, Any] | None) -> tuple[int, int] | None:

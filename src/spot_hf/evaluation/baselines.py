@@ -8,9 +8,12 @@ source model.
 
 import copy
 import math
+from typing import Any, TypeVar
 
 from ..merging import merge_at_rate
-from ..modeling_spot_vit import SpotViTForImageClassification
+
+
+Model = TypeVar("Model", bound=Any)
 
 
 def merge_schedule_of_cost(num_tokens: int, num_placed: int, hidden_size: int, num_layers: int) -> list[int]:
@@ -42,13 +45,14 @@ def shrunken_size(num_tokens: int, height: int, width: int, patch_size: int) -> 
     return rows * patch_size, max(1, round(num_tokens / rows)) * patch_size
 
 
-def shrink(model: SpotViTForImageClassification, height: int, width: int) -> SpotViTForImageClassification:
+def shrink(model: Model, height: int, width: int) -> Model:
     """
     A copy of the model for smaller images, see [`SpotViTPreTrainedModel.resize_position_embeddings`]: its position table is
-    interpolated as its source's family does; the kernel of a released SPoT checkpoint follows the images' size by itself.
+    interpolated as its source's family does; the kernel of a released SPoT checkpoint follows the images' size by itself, and
+    so does a CNN.
 
     Args:
-        model ([`SpotViTForImageClassification`]): is not changed.
+        model ([`SpotViTForImageClassification`] or [`SpotCNNForImageClassification`]): is not changed.
         height (`int`), width (`int`): of the images, in pixels.
     """
     shrunken = copy.deepcopy(model)
@@ -64,3 +68,4 @@ BASELINES = {
     "token_merging": "ToMe, merging down to that many tokens by the last layer",
     "token_merging_same_cost": "ToMe, merging as much as makes it as cheap as that many tokens",
 }
+OF_VITS = ("token_merging", "token_merging_same_cost")  # which a CNN has not

@@ -96,7 +96,9 @@ class BenchmarkArguments:
 
     def spot_vit(self) -> SpotViTForImageClassification:
         if self.model is not None:
-            model = load_weights(SpotViTForImageClassification, open_model(self.model))
+            source = open_model(self.model)
+            source.check_vit()
+            model = load_weights(SpotViTForImageClassification, source)
         else:
             model = SpotViTForImageClassification(SpotViTConfig(num_labels=1000, placer=NEW))
         return model.to(self.device, DTYPES[self.dtype]).eval()

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..configuration_spot_cnn import SpotCNNConfig
 from ..configuration_spot_vit import SpotViTConfig
 from ..data.batches import PlacementRequest, Shards
 from ..data.failures import FailedImage
 from ..placement import COVER, get_placement, is_placement
 from .arguments import LEARNED, SAVED, EvaluationArguments
+from .baselines import OF_VITS
 
 
 ORACLE = "oracle"  # the method that uses the label: a ceiling
@@ -91,14 +93,15 @@ def is_placed(method: str) -> bool:
     return name in (*LEARNED, CALIBRATED) or (is_placement(name) and name != "grid_subset")
 
 
-def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConfig) -> list[Cell]:
+def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConfig | SpotCNNConfig) -> list[Cell]:
     """All cells of a model whose grid has `num_cells`."""
-    cells = [Cell("full_grid", num_cells)] if "full_grid" in arguments.chosen_baselines else []
+    baselines = [name for name in arguments.chosen_baselines if name not in left_out(arguments, config)]
+    cells = [Cell("full_grid", num_cells)] if "full_grid" in baselines else []
     for num_tokens in arguments.num_tokens:
         for name in arguments.placements:
             cells += _placed_cells(arguments, name, num_tokens, num_cells)
         if num_tokens < num_cells:
-            cells += [Cell(name, num_tokens) for name in arguments.chosen_baselines if name != "full_grid"]
+            cells += [Cell(name, num_tokens) for name in baselines if name != "full_grid"]
         if arguments.oracle_steps:
             cells += [Cell(ORACLE, num_tokens, steps=steps) for steps in sorted({0, *arguments.oracle_steps})]
     looks = saved_looks(config)
@@ -107,7 +110,12 @@ def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConf
     return cells + _budget_cells(arguments, num_cells)
 
 
-def saved_looks(config: SpotViTConfig) -> tuple[int, ...]:
+def left_out(arguments: EvaluationArguments, config: SpotViTConfig | SpotCNNConfig) -> list[str]:
+    """Baselines that a model cannot have, as it is a CNN."""
+    return [name for name in arguments.chosen_baselines if name in OF_VITS and config.model_type != "spot_vit"]
+
+
+def saved_looks(config: SpotViTConfig | SpotCNNConfig) -> tuple[int, ...]:
     """Those that a model has of its own, as it was calibrated; none where it was not."""
     several = isinstance(config.num_tokens, (list, tuple)) and config.confidence is not None
     return tuple(config.num_tokens) if several else ()  # type: ignore[arg-type]

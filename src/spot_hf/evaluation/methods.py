@@ -11,7 +11,6 @@ from ..budgets import Budgets, look_until_sure, resolve_budgets
 from ..data.batches import Batch
 from ..data.labels import LabelMapping
 from ..merging import merge_schedule
-from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.arguments import DTYPES
 from ..oracle.search import OracleResult, SpotOracle
 from .arguments import EvaluationArguments
@@ -33,8 +32,8 @@ class Methods:
     For each cell, what is done with a batch.
 
     Args:
-        model ([`SpotViTForImageClassification`]): that is evaluated.
-        saved ([`SpotViTForImageClassification`]): the same as it was saved, with the position table that images are shrunk
+        model ([`SpotViTForImageClassification`] or [`SpotCNNForImageClassification`]): that is evaluated.
+        saved: the same as it was saved, with the position table that images are shrunk
             for; another one where `image_size` is not the model's own.
         height, width (`int`): of `pixel_values`.
         cells (`list[Cell]`): to be measured.
@@ -45,8 +44,8 @@ class Methods:
 
     def __init__(
         self,
-        model: SpotViTForImageClassification,
-        saved: SpotViTForImageClassification,
+        model: Any,
+        saved: Any,
         height: int,
         width: int,
         cells: list[Cell],
@@ -147,7 +146,7 @@ class Methods:
     @staticmethod
     def encode(model: Any, **inputs: Any) -> Outputs:
         """What a model says of a batch's inputs."""
-        features = model.spot_vit(**inputs).pooler_output
+        features = model.base_model(**inputs).pooler_output
         return Outputs(model.classifier(features), features)
 
     def targets(self, batch: Batch) -> torch.Tensor:

@@ -27,7 +27,7 @@ from ..jobs.directory import JobDirectory, Ledger
 from ..jobs.process import device_of, job_processes, open_directory
 from ..jobs.versions import device_name, versions
 from .arguments import SAVED, EvaluationArguments
-from .cells import Cell, CellShards, Line, Lines, Measurement, SettingKey, cells_of, saved_looks
+from .cells import Cell, CellShards, Line, Lines, Measurement, SettingKey, cells_of, left_out, saved_looks
 from .corrupted import corruption_tables
 from .measuring import Meter
 from .methods import Methods
@@ -251,6 +251,8 @@ class EvaluationRun:
 
 def _shape(config: Any) -> tuple[Any, ...]:
     """What a forward pass costs."""
+    if config.model_type != "spot_vit":
+        return config.model_type, config.network_config.to_json_string(), config.image_height_width
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     others = (config.patch_size, config.num_channels, config.image_height_width, config.num_prefix_tokens)
     return *sizes, *others, config.use_swiglu_ffn, config.use_layer_scale
@@ -269,9 +271,12 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
         if image_size < patch_size:
             raise ValueError(f"`image_size` must be at least {patch_size}, the patch size of {model.name!r}; got {image_size}")
         image_processor = image_processor.resized(image_size, image_size)
+    model.check_token_counts(arguments.num_tokens, image_processor)
     width, height = image_processor.model_size((1000, 1000))
     if arguments.corruption:
         check_view_size((width, height), model.config.num_channels)
+    if without := left_out(arguments, model.config):
+        logger.info("%s: without %s, which are for ViTs", name, " and ".join(without))
     cells = cells_of(arguments, (height // patch_size) * (width // patch_size), model.config)
     if not cells:
         raise ValueError(

@@ -141,31 +141,57 @@ def _card_data(model: "SpotViTPreTrainedModel", tags: list[str]) -> ModelCardDat
     )
 
 
+# By the type in a config: what a model is called, and what it is.
+KINDS = {
+    "spot_vit": ("SpotViT", "A Vision Transformer whose patch tokens sit at continuous, subpixel positions"),
+    "spot_cnn": ("SpotCNN", "A convolutional network that sees an image through windows at continuous, subpixel positions"),
+}
+
+
+def _size(config: Any) -> str:
+    if config.model_type == "spot_vit":
+        return f"{config.num_hidden_layers} layers, width {config.hidden_size}, patch {config.patch_size}"
+    network = config.network_config
+    return (
+        f"`{getattr(network, 'architecture', network.model_type)}`, width {config.hidden_size}, windows of {config.patch_size}"
+    )
+
+
+def _few(config: Any, num_cells: int) -> int:
+    """A number of tokens for an example: at most a quarter of the grid's, and one that the model can have."""
+    for count in range(max(1, num_cells // 4), 1, -1):
+        try:
+            config.check_token_count(count, *config.image_height_width)
+        except ValueError:
+            continue
+        return count
+    return 1
+
+
 def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
     config = model.config
     source = config.source_model or {}
     head = _head(model)
     height, width = config.image_height_width
     rows, columns = height // config.patch_size, width // config.patch_size
-    few = max(1, rows * columns // 4)
-    title = f"SpotViT from {source['name']}" if source.get("name") else "SpotViT"
+    kind, introduction = KINDS[config.model_type]
+    title = f"{kind} from {source['name']}" if source.get("name") else kind
     return {
         "title": title,
-        "source": f"`{source['name']}`" if source.get("name") else "not converted: trained as a SpotViT",
+        "introduction": introduction,
+        "source": f"`{source['name']}`" if source.get("name") else f"not converted: trained as a {kind}",
         "revision": f"`{source['revision']}`" if source.get("revision") else "a local copy" if source.get("name") else "none",
-        "family": source.get("family") or "spot_vit",
+        "family": source.get("family") or config.model_type,
         "license": source.get("license") or "not stated by the source: ask there before you share this",
         "architecture": type(model).__name__,
         "num_parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "patch_size": config.patch_size,
+        "size": _size(config),
         "grid": f"{rows} × {columns}",
         "num_cells": rows * columns,
         "image_size": f"{height} × {width}",
         "head": head,
         "auto_class": TASKS[head][1],
-        "few": few,
+        "few": _few(config, rows * columns),
         "placements": ", ".join(f"`{name}`" for name in BUILT_IN),
     }
 

@@ -8,13 +8,21 @@ from typing import Any, TypeVar
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from ..configuration_spot_cnn import SpotCNNConfig
 from ..configuration_spot_vit import SpotViTConfig
 from ..jobs.versions import hub_commit, public_name, weights_digest
-from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..modeling_spot import SpotPreTrainedModel
+from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
+from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
 
 
 ADAPTER = "adapter_config.json"
+# By the type in a config: the class of a classifier, and that of a model without one.
+MODEL_CLASSES: dict[str, tuple[Any, Any]] = {
+    "spot_vit": (SpotViTForImageClassification, SpotViTModel),
+    "spot_cnn": (SpotCNNForImageClassification, SpotCNNModel),
+}
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -27,12 +35,12 @@ class ModelSource:
     Attributes:
         name (`str`): directory or Hub id.
         revision (`str`, *optional*): the commit, of a Hub id; what was asked for where the Hub does not say.
-        config ([`SpotViTConfig`]): of the model.
+        config ([`SpotViTConfig`] or [`SpotCNNConfig`]): of the model.
     """
 
     name: str
     revision: str | None
-    config: SpotViTConfig
+    config: SpotViTConfig | SpotCNNConfig
 
     @property
     def has_classifier(self) -> bool:
@@ -50,17 +58,29 @@ class ModelSource:
         if not self.has_classifier:
             raise ValueError(f"`model` {self.name!r} has no classifier: convert it with --num_labels and train it first")
 
-    def load(self) -> SpotViTPreTrainedModel:
-        """The model that was saved: [`SpotViTForImageClassification`] or [`SpotViTForSemanticSegmentation`]; [`SpotViTModel`]
-        where it has no head."""
+    def check_vit(self) -> None:
+        """`ValueError` where it is a SpotCNN, for what only a ViT can do."""
+        if self.config.model_type != "spot_vit":
+            raise ValueError(f"`model` must be a SpotViT here; {self.name!r} is a {self.config.model_type!r}")
+
+    def load(self) -> SpotPreTrainedModel:
+        """The model that was saved, such as [`SpotViTForImageClassification`] or [`SpotViTForSemanticSegmentation`], or
+        [`SpotViTModel`] where it has no head."""
         if self.segments:
             return load_weights(SpotViTForSemanticSegmentation, self).eval()
-        return load_weights(SpotViTForImageClassification if self.has_classifier else SpotViTModel, self).eval()
+        classifier, headless = MODEL_CLASSES[self.config.model_type]
+        return load_weights(classifier if self.has_classifier else headless, self).eval()
 
     def load_image_processor(self, decode: str | None = None) -> Any:
         """`decode` in place of what the processor saved, where given: see [`SpotViTImageProcessorKwargs`]."""
         changes = {} if decode is None else {"decode": decode}
         return AutoImageProcessor.from_pretrained(self.name, revision=self.revision, trust_remote_code=False, **changes)
+
+    def check_token_counts(self, num_tokens: Sequence[int], image_processor: Any) -> None:
+        """`ValueError` for a number of tokens that the model cannot have of the images that the image processor makes."""
+        width, height = image_processor.model_size((1000, 1000))  # jobs make batches, of images of one size
+        for count in num_tokens:
+            self.config.check_token_count(count, height, width)
 
     def recorded(self) -> dict[str, Any]:
         """For a job's record: of what lies on this machine the name and a digest, not the path."""
@@ -69,14 +89,14 @@ class ModelSource:
 
 def open_model(model: str, revision: str | None = None) -> ModelSource:
     """
-    Finds a SpotViT, and pins its commit.
+    Finds a SpotViT or a SpotCNN, and pins its commit.
 
     Args:
         model (`str`): directory or Hub id.
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
-        `ValueError`: it is no SpotViT, or only its adapters. `OSError`: there is no such model.
+        `ValueError`: it is neither, or only adapters of one. `OSError`: there is no such model.
     """
     directory = Path(model).expanduser()
     if (directory / ADAPTER).is_file() and not (directory / "config.json").is_file():
@@ -90,7 +110,7 @@ def open_model(model: str, revision: str | None = None) -> ModelSource:
         raise OSError(f"`model` must be a directory or a Hub id such as user/name; got {model!r}")
     commit = hub_commit(model, revision, "model")
     config = AutoConfig.from_pretrained(model, revision=commit, trust_remote_code=False)
-    if config.model_type != "spot_vit":
+    if config.model_type not in MODEL_CLASSES:
         raise ValueError(
             f"`model` {model!r} is a {config.model_type!r}, not a SpotViT: convert it with `spot-hf convert` first"
         )

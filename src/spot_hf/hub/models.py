@@ -6,6 +6,7 @@ from typing import Any
 
 from ..placement import BUILT_IN
 from .cards import write_model_card
+from .loading import MODEL_CLASSES
 from .uploads import check_repo_id, push_folder
 
 
@@ -74,5 +75,5 @@ def check_whole_model(model: Any, argument: str) -> None:
     """`ValueError` where it is no SpotViT, or one with adapters of PEFT."""
     if hasattr(model, "merge_and_unload"):
         raise ValueError(f"`{argument}` has adapters: merge it first, with `merge_and_unload()`; got {type(model).__name__}")
-    if getattr(getattr(model, "config", None), "model_type", None) != "spot_vit":
+    if getattr(getattr(model, "config", None), "model_type", None) not in MODEL_CLASSES:
         raise ValueError(f"`{argument}` must be a SpotViT; got {type(model).__name__}")

@@ -77,8 +77,11 @@ class OracleRun:
         self.arguments = arguments = pinned(arguments)
         self.model = open_model(arguments.model, arguments.revision)
         _check_objective(arguments, self.model)
+        self.image_processor = self.model.load_image_processor(arguments.decode)
+        _check_processor(self.image_processor)
+        self.model.check_token_counts(arguments.num_tokens, self.image_processor)
         if arguments.corruption is not None:
-            check_view_size(self.model.load_image_processor().model_size((1000, 1000)), self.model.config.num_channels)
+            check_view_size(self.image_processor.model_size((1000, 1000)), self.model.config.num_channels)
         self.masks = OracleMasks(arguments, self.model) if self.model.segments else None
         self.images = load_images(arguments.source())
         self.split = str(self.images.split)
@@ -166,8 +169,7 @@ class OracleRun:
     def _search(self, shards: Shards) -> int | None:
         """Computes the missing shards of this process, and says how many images a stream of unknown length had."""
         arguments, device = self.arguments, device_of(self.state)
-        image_processor = self.model.load_image_processor(arguments.decode)
-        _check_processor(image_processor)
+        image_processor = self.image_processor
         oracle = SpotOracle(
             self.model.load().to(device),
             classes=self._classes(),
@@ -239,7 +241,7 @@ class OracleRun:
         """Reads all shards back, and writes the records, the pictures, the card and the ledger's results."""
         directory, ledger, split = self.directory, self.directory.ledger, self.split
         directory.clean()
-        image_processor = self.model.load_image_processor(self.arguments.decode).to_dict()
+        image_processor = self.image_processor.to_dict()
         summaries, records = {}, {}
         for request, config in self.configs.items():
             summary = summarize(directory.shards(config, split).values(), self.labels)

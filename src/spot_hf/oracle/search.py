@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
+from ..modeling_spot import SpotForImageClassification, SpotPreTrainedModel
 from ..placement import grid
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
 from .arguments import DTYPES, SearchArguments
@@ -82,8 +82,8 @@ class SpotOracle:
     ```
 
     Args:
-        model ([`SpotViTForImageClassification`], [`SpotViTForSemanticSegmentation`] or [`SpotViTModel`]): is not changed.
-            Without a head, the objective must be `"feature"`.
+        model ([`SpotViTForImageClassification`], [`SpotCNNForImageClassification`], [`SpotViTForSemanticSegmentation`], or one
+            without a head, such as [`SpotViTModel`]): is not changed. Without a head, the objective must be `"feature"`.
         objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
             the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
             no labels. In segmentation the first two are means over pixels of the model's map of scores, a quarter as high and
@@ -105,7 +105,7 @@ class SpotOracle:
 
     def __init__(
         self,
-        model: SpotViTPreTrainedModel,
+        model: SpotPreTrainedModel,
         objective: str = "label",
         *,
         classes: list[int] | None = None,
@@ -114,12 +114,14 @@ class SpotOracle:
         arguments = SearchArguments(objective=objective, **search)
         arguments.check_search()
         self.segments = isinstance(model, SpotViTForSemanticSegmentation)
-        if not self.segments and not isinstance(model, SpotViTForImageClassification | SpotViTModel):
+        classifies = isinstance(model, SpotForImageClassification)
+        is_ours = isinstance(model, SpotPreTrainedModel) and (classifies or self.segments or model.base_model is model)
+        if not is_ours:
             raise ValueError(
-                "`model` must be a SpotViTForImageClassification, a SpotViTForSemanticSegmentation or a SpotViTModel; got "
-                f"{type(model).__name__}: convert it with `convert_checkpoint` first"
+                "`model` must be a SpotViTForImageClassification, a SpotViTForSemanticSegmentation, a SpotViTModel, or a "
+                f"SpotCNN; got {type(model).__name__}: convert it with `convert_checkpoint` first"
             )
-        self.has_classifier = isinstance(model, SpotViTForImageClassification) and model.config.num_labels > 0
+        self.has_classifier = classifies and model.config.num_labels > 0
         if objective != "feature" and not self.has_classifier and not self.segments:
             raise ValueError(f"`objective` must be 'feature' with a model that has no classifier; got {objective!r}")
         self.other_classes: torch.Tensor | None = None  # bool (num_labels,)
@@ -304,8 +306,7 @@ class SpotOracle:
             model = self.model
             if isinstance(model, SpotViTForSemanticSegmentation):
                 return segmenter_outputs(model, self.objective, pixel_values, coordinates, window_scales, mask)
-            encoder = model.spot_vit if isinstance(model, SpotViTForImageClassification) else model
-            features = encoder(
+            features = model.base_model(
                 pixel_values, coordinates=coordinates, coordinates_mask=mask, window_scales=window_scales
             ).pooler_output
             logits = model.classifier(features) if self.has_classifier else None

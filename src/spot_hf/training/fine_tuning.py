@@ -52,6 +52,7 @@ def run_training(
     arguments.check(training)
     run = TrainingRun(training, RESULTS, training_summary)
     model = open_model(arguments.model, arguments.revision)
+    model.check_vit()
     arguments = arguments.pinned()
     find = find_segmentation_ingredients if arguments.segments else _find_ingredients
     found = find(arguments, training, model)
@@ -98,6 +99,7 @@ def _find_ingredients(arguments: TrainArguments, training: SpotTrainingArguments
     if arguments.needs_teacher:
         if arguments.teacher_model is not None:
             teacher = open_model(arguments.teacher_model, arguments.teacher_revision)
+            teacher.check_vit()
         _check_teacher(arguments, teacher, model, processor)
     training_images = arguments.training_images(
         images, processor, training.seed, augmentation=arguments.augmentation(training.seed), mapping=labels

@@ -116,6 +116,7 @@ def run_placer_training(arguments: TrainPlacerArguments, *, command: str | None 
     arguments.check()
     arguments = pinned(arguments)
     source = open_model(arguments.model, arguments.revision)
+    source.check_vit()
     source.check_classifier()
     images: Any = load_images(arguments.source())
     if len(images) == 0:

@@ -78,8 +78,10 @@ def run_pretraining(
     """
     arguments.check(training)
     source = None if arguments.model is None else open_model(arguments.model, arguments.revision)
+    if source is not None:
+        source.check_vit()
     arguments = arguments.pinned()
-    config = SpotViTConfig(**_overrides(arguments)) if source is None else source.config
+    config: Any = SpotViTConfig(**_overrides(arguments)) if source is None else source.config
     processor = _image_processor(config) if source is None else source.load_image_processor()
     width, height = processor.model_size((1000, 1000))
     placements = arguments.placements(height, width, config.patch_size, training.seed)
