@@ -1,5 +1,5 @@
-"""Ways to place tokens for semantic segmentation without labels, beyond those of `spot-hf evaluate`, each at the same number of
-tokens as the image shrunk to as many cells:
+"""Ways to place tokens for semantic segmentation without labels, beyond those of `spot-hf evaluate`, each at the same number
+of tokens as the image shrunk to as many cells:
 
 - `prior`: foveated by where the model is unsure on the mean over training images: one map for all images, which costs nothing;
 - `two looks`: foveated by where the model is unsure about this image, after a look with a few tokens that cover it; the first
@@ -8,14 +8,15 @@ tokens as the image shrunk to as many cells:
     python scripts/dense_placements.py --model runs/spot-vit-tiny-camvid --dataset_name DATA/camvid --split validation \
         --output_file dense_placements.json
 
-How peaked the foveation is (`floor`: what is added to the uncertainty, in multiples of its mean) was chosen on training images,
-with `--split train`. About 5 minutes on a CPU core.
+How peaked the foveation is (`floor`: what is added to the uncertainty, in multiples of its mean) was chosen on training
+images, with `--split train`. About 5 minutes on a CPU core.
 """
 
 import argparse
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import datasets
 import numpy as np
@@ -82,6 +83,15 @@ def main() -> None:
         density = floor + uncertain / uncertain.mean((1, 2), keepdim=True)
         return foveate(density, num_tokens, height, width, patch_size)
 
+    def evenly(num_tokens: int, seen: torch.Tensor) -> Placed:
+        return place_images("isotropic", num_tokens, seen, patch_size)
+
+    def by_prior(num_tokens: int, floor: float, seen: torch.Tensor) -> Placed:
+        return peaked(prior, floor, num_tokens)
+
+    def after_a_look(num_tokens: int, floor: float, seen: torch.Tensor) -> Placed:
+        return peaked(uncertainty(seen), floor, num_tokens)
+
     def measure(place: Callable[[torch.Tensor], Placed]) -> np.ndarray:
         found = []
         for start in range(0, len(pixels), BATCH):
@@ -113,13 +123,13 @@ def main() -> None:
         ).numpy()
         measured = {
             "shrunken image": shrunken,
-            "isotropic, cover": measure(lambda seen, n=num_tokens: place_images("isotropic", n, seen, patch_size)),
+            "isotropic, cover": measure(partial(evenly, num_tokens)),
         }
         for floor in arguments.floor:
-            measured[f"prior, floor {floor:g}"] = measure(lambda seen, n=num_tokens, f=floor: peaked(prior, f, n))
+            measured[f"prior, floor {floor:g}"] = measure(partial(by_prior, num_tokens, floor))
             if num_tokens > 2 * FIRST_LOOK:
                 name = f"two looks, floor {floor:g}"
-                measured[name] = measure(lambda seen, n=num_tokens, f=floor: peaked(uncertainty(seen), f, n - FIRST_LOOK))
+                measured[name] = measure(partial(after_a_look, num_tokens - FIRST_LOOK, floor))
         for name, matrices in measured.items():
             difference = bootstrap(matrices, shrunken)
             row = {"num_tokens": num_tokens, "placement": name, "mean_iou": float(mean_iou_of(matrices.sum(0)))}
