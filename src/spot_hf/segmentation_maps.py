@@ -11,12 +11,6 @@ from transformers import BatchFeature
 from .frames import Frame, FrameMixin
 
 
-try:
-    from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
-except ImportError:  # in older releases: what it is, without the name
-    SemanticSegmentationPostProcessorOutput = BatchFeature  # type: ignore[assignment,misc]
-
-
 def check_segmentation_maps(segmentation_maps: Any) -> list[np.ndarray]:
     """One map of class numbers `(height, width)`, int64, per image; `ValueError` for what is none."""
     several = isinstance(segmentation_maps, (list, tuple)) or getattr(segmentation_maps, "ndim", 2) == 3
@@ -70,7 +64,7 @@ class SegmentationMapMixin(FrameMixin):
 
         Returns:
             `list[torch.Tensor]`: per image its classes `(height, width)`, int64. With `return_segmentation_scores` instead
-            `list[SemanticSegmentationPostProcessorOutput]`, of `segmentation` and `segmentation_scores` `(num_labels, height,
+            `list[BatchFeature]`, of `segmentation` and `segmentation_scores` `(num_labels, height,
             width)`, of the logits' dtype or, interpolated, float32.
 
         Raises:
@@ -88,10 +82,7 @@ class SegmentationMapMixin(FrameMixin):
                 found.append(_to_image(scores, self._frame((width, height), **self._recipe()), height, width))
         if not return_segmentation_scores:
             return [scores.argmax(0) for scores in found]
-        return [
-            SemanticSegmentationPostProcessorOutput({"segmentation": scores.argmax(0), "segmentation_scores": scores})
-            for scores in found
-        ]
+        return [BatchFeature({"segmentation": scores.argmax(0), "segmentation_scores": scores}) for scores in found]
 
     def segmentation_map_to_model_frame(self, segmentation_map: Any) -> torch.Tensor:
         """A map of class numbers over the original image `(height, width)` to one over what the model sees of it, int64: the

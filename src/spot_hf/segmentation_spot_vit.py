@@ -76,6 +76,10 @@ def spread_scores(
         return sums[:, :-1], sums[:, -1:]
 
     near, say = weigh((1 - x.abs()).clamp_min(0), (1 - y.abs()).clamp_min(0))
+    # Where windows cover, half of the work can be left out; to ask would make a device wait, or a graph depend on its input.
+    is_known = say.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if is_known and bool((say >= LEAST_SAY).all()):
+        return near / say
     far, weight = weigh((1 + x.square()) ** -4, (1 + y.square()) ** -4)
     rest = (LEAST_SAY - say).clamp_min(0)
     return (near + rest * far / weight.clamp_min(torch.finfo(dtype).tiny)) / (say + rest)
