@@ -17,7 +17,7 @@ from ..hub.loading import ModelSource
 from .analysis import analysis_table
 from .arguments import TransferArguments
 from .confusion import Estimate, bootstrap, confusion_matrices, mean_iou_of, pixel_accuracy_of
-from .transfer import Transfer, Transferred, shift_of
+from .transfer import Transfer, Transferred
 
 
 MEASURES = {"mean_iou": ("mean IoU", mean_iou_of), "pixel_accuracy": ("pixel accuracy", pixel_accuracy_of)}
@@ -39,10 +39,8 @@ class SegmentationTransferResult(Transferred):
     difference_to_control: dict[str, Estimate]
 
     def table(self) -> str:
-        scales = "" if self.window_scales is None else f", window scales {self.window_scales}"
         lines = [
-            f"{self.model} at the positions of {self.coordinates} {self.config}: {self.num_tokens} tokens{scales}, "
-            f"{self.num_images} images of {self.dataset}, {self.split}{shift_of(self)}",
+            self.heading,
             "",
             "| positions | mean IoU, % (95 % interval) | difference to initial, points (paired) | pixel accuracy, % | "
             "difference |",

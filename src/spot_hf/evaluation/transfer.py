@@ -80,6 +80,17 @@ class Transferred:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def heading(self) -> str:
+        """What was measured: the first line of the table."""
+        scales = "" if self.window_scales is None else f", window scales {self.window_scales}"
+        shifted = self.found_under or self.corruption
+        return (
+            f"{self.model} at the positions of {self.coordinates} {self.config}: {self.num_tokens} tokens{scales}, "
+            f"{self.num_images} images of {self.dataset}, {self.split}"
+            + (f"; positions found on {_kind(self.found_under)}, measured on {_kind(self.corruption)}" if shifted else "")
+        )
+
     def table(self) -> str:
         """Markdown."""
         raise NotImplementedError
@@ -378,10 +389,7 @@ def snap_to_grid(coordinates: torch.Tensor, pixel_values: torch.Tensor, patch_si
 def transfer_table(result: TransferResult) -> str:
     """Markdown."""
     lines = [
-        f"{result.model} at the positions of {result.coordinates} {result.config}: {result.num_tokens} tokens, "
-        f"{result.num_images} images of {result.dataset}, {result.split}"
-        + (", among the classes that occur" if result.among_labels else "")
-        + shift_of(result),
+        result.heading + (", among the classes that occur" if result.among_labels else ""),
         "",
         "| positions | top-1, % (95 % interval) | difference to initial, points (95 % interval, paired) | gained / lost |",
         "|---|---:|---:|---:|",
@@ -401,13 +409,6 @@ def transfer_table(result: TransferResult) -> str:
         *analysis_table(result.analysis, result.saliency),
     ]
     return "\n".join(lines)
-
-
-def shift_of(result: Transferred) -> str:
-    """Where images were corrupted, on which kind positions were found and measured."""
-    if not (result.found_under or result.corruption):
-        return ""
-    return f"; positions found on {_kind(result.found_under)}, measured on {_kind(result.corruption)}"
 
 
 def _kind(corruption: str | None) -> str:
