@@ -40,6 +40,7 @@ INSTALL_REQUIRES = [
     "wrapt>=1.15",  # SpotViT is registered when transformers is imported, and not before
 ]
 EXTRAS = {
+    "timm": ["timm>=1.0.11"],  # convolutional networks of timm: to convert them, and to load what was converted
     "test": ["pytest", "pytest-xdist", "aiohttp", "peft"],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
