@@ -43,6 +43,7 @@ INSTALL_REQUIRES = [
 CORRUPTIONS = ["imagecorruptions-imaug>=1.1.5"]
 EXTRAS = {
     "corruptions": CORRUPTIONS,
+    "timm": ["timm>=1.0.11"],  # convolutional networks of timm: to convert them, and to load what was converted
     "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
