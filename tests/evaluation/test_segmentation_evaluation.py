@@ -99,6 +99,16 @@ def test_methods_and_files(evaluated):
         assert (evaluated / name).stat().st_size > 5000 and name in readme
 
 
+def test_the_oracle_with_the_masks(segmenter, scenes, tmp_path):
+    """More steps, a lower loss: each image keeps its best iterate. Mean IoU is not what it descends."""
+    more = ("--oracle_steps", "2", "--oracle_learning_rate", "1e-2", "--placement", "isotropic", "--baselines", "full_grid")
+    assert main(command(segmenter, scenes, tmp_path / "run", *more)) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    losses = {row["steps"]: row["loss"] for row in results if row["method"] == "oracle"}
+    assert losses[2] < losses[0] and all(row["uses_label"] for row in results if row["method"] == "oracle")
+    assert "a ceiling, not a method" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_results_on_a_card(evaluated, segmenter, tmp_path):
     import shutil
 
