@@ -202,6 +202,41 @@ def test_half_precision_keeps_positions():
     assert (half - full).abs().mean() < 0.1 * full.abs().mean()
 
 
+@torch.no_grad()
+def test_autocast_does_not_reach_the_spreading():
+    """In float16, weights of points that are far would be 0, and a place with none of them near no number."""
+    model, images = segmenter(), random_images(1, 360, 480)
+    coordinates = 0.2 + 0.05 * random_coordinates(1, 20)
+    full = model(images, coordinates).logits
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            half = model(images, coordinates).logits
+        assert half.dtype == torch.float32 and half.isfinite().all()
+        # The encoder's own rounding: some percent through two layers.
+        assert (half - full).abs().mean() < 0.1 * full.abs().mean()
+
+
+def test_gradients_are_a_mean_however_they_are_accumulated(tmp_path):
+    """By transformers' own Trainer: a step of a batch of four, and of four batches of one."""
+    from transformers import Trainer, TrainingArguments
+
+    labels = torch.randint(0, 5, (4, 48, 48), generator=torch.Generator().manual_seed(0))
+    rows = [{"pixel_values": image, "labels": mask} for image, mask in zip(random_images(4), labels, strict=True)]
+    updates = []
+    for batch_size in (4, 1):
+        model = segmenter()
+        before = model.decode_head.classifier.weight.detach().clone()
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=batch_size, gradient_accumulation_steps=4 // batch_size, max_steps=1,
+            learning_rate=1e-2, optim="sgd", lr_scheduler_type="constant", max_grad_norm=0, save_strategy="no",
+            report_to="none", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows).train()
+        updates.append(model.decode_head.classifier.weight.detach() - before)
+    # float32, sums in another order
+    torch.testing.assert_close(updates[0], updates[1], rtol=1e-3, atol=1e-3 * updates[0].abs().max().item())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -357,6 +392,16 @@ def test_pipeline_bad_input(saved, arguments, message):
     segmenter = pipeline("spot-image-segmentation", model=saved[2], image_processor=saved[3])
     with pytest.raises(ValueError, match=message):
         segmenter(scene(0)[0], **arguments)
+
+
+def test_another_task_has_its_own_pipeline(saved, tmp_path):
+    """A model that is loaded from a repository refers to that one's pipeline; its copy to that of its own task."""
+    from spot_hf import SpotViTForImageClassification
+
+    SpotViTForImageClassification.from_pretrained(saved[0]).save_pretrained(tmp_path)
+    assert set(SpotViTForImageClassification.from_pretrained(tmp_path).config.custom_pipelines) == {
+        "spot-image-classification"
+    }
 
 
 def test_saved_config_and_card(saved):

@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .budgets import Budgets, check_num_tokens, look_until_sure, resolve_budgets
+from .configuration_spot import CUSTOM_PIPELINES
 from .input_checks import check_model_inputs
 from .placement import place_images
 
@@ -31,6 +32,8 @@ class SpotPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     # What a saved config says of the code beside it: the own `AUTO_MAP` of each configuration.
     auto_map: dict[str, str] = {}
+    # And of the pipeline: of one, as `pipeline(model=...)` without a task takes the only one.
+    custom_pipelines: dict[str, dict[str, Any]] = CUSTOM_PIPELINES
 
     # Writes the README of a saved model. Set by the installed package (`registration.py`): remote code has no templates.
     _write_model_card: Callable | None = None
@@ -40,6 +43,7 @@ class SpotPreTrainedModel(PreTrainedModel):
         needs, and a model card where there is none. Of several processes that save at once, the first writes the card."""
         # A model loaded from a repository refers to that repository's code; its copy refers to its own.
         self.config.auto_map = dict(self.auto_map)
+        self.config.custom_pipelines = {task: dict(entry) for task, entry in self.custom_pipelines.items()}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if self._write_model_card is not None and is_main_process and _is_first_process():
             self._write_model_card(save_directory)

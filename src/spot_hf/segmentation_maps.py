@@ -37,6 +37,8 @@ class SegmentationMapMixin(FrameMixin):
         pixel. `sizes`: `(width, height)` of the images."""
         if len(maps) != len(sizes):
             raise ValueError(f"`segmentation_maps` must be one per image, {len(sizes)}; got {len(maps)}")
+        if any(frame.pads for frame in frames):
+            raise ValueError("`segmentation_maps` need a recipe whose crop is no larger than the image; here it pads")
         for i, (one, (width, height)) in enumerate(zip(maps, sizes, strict=True)):
             if one.shape != (height, width):
                 raise ValueError(

@@ -56,6 +56,13 @@ def spread_scores(
     Returns:
         `torch.Tensor` of shape `(batch_size, num_labels, map_height, map_width)`.
     """
+    # Autocast would round weights to 8 or 11 bits, and small ones to 0.
+    with torch.autocast(scores.device.type, enabled=False):
+        return _spread(scores, coordinates, reach, map_size, image_size)
+
+
+def _spread(scores, coordinates, reach, map_size, image_size) -> torch.Tensor:
+    """As [`spread_scores`]."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     has_say = (reach > 0).to(dtype)[..., None]
     reach = reach.to(dtype).clamp_min(torch.finfo(torch.float32).eps)[..., None]
@@ -76,13 +83,21 @@ def spread_scores(
         return sums[:, :-1], sums[:, -1:]
 
     near, say = weigh((1 - x.abs()).clamp_min(0), (1 - y.abs()).clamp_min(0))
-    # Where windows cover, half of the work can be left out; to ask would make a device wait, or a graph depend on its input.
-    is_known = say.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-    if is_known and bool((say >= LEAST_SAY).all()):
+    if _is_enough(say):  # where windows cover, half of the work can be left out
         return near / say
     far, weight = weigh((1 + x.square()) ** -4, (1 + y.square()) ** -4)
     rest = (LEAST_SAY - say).clamp_min(0)
     return (near + rest * far / weight.clamp_min(torch.finfo(dtype).tiny)) / (say + rest)
+
+
+def _is_enough(say: torch.Tensor) -> bool:
+    """Whether it is known to be `LEAST_SAY` everywhere: to ask would make a device wait, or a graph depend on its input."""
+    if say.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return bool((say >= LEAST_SAY).all())
+    except RuntimeError:  # of `torch.func.vmap`, which knows no values
+        return False
 
 
 class SpotViTSegmentationHead(nn.Module):
@@ -109,6 +124,9 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
     A token's say reaches as far as its window is wide, times one factor for all tokens of an image, with which the windows'
     areas sum to the image's. So on the full grid, and wherever windows just cover, neighbours meet.
     """
+
+    custom_pipelines = SEGMENTATION_PIPELINES
+    accepts_loss_kwargs = False  # the loss is a mean over pixels: Trainer divides by its steps of accumulation
 
     def __init__(self, config: SpotViTConfig):
         super().__init__(config)
@@ -209,11 +227,6 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
         side = patch_size * self.config.window_spacing / scales.new_tensor([width, height])
         places = coordinates[..., None, :] + scales[..., None, None] * offsets * side
         return places.flatten(1, 2), reach.flatten(1)
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As any SpotViT's; the config names the pipeline of this task."""
-        self.config.custom_pipelines = {task: dict(entry) for task, entry in SEGMENTATION_PIPELINES.items()}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 __all__ = ["SpotViTForSemanticSegmentation", "SpotViTSegmentationHead", "spread_scores"]

@@ -1,12 +1,14 @@
 """`spot-hf evaluate` of models that segment: figures against counting by hand, baselines, resume, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from segmentation_data import CLASSES, IGNORED, save_scenes, scene
 from tiny import tiny_model, tiny_processor
 
@@ -103,17 +105,36 @@ def test_the_oracle_with_the_masks(segmenter, scenes, tmp_path):
     """More steps, a lower loss: each image keeps its best iterate. Mean IoU is not what it descends."""
     more = ("--oracle_steps", "2", "--oracle_learning_rate", "1e-2", "--placement", "isotropic", "--baselines", "full_grid")
     assert main(command(segmenter, scenes, tmp_path / "run", *more)) == 0
+    model = shutil.copytree(segmenter, tmp_path / "segmenter")
+    assert main(["card", "--model", str(model), "--results", str(tmp_path / "run")]) == 0
+    names = {one.metric_name for one in ModelCard.load(model / "README.md").data.eval_results}
+    assert names == {"mean IoU, full_grid, 48 tokens", "mean IoU, isotropic, 12 tokens"}  # without the oracle
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
     losses = {row["steps"]: row["loss"] for row in results if row["method"] == "oracle"}
     assert losses[2] < losses[0] and all(row["uses_label"] for row in results if row["method"] == "oracle")
     assert "a ceiling, not a method" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_baselines_see_all_cells_whatever_the_config_says(evaluated, segmenter, scenes, tmp_path):
+    """A model that places tokens by itself is not its own full grid."""
+    model = SpotViTForSemanticSegmentation.from_pretrained(segmenter, num_tokens=2)
+    model.save_pretrained(tmp_path / "segmenter")
+    tiny_processor(size={"height": 48, "width": 64}).save_pretrained(tmp_path / "segmenter")
+    assert main(command(tmp_path / "segmenter", scenes, tmp_path / "run")) == 0
+    first, second = rows_of(evaluated), rows_of(tmp_path / "run")
+    for key in (("full_grid", 48), ("shrunken_image", 12)):
+        assert second[key]["mean_iou"] == first[key]["mean_iou"]
+
+
+def test_models_of_other_classes(segmenter, scenes, tmp_path, capsys):
+    other = tmp_path / "other"
+    tiny_model(model_class=SpotViTForSemanticSegmentation, semantic_loss_ignore_index=IGNORED).save_pretrained(other)
+    tiny_processor(size={"height": 48, "width": 64}).save_pretrained(other)
+    assert main(command(segmenter, scenes, tmp_path / "run", "--model", str(segmenter), str(other))) == 2
+    assert "`model` must be models of the same classes" in capsys.readouterr().err
+
+
 def test_results_on_a_card(evaluated, segmenter, tmp_path):
-    import shutil
-
-    from huggingface_hub import ModelCard
-
     model = shutil.copytree(segmenter, tmp_path / "segmenter")
     assert main(["card", "--model", str(model), "--results", str(evaluated)]) == 0
     card = ModelCard.load(model / "README.md")

@@ -153,6 +153,26 @@ def test_a_finished_run_says_so_and_a_head_is_kept(trained, classifier, scenes, 
     assert change < 1e-3  # a step of 1e-4 away, and not drawn anew
 
 
+def test_the_loss_of_an_evaluation_knows_no_batches(trained):
+    """Masks of which more or less is labelled: the mean over images of their pixels' means."""
+    from spot_hf import SpotTrainingArguments
+    from spot_hf.training.batches import TrainingBatch
+    from spot_hf.training.segmentation import SegmentationTrainer
+
+    model = SpotViTForSemanticSegmentation.from_pretrained(trained).eval()
+    arguments = SpotTrainingArguments(str(trained.parent / "unused"), eval_strategy="no")
+    trainer = SegmentationTrainer(model=model, args=arguments)
+    images = torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.ones(3, 48, 64, dtype=torch.int64)
+    labels[0, :40], labels[2] = IGNORED, IGNORED  # the last has no label at all
+    with torch.no_grad():
+        logits = model(images).logits
+        together = trainer._cross_entropy(logits, TrainingBatch({}, labels))
+        alone = [trainer._cross_entropy(logits[i : i + 1], TrainingBatch({}, labels[i : i + 1])) for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+    assert alone[2] == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -87,7 +87,7 @@ def read_mask(stored: Any, image_id: str) -> np.ndarray:
         raise
     except Exception as error:
         raise ValueError(f"`label_column_name`: the mask of image {image_id!r} cannot be read: {error}") from None
-    if array.ndim != 2:
+    if array.ndim != 2 or array.dtype.kind not in "iub":
         raise ValueError(
             f"`label_column_name`: a mask must be a greyscale or palette image of class numbers; that of image {image_id!r} "
             f"has mode {mask.mode}"
@@ -97,7 +97,7 @@ def read_mask(stored: Any, image_id: str) -> np.ndarray:
 
 def numbers_in(mask: np.ndarray) -> list[int]:
     """Which numbers a mask has, in order."""
-    if mask.max() > 0xFFFF:  # no class numbers, and too many to count
+    if mask.min() < 0 or mask.max() > 0xFFFF:  # no class numbers, and none to count
         return np.unique(mask).tolist()
     return np.flatnonzero(np.bincount(mask.ravel())).tolist()  # many times as fast, as nothing is sorted
 

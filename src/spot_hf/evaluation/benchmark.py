@@ -98,6 +98,7 @@ class BenchmarkArguments:
         if self.model is not None:
             source = open_model(self.model)
             source.check_vit()
+            source.check_classifier()
             model = load_weights(SpotViTForImageClassification, source)
         else:
             model = SpotViTForImageClassification(SpotViTConfig(num_labels=1000, placer=NEW))

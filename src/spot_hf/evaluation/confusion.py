@@ -108,5 +108,5 @@ def bootstrap(
     if others is not None:
         other, of_other = drawn(others)
         value, resampled = value - other, resampled - of_other
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.nanquantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high))

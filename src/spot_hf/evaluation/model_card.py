@@ -69,7 +69,8 @@ def add_results(arguments: CardArguments) -> Path:
     card = ModelCard.load(card_path)
     card.data.model_name = name
     segments = isinstance(results, SegmentationResults)
-    card.data.eval_results = [(_segmentation_metadata if segments else _metadata)(row, results) for row in own]
+    honest = [row for row in own if row.steps is None]  # without the oracle, which has seen the answer
+    card.data.eval_results = [(_segmentation_metadata if segments else _metadata)(row, results) for row in honest]
     lines = (_segmentation_section if segments else _section)(own, results)
     if results.ledger.command:
         lines += ["", "```", public_command(shlex.split(results.ledger.command)), "```"]

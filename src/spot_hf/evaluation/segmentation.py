@@ -4,6 +4,7 @@ Predictions are compared with the masks at the size of the original images, as `
 """
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..data.failures import FailedImage, check_failures, describe_failures
 from ..data.masks import MaskClasses, check_masks, with_encoded_masks
 from ..hub.loading import ModelSource
 from ..jobs.process import device_of
+from ..placement import grid
 from .baselines import BASELINES
 from .cells import Cell, Line, Measurement
 from .confusion import confusion_matrices, mean_iou_of
@@ -38,6 +40,10 @@ class SegmentationMethods(Methods):
 
     @staticmethod
     def encode(model: Any, **inputs: Any) -> Outputs:
+        if "coordinates" not in inputs:  # all cells, whatever the model's config says of tokens
+            pixel_values = inputs["pixel_values"]
+            height, width = pixel_values.shape[-2:]
+            inputs["coordinates"] = grid(height, width, model.config.patch_size)[None].to(pixel_values.device)
         return Outputs(model(**inputs).logits)
 
     def targets(self, batch: Batch) -> torch.Tensor:
@@ -66,10 +72,13 @@ class SegmentationMeter(Meter):
 
     def compare(self, found: Measurement, cell: Cell, batch: Batch, outputs: Outputs, truth: list[np.ndarray]) -> None:
         num_labels, ignored = self.classes.num_labels, self.classes.ignore_index
-        sizes = [mask.shape for mask in truth]
-        processed = self.image_processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
         found.confusions, found.loss = [], []
-        for one, mask in zip(processed, truth, strict=True):
+        for logits, mask in zip(
+            outputs.logits, truth, strict=True
+        ):  # one at a time: scores of all classes and pixels are large
+            (one,) = self.image_processor.post_process_semantic_segmentation(
+                {"logits": logits[None]}, [mask.shape], return_segmentation_scores=True
+            )
             own = one["segmentation_scores"]
             labels = torch.from_numpy(mask)[None].to(own.device)
             matrix = confusion_matrices(one["segmentation"][None], labels, num_labels, ignored)[0]
@@ -100,6 +109,8 @@ class SegmentationRun(EvaluationRun):
             raise ValueError(
                 f"`baselines` must be of {', '.join(SEGMENTATION_BASELINES)} for models that segment; got {others[0]}"
             )
+        if len({tuple(model.config.id2label.values()) for model in models.values()}) > 1:
+            raise ValueError(f"`model` must be models of the same classes; those of {' and '.join(models)} differ")
         self.arguments.baselines = chosen or ["none"]
         self.models = models
 
@@ -118,8 +129,8 @@ class SegmentationRun(EvaluationRun):
         return SegmentationMeter(methods, self.labels[setting.name], setting.image_processor, device)
 
     def figure_of(self, measured: Measurement) -> str:
-        num_labels = self.models[next(iter(self.models))].config.num_labels
-        total = np.array(measured.confusions).sum(0).reshape(num_labels, num_labels)
+        total = np.array(measured.confusions).sum(0)
+        total = total.reshape(2 * [math.isqrt(len(total))])
         return f"mean IoU {float(mean_iou_of(total)):.1f} %"
 
     def summarize(self, lines: list[Line], failed: list[FailedImage]) -> SegmentationResults:

@@ -52,7 +52,7 @@ def write_segmentation_report(directory: Path, results: SegmentationResults, pic
     ledger, parameters, text = results.ledger, results.ledger.parameters, []
     drawn = list(pictures)
     for key in dict.fromkeys(row.key for row in results.results):
-        rows = [row for row in results.results if row.key == key and row.num_images]
+        rows = [row for row in results.results if row.key == key and row.mean_iou is not None]
         text += [f"## {key.title}", "", *tables(rows), "", *per_class_table(rows, results.classes), ""]
         drawn.insert(0, f"{_file_name(key.title)}_tokens.png")
         with write_atomically(directory / drawn[0]) as file:

@@ -94,7 +94,7 @@ def summarize_segmentation(lines: list[Line], num_labels: Mapping[str, int]) -> 
                 steps=first.steps,
             )
             found.append(result)
-            if not result.num_images:
+            if not matrices[first].sum():  # no image, or none with a labelled pixel
                 continue
             values = [float(mean_iou_of(matrices[cell].sum(0))) for cell in seeds]
             interval, mean = bootstrap(matrices[first]), statistics.fmean(values)
@@ -106,8 +106,9 @@ def summarize_segmentation(lines: list[Line], num_labels: Mapping[str, int]) -> 
             result.per_class = [None if np.isnan(value) else value for value in scores.per_class]
             result.loss = statistics.fmean(merged[first].loss)
             result.peak_mib = max(max(merged[cell].peak_mib, default=0.0) for cell in seeds)
-            if full_cell is not None:
-                result.share_of_full_grid = 100 * mean / float(mean_iou_of(matrices[full_cell].sum(0)))
+            of_full = 0.0 if full_cell is None else float(mean_iou_of(matrices[full_cell].sum(0)))
+            if of_full > 0:
+                result.share_of_full_grid = 100 * mean / of_full
             shrunken = Cell("shrunken_image", first.num_tokens)
             if shrunken in by_cell and first not in (shrunken, full_cell):
                 result.difference_to_shrunken = bootstrap(matrices[first], matrices[shrunken])

@@ -83,8 +83,12 @@ class SegmentationTrainer(SpotTrainer):
     def _cross_entropy(self, logits: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
         model: Any = self.model
         assert batch.labels is not None
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        return model.loss_of(logits.float(), batch.labels, smoothing)
+        if model.training:
+            return model.loss_of(logits.float(), batch.labels, self.args.label_smoothing_factor)
+        # Of each image its own mean, so that batches do not matter; 0 without labelled pixels, as of one that was not read.
+        return torch.stack(
+            [model.loss_of(*one) for one in zip(logits.float().split(1), batch.labels.split(1), strict=True)]
+        ).mean()
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
         """Confusion matrices `(batch_size, num_labels, num_labels)` in the place of logits, so that no maps are kept."""
