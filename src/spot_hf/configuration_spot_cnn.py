@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .budgets import check_num_tokens
 from .configuration_spot import CUSTOM_PIPELINES, SpotConfigMixin, check_names
 from .foveation import row_counts
 from .placement import COVERING_PLACEMENTS
@@ -92,6 +93,7 @@ class SpotCNNConfig(SpotConfigMixin, PreTrainedConfig):
         Raises:
             `ValueError`: rows would have different numbers of windows.
         """
+        check_num_tokens(num_tokens)
         grid = height // self.patch_size, width // self.patch_size
         num_cells = grid[0] * grid[1]
         if num_tokens == num_cells:

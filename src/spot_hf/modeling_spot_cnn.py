@@ -52,7 +52,8 @@ class SpotCNNModel(SpotCNNPreTrainedModel):
 
     def __init__(self, config: SpotCNNConfig):
         super().__init__(config)
-        self.network = AutoModel.from_config(config.network_config)
+        # Not of the dtype that the network was saved in, but of that in which all of this is made.
+        self.network = AutoModel.from_config(config.network_config, dtype=torch.get_default_dtype())
         self.post_init()
 
     @can_return_tuple

@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
 from .input_checks import check_merging, check_model_inputs
 from .merging import merge_tokens, schedule_of
-from .modeling_spot import SpotForImageClassification, SpotPreTrainedModel
+from .modeling_spot import SpotForImageClassification, SpotPreTrainedModel, SpotViTImageClassifierOutput
 from .placement import grid
 from .placer import SpotViTPlacer
 from .positions import SpotViTPositionEmbeddings
@@ -416,4 +416,4 @@ class SpotViTForImageClassification(SpotForImageClassification, SpotViTPreTraine
         self.post_init()
 
 
-__all__ = ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"]
+__all__ = ["SpotViTForImageClassification", "SpotViTImageClassifierOutput", "SpotViTModel", "SpotViTPreTrainedModel"]

@@ -211,3 +211,32 @@ def test_networks_of_timm_need_it(source, tiny_vit, tmp_path, capsys):
     assert "is of no known family" in message and "'resnet18' is timm's, which is not installed" in message
     with pytest.raises(ValueError, match="`patch_size` is for convolutional networks"):
         convert_checkpoint(tiny_vit, patch_size=32)
+
+
+@torch.no_grad()
+def test_windows_larger_than_the_probe(source):
+    """Of 96 pixels: three of the network's cells a side."""
+    report = convert_checkpoint(source, patch_size=96, image_size=192)
+    network = AutoModelForImageClassification.from_pretrained(source).eval()
+    pixel_values = random_images(2, 192, 192)
+    same = report.model(pixel_values, coordinates=grid(192, 192, 96)[None]).logits
+    assert (same - network(pixel_values).logits).abs().max() <= REACHED
+
+
+def test_what_was_converted_already(source, tmp_path):
+    convert_checkpoint(source, tmp_path / "spot")
+    assert "was converted already: it is a 'spot_cnn'" in refused(tmp_path / "spot", tmp_path)
+    with pytest.raises(ValueError, match="SpotCNNForImageClassification is ours"):
+        wrap_network(convert_checkpoint(source).model)
+
+
+def test_counters_of_training_may_be_missing(source, tmp_path):
+    """As in old files; each tensor that is used becomes one of the result."""
+    tensors = load_file(source / "model.safetensors")
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    assert counters
+    kept = {name: tensor for name, tensor in tensors.items() if name not in counters}
+    directory = edited(source, tmp_path / "edited", kept)
+    report = convert_checkpoint(directory)
+    names = {name.removeprefix("spot_cnn.") for name in report.model.state_dict()}
+    assert set(report.used.values()) <= names and set(report.used) == set(kept)

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import is_timm_available
 
 from ..configuration_spot_cnn import STRIDE, SpotCNNConfig
+from ..modeling_spot import SpotPreTrainedModel
 from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
 from .errors import ConversionError
 from .families import find_family, unknown_family
@@ -78,6 +79,8 @@ def wrap_network(network: PreTrainedModel, **config: Any) -> SpotCNNForImageClas
     Raises:
         [`ConversionError`]: a network of another kind.
     """
+    if isinstance(network, SpotPreTrainedModel):
+        raise ConversionError(f"`network` must be a classifier of transformers' or timm's; {type(network).__name__} is ours")
     labels = {"id2label": dict(network.config.id2label), "label2id": dict(network.config.label2id or {})}
     described = describe_network(network.config, **{**labels, **config})
     return assemble_network(LoadedNetwork(network), described, with_classifier=True)  # type: ignore[return-value]
@@ -134,7 +137,8 @@ def assemble_network(
     if weights["weight"].shape != model.classifier.weight.shape:
         raise ConversionError(ANOTHER_CLASSIFIER.format(name=type(network).__name__))
     model.classifier.load_state_dict(weights)
-    pixel_values = torch.randn(1, config.num_channels, *PROBE, generator=torch.Generator().manual_seed(0))
+    size = [max(side, config.patch_size) for side in PROBE]
+    pixel_values = torch.randn(1, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = copy.deepcopy(network).float().cpu().eval()(pixel_values).logits
         logits = model.classifier(model.base_model(pixel_values).pooler_output)
@@ -162,9 +166,11 @@ def name_architecture(source: Source, architecture: str) -> None:
         raise ValueError(f"`architecture` must be a network of timm's; got {architecture!r}")
     found: Any = get_pretrained_cfg(architecture)
     described = {} if found is None else found.to_dict()
-    classifiers = [name for name in (f"{described.get('classifier')}.weight", "_fc.weight") if name in source.tensors]
+    named = described.get("classifier")
+    named = named[0] if isinstance(named, (list, tuple)) else named  # of several, as of a distilled one
+    classifiers = [name for name in (f"{named}.weight", "_fc.weight") if name in source.tensors]
     if not classifiers:
-        raise ConversionError(f"missing tensor `{described.get('classifier')}.weight` in {source.name}")
+        raise ConversionError(f"missing tensor `{named}.weight` in {source.name}")
     num_classes = len(source.tensors[classifiers[0]])
     source.config = {"architecture": architecture, "num_classes": num_classes, "pretrained_cfg": described}
     source.recipe = timm_recipe(described, source.notes)
@@ -176,6 +182,8 @@ def is_network(source: Source) -> bool:
     model_type = config.get("model_type")
     if find_family(source) is not None:
         return False
+    if model_type in ("spot_vit", "spot_cnn"):
+        raise ConversionError(f"{source.name!r} was converted already: it is a {model_type!r}")
     if model_type in (None, "timm_wrapper"):
         return isinstance(config.get("architecture"), str)
     try:
@@ -233,17 +241,22 @@ def load_network(source: Source, network_config: Any) -> LoadedNetwork:
     loaded = LoadedNetwork(network.eval())
     parameters = [] if loaded.linear is None else list(loaded.linear.parameters())
     of_classifier = {name for name, one in network.named_parameters() if any(one is other for other in parameters)}
-    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    # How many batches a norm has seen is for training alone, and not in every file.
+    missing = {name for name in report["missing_keys"] if not name.endswith(".num_batches_tracked")}
+    unexpected = set(report["unexpected_keys"])
     if of_classifier and of_classifier <= missing:
         loaded.has_classifier, missing = False, missing - of_classifier
     for kind, lost in (("missing", sorted(missing)), ("unexpected", sorted(unexpected))):
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise ConversionError(f"{kind} tensor `{lost[0]}`{more} in {source.name}")
-    loaded.used = {
-        file_name: f"classifier.{name.rsplit('.')[-1]}" if name in of_classifier else f"network.{name}"
-        for file_name, name in names.items()
-    }
+    with torch.device("meta"):
+        inner = AutoModel.from_config(network_config).state_dict()  # what a SpotCNN has
+    own, prefix = network.state_dict(), f"{network.base_model_prefix}."
+    for file_name, short in names.items():
+        name = short if short in own else prefix + short
+        kept = name if name in inner else name.removeprefix(prefix)
+        loaded.used[file_name] = f"classifier.{name.rsplit('.')[-1]}" if name in of_classifier else f"network.{kept}"
     return loaded
 
 

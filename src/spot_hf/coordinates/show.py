@@ -167,7 +167,7 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
     names = _predicted_names(record)
     scales = row.get("window_scales")
     titles = [
-        f"{row['image_id'][-30:]}, {len(final)} tokens{_true_label(record, row['label'])}",
+        f"{row['image_id'][-30:]}, {len(final)} tokens{_true_label(record, row['label'])}{_shift(record)}",
         f"start{_class(names, row['initial_prediction'])}, loss {row['losses'][0]:.3f}",
         f"best found{_class(names, row['prediction'])}, loss {min(row['losses']):.3f}",
     ]
@@ -180,6 +180,12 @@ def _draw(path: Path, row: dict[str, Any], processor: SpotViTImageProcessorPil, 
 
 def _as_array(scales: list[float] | None) -> np.ndarray | None:
     return None if scales is None else np.array(scales)
+
+
+def _shift(record: Record) -> str:
+    """Where images were corrupted for the search, that they are shown as they are."""
+    parameters = record.parameters
+    return f", here without its {parameters['corruption']}" if parameters.get("corruption") else ""
 
 
 def _true_label(record: Record, label: int | None) -> str:

@@ -21,7 +21,7 @@ def corruption_tables(rows: Sequence[Result]) -> list[str]:
         own = [row for row in rows if replace(row.key, corruption=None, severity=None) == clean]
         own = [row for row in own if row.looks is None and row.num_images]
         keys = list(dict.fromkeys(row.key for row in own))
-        if len(keys) == 1:
+        if len(keys) < 2:
             continue
         keys.sort(key=lambda key: key != clean)
         lines += [
