@@ -49,11 +49,8 @@ class SegmentationMethods(Methods):
     def targets(self, batch: Batch) -> torch.Tensor:
         """Masks over what the model sees, `(batch_size, height, width)`, int64."""
         classes: Any = self.labels
-        seen = []
-        for stored, size, image_id in zip(batch.label, batch.image_size, batch.image_id, strict=True):
-            mask = classes.read(stored, size, image_id)
-            seen.append(torch.as_tensor(self.image_processor.segmentation_map_to_model_frame(mask)))
-        return torch.stack(seen)
+        stored = zip(batch.label, batch.image_size, batch.image_id, strict=True)
+        return torch.stack([classes.seen(*one, self.image_processor) for one in stored])
 
 
 class SegmentationMeter(Meter):
