@@ -602,7 +602,6 @@ def test_two_tensors_for_one_parameter_are_named(source, tmp_path):
         {"hidden_act": "none such"},
         {"hidden_size": "wide"},
         {"model_type": "beit"},
-        {"model_type": "spot_vit"},
         {"model_type": None},
         {"model_type": None, "architecture": "resnet50"},
     ],
@@ -613,6 +612,11 @@ def test_a_config_that_is_not_the_tensors_is_refused(config, source, tmp_path):
     assert "\n" not in message
     if "model_type" in config:
         assert "is of no known family (vit, deit, vit_mae, dinov2, dinov2_with_registers, timm, spot)" in message
+
+
+def test_what_was_converted_already_is_refused(source, tmp_path):
+    message = refused(edited(source("vit"), tmp_path / "edited", model_type="spot_vit"), tmp_path)
+    assert message == "'edited' was converted already: it is a 'spot_vit'"
 
 
 BROKEN = {

@@ -70,7 +70,7 @@ def test_without_a_classifier_features_are_what_counts():
     assert result.predictions is None
     with pytest.raises(ValueError, match="`objective` must be 'feature'"):
         SpotOracle(model)
-    with pytest.raises(ValueError, match="or the same of a SpotCNN; got ResNet"):
+    with pytest.raises(ValueError, match="or a SpotCNN; got ResNet"):
         SpotOracle(tiny_network())
 
 

@@ -256,7 +256,7 @@ def test_killed_at_any_instant_it_ends_with_the_same_weights(options, undisturbe
     anew."""
     # A server that has imported everything forks the processes: a kill then hits the run, and not its imports.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spot_hf.training.trainer", "spot_hf.cli", "test_fine_tuning"])
+    context.set_forkserver_preload(["spot_hf.training.fine_tuning", "spot_hf.cli", "test_fine_tuning"])
     output, log = tmp_path / "run", tmp_path / "log"
     expected, arguments = trained(undisturbed), command(options, output, **DISTURBABLE)
     generator = random.Random(0)
