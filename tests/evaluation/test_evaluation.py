@@ -236,7 +236,7 @@ def run_in_child(arguments: list[str]) -> None:
 
 def test_killed_half_way_it_goes_on(finished, model, images, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spot_hf.evaluation.run", "spot_hf.cli", "test_evaluation"])
+    context.set_forkserver_preload(["spot_hf.evaluation.segmentation", "spot_hf.cli", "test_evaluation"])
     output = tmp_path / "run"
     process = context.Process(target=run_in_child, args=(command(model, images, output),))
     process.start()
