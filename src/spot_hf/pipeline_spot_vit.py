@@ -216,7 +216,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
             parameters, inputs = {**parameters, **own}, inputs["image"]
-        image = self._load(inputs, timeout, parameters.get("decode"))
+        image = open_input(inputs, self.image_processor, timeout, parameters.get("decode"))
         if parameters.get("placement") == "learned" and parameters.get("window_scales") is not None:
             raise ValueError("`window_scales` excludes `placement='learned'`, whose windows cover the image; got both")
         is_free = self._is_free(parameters)
@@ -254,13 +254,6 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             "several": several,  # whether they are those of several looks
             "image_size": torch.tensor([image_size_of(image)]),
         }
-
-    def _load(self, image: Any, timeout: float | None, decode: str | None) -> Any:
-        if isinstance(image, (np.ndarray, torch.Tensor, DecodedImage)):
-            return image
-        if isinstance(image, Image.Image):
-            return load_image(image)
-        return self.image_processor.open_image(image, timeout, decode)
 
     def cuts_windows(self, parameters: dict[str, Any]) -> bool:
         """Whether the image processor cuts out the windows of a call: where it then leaves most of an image alone. By what the
@@ -394,6 +387,15 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             defaults = {name: getattr(self.image_processor, name) for name in ("num_tokens", "placement")}
             self.model._write_model_card(working_dir, repo_id=repo_id, **defaults)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def open_input(image: Any, image_processor: Any, timeout: float | None, decode: str | None) -> Any:
+    """An image in any form that a pipeline takes, as the image processor takes it."""
+    if isinstance(image, (np.ndarray, torch.Tensor, DecodedImage)):
+        return image
+    if isinstance(image, Image.Image):
+        return load_image(image)
+    return image_processor.open_image(image, timeout, decode)
 
 
 def check_keys(row: dict[str, Any]) -> None:

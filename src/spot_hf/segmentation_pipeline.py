@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import ImageSegmentationPipeline
-from transformers.image_utils import load_image
 
-from .decoding import DecodedImage
 from .input_checks import check_decode
-from .pipeline_spot_vit import OWN_KEYS, PLACEMENT_PARAMETERS, check_keys, image_size_of
+from .pipeline_spot_vit import OWN_KEYS, PLACEMENT_PARAMETERS, check_keys, image_size_of, open_input
 from .placement import COVER, check_takes_saliency
 
 
@@ -105,12 +101,7 @@ class SpotImageSegmentationPipeline(ImageSegmentationPipeline):
             if inputs.get("image_id") is not None:
                 own["image_ids"] = [inputs["image_id"]]
             parameters, inputs = {**parameters, **own}, inputs["image"]
-        if isinstance(inputs, (np.ndarray, torch.Tensor, DecodedImage)):
-            image = inputs
-        elif isinstance(inputs, Image.Image):
-            image = load_image(inputs)
-        else:
-            image = self.image_processor.open_image(inputs, timeout, parameters.get("decode"))
+        image = open_input(inputs, self.image_processor, timeout, parameters.get("decode"))
         names = ("coordinates", "num_tokens", "placement", "saliency", "boxes")
         asked = [parameters.get(name) for name in names] + [self.image_processor.num_tokens, self.image_processor.placement]
         config = self.model.config

@@ -31,6 +31,11 @@ STRIDE = 4  # pixels of the image per pixel of the map of scores
 LEAST_SAY = 0.25
 
 
+def map_size_of(height: int, width: int) -> tuple[int, int]:
+    """`(height, width)` of the map of scores of an image of that size in pixels."""
+    return max(1, height // STRIDE), max(1, width // STRIDE)
+
+
 def spread_scores(
     scores: torch.Tensor,
     coordinates: torch.Tensor,
@@ -188,8 +193,7 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
         if coordinates is None:
             coordinates = grid(height, width, config.patch_size).to(scores.device)[None]
         places, reach = self._points(coordinates, coordinates_mask, window_scales, height, width)
-        map_size = (max(1, height // STRIDE), max(1, width // STRIDE))
-        logits = spread_scores(scores.flatten(1, 2), places, reach, map_size, (height, width))
+        logits = spread_scores(scores.flatten(1, 2), places, reach, map_size_of(height, width), (height, width))
         return SemanticSegmenterOutput(
             loss=None if labels is None else self.loss_of(logits, labels),
             logits=logits,

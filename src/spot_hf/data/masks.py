@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .batches import Batch
 from .encoded import encoded, image_id_of, stored_bytes
 
 
@@ -66,6 +67,22 @@ class MaskClasses:
         """What the model sees of a mask, checked: `(height, width)` of `pixel_values`, int64. Arguments as of [`read_mask`];
         `image_size` is `(width, height)` of the original image."""
         return image_processor.segmentation_map_to_model_frame(self.read(stored, image_size, image_id))
+
+    def seen_of(self, batch: Batch, image_processor: Any) -> torch.Tensor:
+        """What the model sees of a batch's masks: `(batch_size, height, width)`, int64."""
+        rows = zip(batch.label, batch.image_size, batch.image_id, strict=True)
+        return torch.stack([self.seen(*row, image_processor) for row in rows])
+
+    def read_of(self, batch: Batch) -> list[np.ndarray]:
+        """A batch's masks as they are stored, each `(height, width)`, checked."""
+        return [self.read(*row) for row in zip(batch.label, batch.image_size, batch.image_id, strict=True)]
+
+
+def refuse_options_of_labels(arguments: Any) -> None:
+    """`ValueError` where a job's arguments have options that are of class numbers, and its labels are masks."""
+    for name in ("among_labels", "label_names", "labels_by_number"):
+        if getattr(arguments, name):
+            raise ValueError(f"`{name}` is of class numbers: masks are read as they are; got {getattr(arguments, name)!r}")
 
 
 def read_mask(stored: Any, image_id: str) -> np.ndarray:

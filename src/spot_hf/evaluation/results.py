@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,9 @@ def load_metrics() -> dict[str, Any]:
     return {name: load_metric(name) for name in ("top_k_accuracy", "expected_calibration_error")}
 
 
+@cache
 def load_metric(name: str) -> Any:
-    """One of our modules of `evaluate`."""
+    """One of our modules of `evaluate`, which computes as often as it is asked to."""
     # In memory: in files, runs at the same time would wait for each other's locks.
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
 

@@ -49,8 +49,7 @@ class SegmentationMethods(Methods):
     def targets(self, batch: Batch) -> torch.Tensor:
         """Masks over what the model sees, `(batch_size, height, width)`, int64."""
         classes: Any = self.labels
-        stored = zip(batch.label, batch.image_size, batch.image_id, strict=True)
-        return torch.stack([classes.seen(*one, self.image_processor) for one in stored])
+        return classes.seen_of(batch, self.image_processor)
 
 
 class SegmentationMeter(Meter):
@@ -63,16 +62,14 @@ class SegmentationMeter(Meter):
 
     def truth_of(self, batch: Batch) -> list[np.ndarray]:
         if self._read[0] is not batch:
-            stored = zip(batch.label, batch.image_size, batch.image_id, strict=True)
-            self._read = batch, [self.classes.read(*one) for one in stored]
+            self._read = batch, self.classes.read_of(batch)
         return self._read[1]
 
     def compare(self, found: Measurement, cell: Cell, batch: Batch, outputs: Outputs, truth: list[np.ndarray]) -> None:
         num_labels, ignored = self.classes.num_labels, self.classes.ignore_index
         found.confusions, found.loss = [], []
-        for logits, mask in zip(
-            outputs.logits, truth, strict=True
-        ):  # one at a time: scores of all classes and pixels are large
+        # One at a time: scores of all classes and pixels are large.
+        for logits, mask in zip(outputs.logits, truth, strict=True):
             (one,) = self.image_processor.post_process_semantic_segmentation(
                 {"logits": logits[None]}, [mask.shape], return_segmentation_scores=True
             )
@@ -174,8 +171,7 @@ class SegmentationRun(EvaluationRun):
             outputs = methods.prepare(cell, batch, device)()
             maps = setting.image_processor.post_process_semantic_segmentation(outputs, sizes)
             predicted.setdefault(cell.num_tokens, {})[cell.name] = [one.cpu() for one in maps]
-        read = zip(batch.label, batch.image_size, batch.image_id, strict=True)
-        truth = [torch.from_numpy(classes.read(*one)) for one in read]
+        truth = [torch.from_numpy(mask) for mask in classes.read_of(batch)]
         images = [self.images[index]["image"].convert("RGB") for index in batch.image_index]
         return save_predictions(
             self.directory.directory, setting.name, images, truth, predicted, setting.model.config.id2label, classes

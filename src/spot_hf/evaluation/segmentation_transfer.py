@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import torch
 
-from ..data.masks import MaskClasses, check_masks, with_encoded_masks
+from ..data.masks import MaskClasses, check_masks, refuse_options_of_labels, with_encoded_masks
 from ..hub.loading import ModelSource
 from .analysis import analysis_table
 from .arguments import TransferArguments
@@ -70,9 +70,7 @@ class SegmentationTransfer(Transfer):
 
     @staticmethod
     def check(arguments: TransferArguments, source: ModelSource) -> None:
-        for name in ("among_labels", "label_names", "labels_by_number"):
-            if getattr(arguments, name):
-                raise ValueError(f"`{name}` is of class numbers: masks are read as they are; got {getattr(arguments, name)!r}")
+        refuse_options_of_labels(arguments)
 
     def match_labels(self, images: datasets.Dataset) -> datasets.Dataset:
         config = self.source.config

@@ -3,6 +3,7 @@ that segments, is `segmentation_transfer`'s."""
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Transferred:
+class Transferred(ABC):
     """
     What `transfer.json` holds of models of any task.
 
@@ -91,9 +92,9 @@ class Transferred:
             + (f"; positions found on {_kind(self.found_under)}, measured on {_kind(self.corruption)}" if shifted else "")
         )
 
+    @abstractmethod
     def table(self) -> str:
         """Markdown."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import datasets
 import torch
 
 from ..data.batches import Batch
-from ..data.masks import MaskClasses, check_masks, with_encoded_masks
+from ..data.masks import MaskClasses, check_masks, refuse_options_of_labels, with_encoded_masks
 from ..hub.loading import ModelSource
 from .arguments import OracleArguments
 
@@ -24,9 +24,7 @@ class OracleMasks:
     """
 
     def __init__(self, arguments: OracleArguments, model: ModelSource):
-        for name in ("among_labels", "label_names", "labels_by_number"):
-            if getattr(arguments, name):
-                raise ValueError(f"`{name}` is of class numbers: masks are read as they are; got {getattr(arguments, name)!r}")
+        refuse_options_of_labels(arguments)
         self.column, self.needed = arguments.label_column_name, arguments.objective == "label"
         self.classes = MaskClasses(model.config.num_labels, model.config.semantic_loss_ignore_index)
 
@@ -52,6 +50,5 @@ class OracleMasks:
         return images
 
     def seen(self, batch: Batch, image_processor: Any) -> torch.Tensor:
-        """What the model sees of a batch's masks: `(batch_size, height, width)`, int64."""
-        rows = zip(batch.label, batch.image_size, batch.image_id, strict=True)
-        return torch.stack([self.classes.seen(*row, image_processor) for row in rows])
+        """As [`MaskClasses.seen_of`]."""
+        return self.classes.seen_of(batch, image_processor)

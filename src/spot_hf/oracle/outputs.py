@@ -7,7 +7,7 @@ from torch import nn
 
 from ..input_checks import check_segmentation_labels
 from ..placement import grid
-from ..segmentation_spot_vit import STRIDE, SpotViTForSemanticSegmentation
+from ..segmentation_spot_vit import SpotViTForSemanticSegmentation, map_size_of
 from .objectives import OBJECTIVES, UNLABELLED
 from .tensors import describe
 
@@ -29,12 +29,6 @@ def segmenter_outputs(
     if OBJECTIVES[objective].target == "features":
         return None, model.spot_vit(pixel_values, **placed, merge_tokens=0.0).pooler_output
     return model(pixel_values, **placed).logits, None
-
-
-def map_size_of(pixel_values: torch.Tensor) -> tuple[int, int]:
-    """`(height, width)` of a segmenter's map of scores."""
-    height, width = pixel_values.shape[-2:]
-    return max(1, height // STRIDE), max(1, width // STRIDE)
 
 
 def sampled_labels(labels: torch.Tensor, map_size: tuple[int, int], ignore_index: int) -> torch.Tensor:
@@ -85,7 +79,7 @@ def check_map_targets(config: Any, objective: str, pixel_values: torch.Tensor, l
         _check_given(labels)
         check_segmentation_labels(config, labels, batch_size)
     elif targets is not None:
-        of_map = (batch_size, config.num_labels, *map_size_of(pixel_values))
+        of_map = (batch_size, config.num_labels, *map_size_of(*pixel_values.shape[-2:]))
         size = (batch_size, config.pooled_size) if objective == "feature" else of_map
         if not isinstance(targets, torch.Tensor) or targets.shape != size:
             raise ValueError(f"`targets` must be a tensor {size} with objective={objective!r}; got {describe(targets)}")

@@ -18,11 +18,11 @@ from torch import nn
 
 from ..modeling_spot import SpotForImageClassification, SpotPreTrainedModel
 from ..placement import grid
-from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
+from ..segmentation_spot_vit import SpotViTForSemanticSegmentation, map_size_of
 from .arguments import DTYPES, SearchArguments
 from .objectives import OBJECTIVES
 from .optimizers import OPTIMIZERS
-from .outputs import check_class_targets, check_map_targets, map_size_of, sampled_labels, segmenter_outputs
+from .outputs import check_class_targets, check_map_targets, sampled_labels, segmenter_outputs
 from .tensors import describe, for_backward, padded
 
 
@@ -187,7 +187,7 @@ class SpotOracle:
                 targets = labels
                 if self.segments and labels is not None:
                     ignored = self.model.config.semantic_loss_ignore_index
-                    targets = sampled_labels(labels, map_size_of(pixel_values), ignored)
+                    targets = sampled_labels(labels, map_size_of(*pixel_values.shape[-2:]), ignored)
             elif targets is None:
                 targets = self.full_grid_targets(pixel_values)
             assert targets is not None
