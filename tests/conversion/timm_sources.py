@@ -27,6 +27,7 @@ LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": len(LABELS)}
 SCALED = {**TINY, "init_values": 1e-5}
 HEADLESS, NOT_SQUARE = {"num_classes": 0}, {"img_size": (24, 56)}
+SHORT = {"img_size": (32, 48), "depth": 2, "num_classes": len(LABELS)}  # of a real architecture
 
 # name → (architecture, arguments of timm.create_model)
 MODELS = {
@@ -85,6 +86,10 @@ MODELS = {
     "pe_core": ("vit_pe_core_gigantic_patch14_448", TINY | HEADLESS | {"attn_pool_num_heads": 4, "mlp_ratio": 4.0}),
     "pe_spatial": ("vit_pe_spatial_tiny_patch16_512", TINY | HEADLESS),
     "pe_lang": ("vit_pe_lang_large_patch14_448", TINY | HEADLESS | NOT_SQUARE),
+    "small_clip": ("vit_xsmall_patch16_clip_224", SHORT),
+    "small_eva02": ("eva02_tiny_patch14_224", SHORT | {"img_size": (42, 28)}),
+    "small_dinov3": ("vit_tiny_patch16_dinov3_qkvb", SHORT),
+    "small_pe": ("vit_pe_spatial_tiny_patch16_512", SHORT),
     "beit": ("beit_base_patch16_224", TINY),
     "beit_and_table": ("beitv2_base_patch16_224", TINY | NOT_SQUARE | {"use_abs_pos_emb": True, "global_pool": "token"}),
     "beit_shared": ("beit_base_patch16_224", TINY | HEADLESS | {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
@@ -105,7 +110,10 @@ UNSUPPORTED = {
     "registers_in_the_map": ("test_vit3", {}),
     "class_token_in_the_map": ("vit_pe_core_tiny_patch16_384", TINY | {"attn_pool_num_heads": 4}),
     "more_heads_in_the_map": ("vit_pe_core_gigantic_patch14_448", TINY),
-    "both_norms": ("vit_pe_core_gigantic_patch14_448", TINY | {"attn_pool_num_heads": 4, "use_fc_norm": True, "use_post_transformer_norm": True}),
+    "both_norms": (
+        "vit_pe_core_gigantic_patch14_448",
+        TINY | {"attn_pool_num_heads": 4, "use_fc_norm": True, "use_post_transformer_norm": True},
+    ),
     "geglu": ("vit_giant_patch14_dinov2", TINY | {"act_layer": "gelu"}),
     "mish": ("vit_tiny_patch16_224", TINY | {"act_layer": "mish"}),
     "hybrid": ("vit_base_r50_s16_224", {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 4, "num_classes": 7}),
@@ -189,15 +197,58 @@ def save_transformed(output_dir: Path) -> None:
     save_file(transformed, output_dir / "transformed.safetensors")
 
 
-def architectures() -> dict[str, list[int]]:
-    """Hidden size and heads of all of timm's ViTs with the parts that SpotViT has, by name."""
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+
+
+def architectures() -> dict[str, dict]:
+    """Of timm's ViTs, its EVAs and its BEiTs, by name: the shapes of their tensors, what their repositories on the Hub say, and
+    what they compute with beside the tensors."""
     found = {}
-    for name in timm.list_models(module=["vision_transformer", "deit"]):
-        with torch.device("meta"):
-            model = timm.create_model(name, depth=1)
-        names = [name for name, _ in model.named_parameters() if not name.startswith("patch_embed.")]
-        if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.norm1.bias", "blocks.0.mlp.fc2.bias"} <= {*names}:
-            found[name] = [model.embed_dim, model.blocks[0].attn.num_heads]
+    for name in timm.list_models(module=["vision_transformer", "deit", "eva", "beit"]):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name, depth=1)
+        except AssertionError:  # Sapiens 2 has a number of keys for each layer
+            continue
+        attention = getattr(model.blocks[0], "attn", None)
+        rope = getattr(model, "rope", None)
+        facts = {"class": type(model.blocks[0]).__name__, "attention": type(attention).__name__}
+        if "NoneType" not in facts["attention"]:
+            prefix = getattr(model, "num_reg_tokens", model.num_prefix_tokens - (model.cls_token is not None))
+            facts |= {
+                "hidden_size": model.embed_dim,
+                "num_attention_heads": attention.num_heads,
+                "layer_norm_eps": model.blocks[0].norm1.eps,
+                "hidden_act": ACTIVATIONS[type(model.blocks[0].mlp.act).__name__],
+                "use_class_token": model.cls_token is not None,
+                "num_register_tokens": prefix,
+                "use_position_table": model.pos_embed is not None,
+                "use_pre_norm": not isinstance(getattr(model, "norm_pre", torch.nn.Identity()), torch.nn.Identity),
+                "norm_after_pooling": not isinstance(model.fc_norm, torch.nn.Identity),
+                "image_size": list(model.patch_embed.img_size),
+                "rms_norm": "Rms" in type(model.blocks[0].norm1).__name__,
+                "pool_heads": getattr(getattr(model, "attn_pool", None), "num_heads", attention.num_heads),
+                "pool_prefix": getattr(
+                    model, "pool_include_prefix", type(model).__name__ == "Eva" and model.num_prefix_tokens > 0
+                ),
+            }
+        if rope is not None:
+            facts["rope"] = {
+                "kind": type(rope).__name__,
+                "theta": rope.temperature,
+                "half": getattr(rope, "rotate_half", False),
+                "indexing": rope.grid_indexing,
+                "offset": getattr(rope, "grid_offset", 0.0),
+                "grid": getattr(rope, "ref_feat_shape", None),
+            }
+        config = {
+            "architecture": name,
+            "num_classes": model.num_classes,
+            "global_pool": model.global_pool,
+            "pretrained_cfg": {"input_size": [3, *model.patch_embed.img_size]},
+        }
+        shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+        found[name] = {"config": config, "shapes": shapes, "facts": facts}
     return found
 
 

@@ -95,7 +95,9 @@ def _describe_timm(source: Source) -> dict[str, Any]:
     _refuse(source, arguments)
     hidden_size, num_channels, patch_height, patch_width = source.shape("patch_embed.proj.weight", 4)
     patch_size = square("patch_size", [patch_height, patch_width])
-    has_table = _is_stated(source, "pos_embed", arguments.get("use_abs_pos_emb", arguments.get("pos_embed") not in ("", "none")))
+    has_table = _is_stated(
+        source, "pos_embed", arguments.get("use_abs_pos_emb", arguments.get("pos_embed") not in ("", "none"))
+    )
     image_size = _image_size(source, arguments, patch_size, has_table)
     has_class_token = _is_stated(source, "cls_token", arguments.get("class_token", True))
     num_registers = _count_registers(source, arguments)
