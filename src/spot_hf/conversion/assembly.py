@@ -115,8 +115,9 @@ class Assembly:
         config, width = self.config, self.config.hidden_size
         kinds = {"cls_token": int(config.use_class_token), self.extra_token(): config.num_register_tokens}
         kinds = {kind: count for kind, count in kinds.items() if count}
-        for kind, tensor in self.state.items():  # CLIP's have no axes of length 1
-            if kind in ("cls_token", "position_table"):
+        for kind, tensor in self.state.items():
+            # CLIP's have no axes of length 1.
+            if kind in ("cls_token", "position_table") and "embeddings.class_embedding" in self.family.table:
                 self.state[kind] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape)
         tokens = [self.take(kind, (1, count, width))[0] for kind, count in kinds.items()]
         prefix = torch.cat(tokens) if tokens else torch.zeros(0, width)
