@@ -37,6 +37,6 @@ def test_the_full_grid_gives_the_features_of_onnx_runtime_and_of_transformers(di
     source = Dinov2Model.from_pretrained(directory / "source").eval()
     for coordinates in (None, grid(224, 224, 14)[None]):
         features = report.model(pixel_values, coordinates).last_hidden_state
+        # Features are up to 10; ONNX Runtime also interpolates the position table by itself.
         assert (features - source(pixel_values).last_hidden_state).abs().max() <= PROMISED
-        # ONNX Runtime interpolates the position table by itself, and orders its sums otherwise.
-        assert (features - expected).abs().max() <= 10 * PROMISED
+        assert (features - expected).abs().max() <= PROMISED
