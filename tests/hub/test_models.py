@@ -16,6 +16,8 @@ CODE = {
     "batch_feature.py",
     "configuration_spot.py",
     "modeling_spot.py",
+    "golden.py",
+    "version.py",
     "decoding.py",
     "windows.py",
     "positions.py",
@@ -34,7 +36,7 @@ CODE = {
     "placement.py",
     "pipeline_spot_vit.py",
 }
-MODEL_FILES = {*CODE, "config.json", "model.safetensors", "preprocessor_config.json"}
+MODEL_FILES = {*CODE, "config.json", "golden.safetensors", "model.safetensors", "preprocessor_config.json"}
 
 
 def files(hub, repo_id: str, revision: str = "main") -> dict[str, bytes]:
