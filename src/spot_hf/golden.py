@@ -106,6 +106,7 @@ class _Cases(nn.Module):
         if getattr(model, "placer", None) is not None:
             placed = type(model).place(model, images, tokens["coordinates"].shape[1], "learned")
             found |= {f"placed/{name}": tensor for name, tensor in placed.items()}
+            found["placed/scores"] = model.placer(model.placer.thumbnails(images))  # the likeliest of which is all that counts
         return found
 
 
@@ -276,7 +277,7 @@ def read_golden(name: str, revision: str | None = None) -> tuple[dict[str, Any],
     Args:
         name (`str`): directory or Hub id; revision (`str`, *optional*): branch, tag or commit of a Hub id."""
     lacks = (
-        f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before spot_hf 0.5, or where its weights were not whole; "
+        f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before there were any, or where its weights were not whole; "
         "`save_pretrained` writes one"
     )
     path = Path(name).expanduser() / GOLDEN_FILE
@@ -318,7 +319,7 @@ def verify(model: Any, name: str, revision: str | None = None) -> Verification:
     """
     about, tensors = read_golden(name, revision)
     saved = getattr(torch, about["dtype"])
-    if torch.finfo(model.dtype).eps > torch.finfo(saved).eps:
+    if torch.finfo(model.dtype).eps > max(torch.finfo(saved).eps, torch.finfo(torch.float32).eps):
         raise ValueError(
             f"`dtype` of the model must be {about['dtype']}, as it was saved, or float32, to be compared; got "
             f"{str(model.dtype).removeprefix('torch.')}: its weights were rounded"

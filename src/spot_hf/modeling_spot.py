@@ -90,7 +90,7 @@ class SpotPreTrainedModel(PreTrainedModel):
 
         Args:
             name (`str`, *optional*): directory or Hub id of the golden outputs; from where the model was loaded by default.
-            revision (`str`, *optional*): branch, tag or commit of a Hub id; the loaded commit by default.
+            revision (`str`, *optional*): branch, tag or commit of a Hub id: that with which the model was loaded.
 
         Returns:
             [`Verification`]: its `equal` says whether; `str` of it is one line.
@@ -98,8 +98,6 @@ class SpotPreTrainedModel(PreTrainedModel):
         Raises:
             `OSError`: there are none, or they are broken. `ValueError`: the model is in a dtype of fewer bits than it was saved in.
         """
-        if revision is None and name in (None, self.name_or_path):
-            revision = getattr(self.config, "_commit_hash", None)
         return verify(self, self.name_or_path if name is None else name, revision)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
