@@ -205,7 +205,9 @@ def golden_bytes(model: Any, state_dict: Mapping[str, torch.Tensor] | None = Non
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions_here(),
     }
-    tensors = {f"inputs/{name}": one for name, one in tokens.items()} | {f"outputs/{name}": one for name, one in outputs.items()}
+    tensors = {f"inputs/{name}": one for name, one in tokens.items()} | {
+        f"outputs/{name}": one for name, one in outputs.items()
+    }
     return save(tensors, metadata={METADATA: json.dumps(about)})
 
 

@@ -328,7 +328,13 @@ def verify(pinned):
     from spot_hf.cli import main
 
     found = {}
-    for argv in (["alice/parts"], ["alice/parts", "--revision", pinned], ["alice/encoder"], ["alice/segmenter"], ["alice/vit"]):
+    for argv in (
+        ["alice/parts"],
+        ["alice/parts", "--revision", pinned],
+        ["alice/encoder"],
+        ["alice/segmenter"],
+        ["alice/vit"],
+    ):
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             status = main(["verify", *argv])
         found[" ".join(argv)] = [status, out.getvalue(), err.getvalue()]
