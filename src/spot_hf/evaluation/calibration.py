@@ -26,9 +26,9 @@ from ..data.batches import FailureCount, Preparation, batches_of, work_of
 from ..data.failures import describe_failures
 from ..data.labels import LabelledSource, match_labels
 from ..data.source import load_images, parts_overlap, pinned
+from ..golden import GOLDEN_FILE
 from ..hub.cards import with_section
 from ..hub.loading import open_model
-from ..golden import GOLDEN_FILE
 from ..hub.models import save_model
 from ..jobs.files import check_output_dir, write_atomically
 from ..jobs.process import default_device
