@@ -80,9 +80,10 @@ _REGISTERED = {
     f"{__name__}.{name}"
     for name in (
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
-        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
-        "decoding", "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline",
-        "segmentation_maps", "zero_shot_spot_vit", "zero_shot_pipeline", "configuration_spot", "configuration_spot_cnn", "modeling_spot", "modeling_spot_cnn",
+        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks", "decoding",
+        "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
+        "zero_shot_spot_vit", "zero_shot_pipeline", "configuration_spot", "configuration_spot_cnn", "modeling_spot",
+        "modeling_spot_cnn",
     )
 }  # fmt: skip
 _imported: set[str] = set()

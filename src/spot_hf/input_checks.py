@@ -459,9 +459,8 @@ def check_texts(config: Any, input_ids: Any) -> None:
         raise ValueError(f"`input_ids` must be a tensor (num_texts, sequence) of at most {longest} tokens; got {got}")
 
 
-def check_candidate_labels(candidate_labels: Any, hypothesis_template: Any) -> tuple[str, ...]:
-    """The labels among which a zero-shot model classifies; `ValueError` where they are none, or the template has no place for
-    them."""
+def check_candidate_labels(candidate_labels: Any) -> tuple[str, ...]:
+    """The labels among which a zero-shot model classifies; `ValueError` where they are none."""
     accepted = "a list of different texts"
     if isinstance(candidate_labels, str) or not isinstance(candidate_labels, (list, tuple)) or not candidate_labels:
         raise ValueError(f"`candidate_labels` must be {accepted}; got {shorten(candidate_labels)}")
@@ -471,7 +470,6 @@ def check_candidate_labels(candidate_labels: Any, hypothesis_template: Any) -> t
     twice = [one for number, one in enumerate(candidate_labels) if one in candidate_labels[:number]]
     if twice:
         raise ValueError(f"`candidate_labels` must be {accepted}; got {twice[0]!r} twice")
-    check_hypothesis_template(hypothesis_template)
     return tuple(candidate_labels)
 
 

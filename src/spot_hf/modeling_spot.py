@@ -29,7 +29,7 @@ class SpotPreTrainedModel(PreTrainedModel):
     """A model that takes `pixel_values`, or `windows`, and `coordinates`, and gives `pooler_output`."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: tuple[str, ...] = ("image",)
     # What a saved config says of the code beside it: the own `AUTO_MAP` of each configuration.
     auto_map: dict[str, str] = {}
     # And of the pipeline: of one, as `pipeline(model=...)` without a task takes the only one.

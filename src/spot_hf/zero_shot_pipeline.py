@@ -42,7 +42,7 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, **kwargs):  # type: ignore[override]
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         if candidate_labels is not None:
-            forward["candidate_labels"] = check_candidate_labels(candidate_labels, HYPOTHESIS_TEMPLATE)
+            forward["candidate_labels"] = check_candidate_labels(candidate_labels)
             postprocess["candidate_labels"] = forward["candidate_labels"]
         if hypothesis_template is not None:
             check_hypothesis_template(hypothesis_template)
@@ -70,7 +70,7 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
         """
         if candidate_labels is None:
             candidate_labels = self._forward_params.get("candidate_labels")
-        check_candidate_labels(candidate_labels, HYPOTHESIS_TEMPLATE)
+        check_candidate_labels(candidate_labels)
         return super().__call__(inputs, candidate_labels=candidate_labels, **kwargs)
 
     def _forward(  # type: ignore[override]

@@ -104,6 +104,7 @@ class SpotViTTextClassifier(nn.Module):
         super().__init__()
         self.visual_projection = model.visual_projection
         self.logit_scale, self.logit_bias = model.logit_scale, model.logit_bias
+        self.text_embeds: torch.Tensor
         self.register_buffer("text_embeds", text_embeds)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -313,8 +313,13 @@ def _build_image_processor(
 def _write(report: ConversionReport, directory: Path, repo_id: str) -> None:
     """The model with its code and card, the image processor and the report."""
     new_classifier = bool(report.missing)
-    measured = measured_by_conversion(report.family, hasattr(report.model, "classifier"), new_classifier=new_classifier)
-    save_model(report.model, report.image_processor, directory, repo_id=repo_id, measured=measured)
+    measured = measured_by_conversion(
+        report.family,
+        hasattr(report.model, "classifier"),
+        new_classifier=new_classifier,
+        has_texts=report.tokenizer is not None,
+    )
+    save_model(report.model, report.image_processor, directory, tokenizer=report.tokenizer, repo_id=repo_id, measured=measured)
     (directory / CONVERSION_REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 

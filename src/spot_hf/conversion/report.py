@@ -19,6 +19,7 @@ class ConversionReport:
         notes (`list[str]`): what else a person should know.
         output_dir (`str`, *optional*): where the result was written.
         model ([`SpotViTForImageClassification`] or [`SpotViTModel`]), image_processor: the result.
+        tokenizer (*optional*): of a [`SpotViTForZeroShotImageClassification`].
     """
 
     source_model: str
@@ -35,10 +36,11 @@ class ConversionReport:
     output_dir: str | None = None
     model: Any = field(default=None, repr=False)
     image_processor: Any = field(default=None, repr=False)
+    tokenizer: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the objects and the place, as written to `conversion_report.json`."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "output_dir")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "tokenizer", "output_dir")}
 
     def summary(self) -> str:
         """A few lines for a person."""
