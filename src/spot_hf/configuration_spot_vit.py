@@ -17,7 +17,8 @@ KERNEL_CENTERS = ("cells", "mesh")
 KERNEL_UNITS = ("cells", "pixels")
 KERNEL_NORMALIZATIONS = (None, "image", "batch")
 MODEL_PLACEMENTS = (*COVERING_PLACEMENTS, "learned")  # with which a model can place tokens by itself
-POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation")
+POOLINGS = ("cls", "mean", "cls_mean", "cls_distillation", "attention")
+ROPE_COORDINATES = ("centered", "cells")
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` and `pipeline` look up in a saved config. Saving a model adds
 # only the entry of its own class, so the config names them all.
@@ -72,6 +73,14 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         patch_size (`int`, defaults to 16): a token is a window of `patch_size` × `patch_size` samples.
         num_channels (`int`, defaults to 3): channels of `pixel_values`.
         qkv_bias (`bool`, defaults to `True`): whether query, key and value projections have a bias.
+        use_qk_norm (`bool`, defaults to `False`): layer norm of each head's queries and keys (timm's `qk_norm`).
+        use_attention_norm (`bool`, defaults to `False`): layer norm of what attention gives, before its output projection
+            (timm's `scale_attn_inner`: EVA-02 of EVA-CLIP).
+        use_mlp_norm (`bool`, defaults to `False`): layer norm before the last linear map of the feed-forward layer (timm's
+            `scale_mlp`: EVA-02).
+        use_pre_norm (`bool`, defaults to `False`): layer norm of all tokens before the first layer (CLIP).
+        use_final_norm (`bool`, defaults to `True`): layer norm after the last layer, see `norm_after_pooling`.
+        use_class_token (`bool`, defaults to `True`): whether a class token comes first; SigLIP and I-JEPA have none.
         num_register_tokens (`int`, defaults to 0): learned tokens between the class token and the patch tokens:
             DINOv2's registers, DeiT's distillation token.
         use_layer_scale (`bool`, defaults to `False`): learned per-channel factors on both residual branches (DINOv2).
@@ -79,9 +88,20 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         use_swiglu_ffn (`bool`, defaults to `False`): SwiGLU instead of a two-layer perceptron (DINOv2 giant).
         pooling (`str`, defaults to `"cls"`): what the classifier sees. `"cls"`: the class token; `"mean"`: the mean of
             the patch tokens; `"cls_mean"`: both, concatenated (DINOv2); `"cls_distillation"`: class token and first
-            register token, concatenated (distilled DeiT, whose two heads are one linear map of that).
+            register token, concatenated (distilled DeiT, whose two heads are one linear map of that); `"attention"`: a
+            learned query's attention to the patch tokens, and a feed-forward layer (SigLIP).
         norm_after_pooling (`bool`, defaults to `False`): the final layer norm is applied to the pooled token instead
             of every token (`fc_norm` of fine-tuned MAE).
+        use_position_table (`bool`, defaults to `True`): whether tokens get an embedding of their position from a table. This,
+            rotary positions and relative ones are independent of each other; EVA-02 has the first two.
+        rope_theta (`float`, *optional*): base of the periods of rotary positions: each attention's queries and keys are turned
+            by angles that are linear in a token's own coordinate; class token and registers are not. None by default.
+        rope_coordinates (`str`, defaults to `"centered"`): in which unit: `"centered"`, 2π from -1 at one edge of the image to
+            1 at the other (DINOv3); or `"cells"` of `patch_size` pixels, from 0 at the centre of the first (EVA-02).
+        rope_grid_size (`[rows, columns]`, *optional*): of `"cells"`: an image of any size counts as one of so many.
+        rope_grid_offset (`float`, defaults to 0.0): of `"cells"`: added before that.
+        use_relative_position_bias (`bool`, defaults to `False`): whether each attention's scores get a bias from a table of
+            the displacement between two tokens, in cells of a grid of `position_grid_size`, interpolated bilinearly (BEiT).
         position_grid_size (`[rows, columns]`, *optional*): size of the position table; defaults to
             `image_size // patch_size`.
         position_grid_extent (`[height, width]`, *optional*): the share of the image's height and width that the table's cells
@@ -162,12 +182,24 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
     patch_size: int = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    use_qk_norm: bool = False
+    use_attention_norm: bool = False
+    use_mlp_norm: bool = False
+    use_pre_norm: bool = False
+    use_final_norm: bool = True
+    use_class_token: bool = True
     num_register_tokens: int = 0
     use_layer_scale: bool = False
     layerscale_value: float = 1.0
     use_swiglu_ffn: bool = False
     pooling: str = "cls"
     norm_after_pooling: bool = False
+    use_position_table: bool = True
+    rope_theta: float | int | None = None
+    rope_coordinates: str = "centered"
+    rope_grid_size: list[int] | tuple[int, int] | None = None
+    rope_grid_offset: float | int = 0.0
+    use_relative_position_bias: bool = False
     position_grid_size: list[int] | tuple[int, int] | None = None
     position_grid_extent: list[float] | tuple[float, float] | None = None
     position_interpolation: dict[str, Any] | None = None
@@ -236,12 +268,17 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         """Whether the position embeddings reproduce a table with one entry per cell. Those of the released SPoT checkpoints
         are a kernel of the position, which follows an image's size by itself."""
         kernel = (self.position_kernel_unit, self.position_kernel_centers, self.position_kernel_normalization)
-        return kernel == ("cells", "cells", None)
+        return self.use_position_table and kernel == ("cells", "cells", None)
+
+    @property
+    def positions_in_attention(self) -> bool:
+        """Whether attention needs the tokens' positions, not only their embeddings."""
+        return self.rope_theta is not None or self.use_relative_position_bias
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patch tokens: the class token and the registers."""
-        return 1 + self.num_register_tokens
+        """Number of tokens before the patch tokens: the class token, if there is one, and the registers."""
+        return int(self.use_class_token) + self.num_register_tokens
 
     @property
     def pooled_size(self) -> int:
@@ -276,7 +313,9 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
             image_size=self.image_size,
             patch_size=self.patch_size,
             num_channels=self.num_channels,
+            use_class_token=self.use_class_token,
             num_register_tokens=self.num_register_tokens,
+            pooling="cls" if self.use_class_token else "mean",
             attn_implementation=self._attn_implementation,
         )
 
@@ -285,6 +324,7 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         check_names(
             self,
             pooling=POOLINGS,
+            rope_coordinates=ROPE_COORDINATES,
             position_kernel_unit=KERNEL_UNITS,
             position_kernel_centers=KERNEL_CENTERS,
             position_kernel_normalization=KERNEL_NORMALIZATIONS,
@@ -294,6 +334,9 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         )
         if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
+        if not self.use_class_token and self.pooling.startswith("cls"):
+            raise ValueError(f"`pooling` {self.pooling!r} needs a class token; got use_class_token=False")
+        self._check_rotary()
         for part in ("", "decoder_"):
             width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
             if width % heads:
@@ -335,6 +378,25 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         for name in ("position_kernel_sigma", "window_spacing"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0; got {getattr(self, name)}")
+
+    def _check_rotary(self) -> None:
+        if self.rope_theta is None:
+            return
+        if not self.rope_theta > 0:
+            raise ValueError(f"`rope_theta` must be above 0; got {self.rope_theta}")
+        if self.hidden_size // self.num_attention_heads % 4:
+            raise ValueError(
+                "with `rope_theta`, a head's width must be a multiple of 4, for sine and cosine along both axes; got "
+                f"hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}"
+            )
+        grid = self.rope_grid_size
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ValueError(f"`rope_grid_size` must be [rows, columns], each at least 1; got {list(grid)}")
+        if self.rope_coordinates == "centered" and (grid is not None or self.rope_grid_offset):
+            raise ValueError(
+                "`rope_grid_size` and `rope_grid_offset` are for `rope_coordinates='cells'`; got "
+                f"{grid} and {self.rope_grid_offset} with 'centered'"
+            )
 
 
 def text_config_of(text_config: dict[str, Any]) -> PreTrainedConfig:

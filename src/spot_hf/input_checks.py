@@ -486,13 +486,19 @@ def check_hypothesis_template(hypothesis_template: Any) -> None:
         )
 
 
-def check_merging(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:
-    """`ValueError` where tokens are to merge, and cannot."""
+def check_attention(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:
+    """`ValueError` where tokens are to merge, and cannot, or attention's scores are to get a bias, and cannot."""
     check_merge_tokens(merge_tokens, config.num_hidden_layers)
-    if not merge_tokens:
+    if not merge_tokens and not config.use_relative_position_bias:
         return
-    if coordinates_mask is not None:
-        raise ValueError("`merge_tokens` needs as many tokens in every image; got `coordinates_mask`")
+    name = "merge_tokens" if merge_tokens else "use_relative_position_bias"
     implementation = config._attn_implementation
     if implementation not in ("eager", "sdpa"):
-        raise ValueError(f"`merge_tokens` needs `attn_implementation` eager or sdpa, which weigh tokens; got {implementation}")
+        raise ValueError(f"`{name}` needs `attn_implementation` eager or sdpa, which weigh tokens; got {implementation}")
+    if merge_tokens and coordinates_mask is not None:
+        raise ValueError("`merge_tokens` needs as many tokens in every image; got `coordinates_mask`")
+    if merge_tokens and config.positions_in_attention:
+        raise ValueError(
+            "`merge_tokens` is not for models with rotary or relative positions, as a merged token has no position; got "
+            f"{merge_tokens}"
+        )

@@ -28,12 +28,18 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spot_vit import AUTO_MAP, SpotViTConfig
-from .input_checks import check_merging, check_model_inputs
+from .input_checks import check_attention, check_model_inputs
 from .merging import merge_tokens, schedule_of
 from .modeling_spot import SpotForImageClassification, SpotPreTrainedModel, SpotViTImageClassifierOutput
 from .placement import grid
 from .placer import SpotViTPlacer
-from .positions import SpotViTPositionEmbeddings
+from .positions import (
+    Displacements,
+    Rotation,
+    SpotViTPositionEmbeddings,
+    SpotViTRelativePositionBias,
+    SpotViTRotaryEmbeddings,
+)
 from .windows import sample_windows
 
 
@@ -54,34 +60,40 @@ class SpotViTEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         # Position embeddings of the class and distillation tokens are part of these.
-        self.prefix_tokens = nn.Parameter(torch.zeros(1, config.num_prefix_tokens, config.hidden_size))
+        prefix_shape = (1, config.num_prefix_tokens, config.hidden_size)
+        self.prefix_tokens = nn.Parameter(torch.zeros(prefix_shape)) if config.num_prefix_tokens else None
         self.patch_projection = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embeddings = SpotViTPositionEmbeddings(config)
+        self.position_embeddings = SpotViTPositionEmbeddings(config) if config.use_position_table else None
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_pre_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
         pixel_values: torch.Tensor | None,
-        coordinates: torch.Tensor | None = None,
+        coordinates: torch.Tensor,
+        height: int,
+        width: int,
         window_scales: torch.Tensor | None = None,
         coordinates_mask: torch.Tensor | None = None,
         windows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """As [`SpotViTModel`] takes them, of images of `height` × `width` pixels, to `(batch_size, sequence, hidden_size)`."""
         config = self.config
-        height, width = config.image_height_width if pixel_values is None else pixel_values.shape[-2:]
         if windows is None:
             assert pixel_values is not None
-            if coordinates is None:
-                coordinates = grid(height, width, config.patch_size).to(pixel_values.device)[None]
             windows = sample_windows(
                 pixel_values, coordinates, config.patch_size, window_scales, config.window_spacing, config.window_border
             )
         windows = windows.flatten(2)  # (batch_size, num_tokens, num_channels * patch_size²)
         embeddings = self.patch_projection(windows.to(self.patch_projection.weight.dtype))
-        positions = self.position_embeddings(coordinates, height, width, coordinates_mask)
-        embeddings = embeddings + positions.to(embeddings.dtype)
-        prefix_tokens = self.prefix_tokens.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
-        return self.dropout(torch.cat([prefix_tokens, embeddings], dim=1))
+        if self.position_embeddings is not None:
+            positions = self.position_embeddings(coordinates, height, width, coordinates_mask)
+            embeddings = embeddings + positions.to(embeddings.dtype)
+        if self.prefix_tokens is not None:
+            prefix_tokens = self.prefix_tokens.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
+            embeddings = torch.cat([prefix_tokens, embeddings], dim=1)
+        embeddings = self.dropout(embeddings)
+        return embeddings if self.layernorm is None else self.layernorm(embeddings)
 
 
 # ----------------------------------------------------------------------------------------------------------- encoder
@@ -118,11 +130,17 @@ class SpotViTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.use_qk_norm else None
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps) if config.use_qk_norm else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_attention_norm else None
+        self.position_bias = SpotViTRelativePositionBias(config) if config.use_relative_position_bias else None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
+        displacements: Displacements | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Returns the output, the weights where the implementation gives them, and the keys."""
@@ -131,6 +149,13 @@ class SpotViTAttention(nn.Module):
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        if self.position_bias is not None and displacements is not None:
+            bias = self.position_bias(displacements).to(query.dtype)
+            attention_mask = bias if attention_mask is None else attention_mask + bias
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
             self,
@@ -142,7 +167,8 @@ class SpotViTAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch_size, num_tokens, hidden_size)), weights, key
+        output = output.reshape(batch_size, num_tokens, hidden_size)
+        return self.o_proj(output if self.norm is None else self.norm(output)), weights, key
 
 
 class SpotViTMLP(nn.Module):
@@ -150,10 +176,12 @@ class SpotViTMLP(nn.Module):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps) if config.use_mlp_norm else None
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        activated = self.activation_fn(self.fc1(hidden_states))
+        return self.fc2(activated if self.norm is None else self.norm(activated))
 
 
 class SpotViTSwiGLU(nn.Module):
@@ -161,10 +189,12 @@ class SpotViTSwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps) if config.use_mlp_norm else None
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gated = nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(gated if self.norm is None else self.norm(gated))
 
 
 class SpotViTLayerScale(nn.Module):
@@ -234,6 +264,32 @@ class SpotViTLayer(GradientCheckpointingLayer):
         return self.drop_path(self.dropout(output)) if self.training else output
 
 
+class SpotViTAttentionPooling(nn.Module):
+    """A learned query's attention to the patch tokens, and a feed-forward layer (SigLIP; Zhai et al. 2023, arXiv 2303.15343),
+    with the heads and widths of the encoder's layers."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.head_dim = width // config.num_attention_heads
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width) for _ in range(4))
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = SpotViTMLP(config)
+
+    def forward(self, patches: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """`(batch_size, num_tokens, hidden_size)` to `(batch_size, hidden_size)`; `weights` `(batch_size, num_tokens)`: how
+        many tokens each stands for, 0 for padding."""
+        batch_size = patches.shape[0]
+        heads = (batch_size, -1, patches.shape[-1] // self.head_dim, self.head_dim)
+        query = self.q_proj(self.probe.to(patches.dtype)).expand(batch_size, -1, -1).view(heads).transpose(1, 2)
+        key, value = (proj(patches).view(heads).transpose(1, 2) for proj in (self.k_proj, self.v_proj))
+        bias = None if weights is None else weights.to(patches.dtype).log()[:, None, None, :]
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        pooled = self.o_proj(attended.transpose(1, 2).flatten(1))
+        return pooled + self.mlp(self.layernorm(pooled))
+
+
 # ------------------------------------------------------------------------------------------------------------ models
 
 
@@ -254,10 +310,15 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, SpotViTEmbeddings):
+        if isinstance(module, SpotViTEmbeddings) and module.prefix_tokens is not None:
             init.trunc_normal_(module.prefix_tokens, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SpotViTPositionEmbeddings):
             init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, SpotViTRelativePositionBias):
+            init.zeros_(module.weight)
+            init.zeros_(module.prefix_weight)
+        elif isinstance(module, SpotViTAttentionPooling):
+            init.trunc_normal_(module.probe, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SpotViTLayerScale):
             init.constant_(module.scale, self.config.layerscale_value)
 
@@ -311,11 +372,26 @@ class SpotViTModel(SpotViTPreTrainedModel):
         super().__init__(config)
         self.embeddings = SpotViTEmbeddings(config)
         self.layers = nn.ModuleList([SpotViTLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm: nn.Module = nn.Identity()
+        if config.use_final_norm:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.rotary_embeddings = SpotViTRotaryEmbeddings(config) if config.rope_theta is not None else None
+        self.pooler = SpotViTAttentionPooling(config) if config.pooling == "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_projection
+
+    def attention_positions(
+        self, coordinates: torch.Tensor, height: int, width: int, dtype: torch.dtype
+    ) -> dict[str, Rotation | Displacements]:
+        """What each layer's attention is told of the tokens' positions, for all layers."""
+        positions: dict[str, Rotation | Displacements] = {}
+        if self.rotary_embeddings is not None:
+            positions["rotation"] = self.rotary_embeddings(coordinates, height, width, dtype)
+        if self.config.use_relative_position_bias:
+            positions["displacements"] = SpotViTRelativePositionBias.displacements(self.config, coordinates)
+        return positions
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -360,21 +436,29 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.bool()
         merge_tokens = self.config.merge_tokens if merge_tokens is None else merge_tokens  # type: ignore[assignment]
-        check_merging(self.config, merge_tokens, coordinates_mask)
-        hidden_states = self.embeddings(pixel_values, coordinates, window_scales, coordinates_mask, windows)
+        check_attention(self.config, merge_tokens, coordinates_mask)
+        height, width = self.config.image_height_width if pixel_values is None else pixel_values.shape[-2:]
+        if coordinates is None:
+            coordinates = grid(height, width, self.config.patch_size).to(pixel_values.device)[None]  # type: ignore[union-attr]
+        hidden_states = self.embeddings(pixel_values, coordinates, height, width, window_scales, coordinates_mask, windows)
+        positions = self.attention_positions(coordinates, height, width, hidden_states.dtype)
         attention_mask = sizes = None
         if coordinates_mask is not None:
             coordinates_mask = coordinates_mask.expand(hidden_states.shape[0], -1)
             prefix_mask = coordinates_mask.new_ones(hidden_states.shape[0], self.config.num_prefix_tokens)
-            attention_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=torch.cat([prefix_mask, coordinates_mask], dim=1),
-            )
+            sequence_mask = torch.cat([prefix_mask, coordinates_mask], dim=1)
+            if self.config.use_relative_position_bias:  # to add to the bias
+                attention_mask = torch.zeros_like(sequence_mask, dtype=hidden_states.dtype)[:, None, None, :]
+                lowest = torch.finfo(hidden_states.dtype).min
+                attention_mask = attention_mask.masked_fill(~sequence_mask[:, None, None, :], lowest)
+            else:
+                attention_mask = create_bidirectional_mask(
+                    config=self.config, inputs_embeds=hidden_states, attention_mask=sequence_mask
+                )
         num_tokens = hidden_states.shape[1] - self.config.num_prefix_tokens
         schedule = schedule_of(merge_tokens, num_tokens, len(self.layers)) if merge_tokens else [0] * len(self.layers)
         for layer, num_merged in zip(self.layers, schedule, strict=True):
-            output = layer(hidden_states, attention_mask, sizes=sizes, num_merged=num_merged, **kwargs)
+            output = layer(hidden_states, attention_mask, sizes=sizes, num_merged=num_merged, **positions, **kwargs)
             if num_merged:
                 hidden_states, sizes = output
                 attention_mask = sizes.log()[:, None, None, :]  # to count s times in the softmax is to add log s
@@ -397,6 +481,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if pooling == "cls_distillation":
             return hidden_states[:, :2].flatten(1)
         patches = hidden_states[:, self.config.num_prefix_tokens :]
+        if self.pooler is not None:
+            return self.pooler(patches, weights)
         if weights is None:
             mean = patches.mean(dim=1)
         else:

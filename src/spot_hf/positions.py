@@ -1,6 +1,13 @@
-"""Position embeddings at continuous positions."""
+"""Where tokens are, at continuous positions. A model has any of three kinds, each a function of the tokens' own coordinates:
 
+- a table of embeddings, interpolated by a Gaussian kernel and added to the tokens ([`SpotViTPositionEmbeddings`]);
+- rotary positions, which turn each attention's queries and keys ([`SpotViTRotaryEmbeddings`]);
+- relative positions, a bias of each attention's scores ([`SpotViTRelativePositionBias`]).
+"""
+
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -153,3 +160,114 @@ class SpotViTPositionEmbeddings(nn.Module):
         table = interpolate_table(table, rows, columns, **(config.position_interpolation or {}))
         weight = solve_kernel_weights(table, config.position_kernel_sigma)
         self.weight = nn.Parameter(weight.to(self.weight), requires_grad=self.weight.requires_grad)
+
+
+class Rotation(NamedTuple):
+    """What turns the heads' queries and keys: both `(batch_size, 1, sequence, head_dim)`, 1 and 0 for class token and
+    registers. Each number in the first half of a head's width turns with one in the second; `sin` has the signs."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_heads, sequence, head_dim)` to the same shape."""
+        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, dims=-1), self.sin)
+
+
+class SpotViTRotaryEmbeddings(nn.Module):
+    """Rotary positions along both axes (RoPE; Su et al. 2021, arXiv 2104.09864): half of a head's periods are for y, the
+    others for x. Angles are computed in float32, whatever the model's dtype. Without parameters."""
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.config = config
+
+    def angles(self, coordinates: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """`(batch_size, num_tokens, 2)` in an image of `height` × `width` pixels to `(batch_size, num_tokens, head_dim // 2)`,
+        in radians."""
+        config = self.config
+        assert config.rope_theta is not None
+        periods = config.hidden_size // config.num_attention_heads // 4
+        exponents = torch.arange(periods, dtype=coordinates.dtype, device=coordinates.device) / periods
+        frequencies = config.rope_theta**-exponents
+        positions = []
+        for axis, size in ((1, height), (0, width)):
+            cells = size / config.patch_size
+            relative = coordinates[..., axis]
+            if config.rope_coordinates == "centered":
+                # Of the whole patches, which the source's grid covers.
+                relative = relative * (cells / (size // config.patch_size))
+                positions.append((2 * math.pi) * (2 * relative - 1))
+            else:
+                unit = 1 if config.rope_grid_size is None else config.rope_grid_size[1 - axis] / (size // config.patch_size)
+                positions.append((relative * cells + (config.rope_grid_offset - 0.5)) * unit)
+        return (torch.stack(positions, dim=-1)[..., None] * frequencies).flatten(-2)
+
+    def forward(self, coordinates: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> Rotation:
+        with torch.autocast(coordinates.device.type, enabled=False):
+            angles = self.angles(coordinates, height, width)
+            # Class token and registers stay as they are.
+            angles = nn.functional.pad(angles, (0, 0, self.config.num_prefix_tokens, 0))[:, None]
+            cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return Rotation(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
+
+
+class Displacements(NamedTuple):
+    """Between all pairs of tokens: the four entries of a table that lie around each, and how much each of them counts, both
+    `(batch_size, num_tokens, num_tokens, 4)`."""
+
+    entries: torch.Tensor
+    shares: torch.Tensor
+
+
+class SpotViTRelativePositionBias(nn.Module):
+    """
+    Bias of one attention's scores by the displacement between two tokens, bilinear in a table with one entry per whole number
+    of cells (BEiT; Bao et al. 2021, arXiv 2106.08254). Class token and registers have a bias of their own: of their attention
+    to patches, of the patches' to them, and of theirs to each other.
+    """
+
+    def __init__(self, config: SpotViTConfig):
+        super().__init__()
+        self.config = config
+        rows, columns = config.position_rows_columns
+        self.weight = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1), config.num_attention_heads))
+        self.prefix_weight = nn.Parameter(torch.zeros(3, config.num_attention_heads))
+
+    @staticmethod
+    def displacements(config: SpotViTConfig, coordinates: torch.Tensor) -> Displacements:
+        """Of tokens at `(batch_size, num_tokens, 2)`, the same for all layers; float32."""
+        entries, shares = [], []
+        extent = config.position_grid_extent or (1.0, 1.0)
+        for axis, count, covered in zip((1, 0), config.position_rows_columns, extent, strict=True):
+            cells = coordinates[..., axis] * (count / covered)
+            where = (cells[:, :, None] - cells[:, None, :] + (count - 1)).clamp(0, 2 * count - 2)
+            low = where.detach().floor().clamp(max=max(0, 2 * count - 3))
+            high_share = where - low
+            index = low.long()
+            entries.append(torch.stack([index, (index + 1).clamp(max=2 * count - 2)], dim=-1))
+            shares.append(torch.stack([1 - high_share, high_share], dim=-1))
+        stride = 2 * config.position_rows_columns[1] - 1
+        return Displacements(
+            (entries[0][..., :, None] * stride + entries[1][..., None, :]).flatten(-2),
+            (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2),
+        )
+
+    def forward(self, displacements: Displacements) -> torch.Tensor:
+        """`(batch_size, num_heads, sequence, sequence)`, of the table's dtype."""
+        values = self.weight[displacements.entries]  # (batch_size, num_tokens, num_tokens, 4, num_heads)
+        between = (values * displacements.shares[..., None].to(values.dtype)).sum(-2).permute(0, 3, 1, 2)
+        prefix = self.config.num_prefix_tokens
+        if not prefix:
+            return between
+        batch_size, num_heads, num_tokens, _ = between.shape
+        from_prefix, to_prefix, among = (one[None, :, None, None] for one in self.prefix_weight)
+        top = torch.cat(
+            [
+                among.expand(batch_size, num_heads, prefix, prefix),
+                from_prefix.expand(batch_size, num_heads, prefix, num_tokens),
+            ],
+            dim=-1,
+        )
+        bottom = torch.cat([to_prefix.expand(batch_size, num_heads, num_tokens, prefix), between], dim=-1)
+        return torch.cat([top, bottom], dim=-2)

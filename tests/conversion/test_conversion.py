@@ -7,13 +7,12 @@ weights are at the end. Sources of timm are in test_conversion_timm.py.
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conversion_cases import CASES, CLASSES, Case
 from conversion_checks import (
     PROMISED,
     REACHED,
@@ -37,157 +36,16 @@ from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
     CLIPImageProcessor,
-    DeiTConfig,
-    DeiTForImageClassification,
-    DeiTForImageClassificationWithTeacher,
     DeiTImageProcessor,
-    DeiTModel,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    Dinov2WithRegistersModel,
-    PreTrainedModel,
-    ViTConfig,
     ViTForImageClassification,
-    ViTForMaskedImageModeling,
     ViTImageProcessor,
-    ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTMAEModel,
-    ViTModel,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
 from spot_hf.jobs.files import replaced_directory
-
-
-LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
-CLASSES = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
-BODY = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-VIT = {**BODY, "intermediate_size": 80}
-DINOV2 = {**BODY, "image_size": 80, "mlp_ratio": 2}  # a 10 × 10 table; the recipe below makes 32 × 32 images
-REGISTERS = {**DINOV2, "num_register_tokens": 3}
-
-
-@dataclass
-class Case:
-    """A source model, the image processor beside it, and what its converted form is."""
-
-    model: type[PreTrainedModel]
-    config: Any
-    size: tuple[int, int] = (32, 32)
-    image_processor: Any = None
-    skipped: set[str] = frozenset()
-    pooler: bool = False  # whether the headless source's pooler_output is the converted model's
-
-    @property
-    def has_classifier(self) -> bool:
-        return "Classification" in self.model.__name__
-
-
-def vit_recipe(height: int = 32, width: int = 32) -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": height, "width": width})
-
-
-def dinov2_recipe(height: int = 32, width: int = 32) -> BitImageProcessor:
-    return BitImageProcessor(size={"shortest_edge": 36}, crop_size={"height": height, "width": width}, resample=3)
-
-
-POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
-MASK_TOKEN = {"mask_token"}
-CASES = {
-    "vit": Case(ViTForImageClassification, ViTConfig(**VIT, **CLASSES), image_processor=vit_recipe()),
-    "vit_headless_with_pooler": Case(ViTModel, ViTConfig(**VIT), image_processor=vit_recipe(), skipped=POOLER),
-    "vit_without_qkv_bias": Case(ViTForImageClassification, ViTConfig(**VIT, **CLASSES, qkv_bias=False)),
-    "vit_other_activation_and_epsilon": Case(
-        ViTForImageClassification, ViTConfig(**VIT, **CLASSES, hidden_act="quick_gelu", layer_norm_eps=1e-2)
-    ),
-    "vit_not_square": Case(
-        ViTForImageClassification,
-        ViTConfig(**{**VIT, "image_size": [24, 56]}, **CLASSES),
-        size=(24, 56),
-        image_processor=vit_recipe(24, 56),
-    ),
-    "vit_masked_image_modeling": Case(
-        ViTForMaskedImageModeling,
-        ViTConfig(**VIT, encoder_stride=8),
-        skipped={*MASK_TOKEN, "decoder.0.weight", "decoder.0.bias"},
-    ),
-    "deit": Case(DeiTForImageClassification, DeiTConfig(**VIT, **CLASSES)),
-    "deit_headless": Case(DeiTModel, DeiTConfig(**VIT), skipped=POOLER),
-    "deit_distilled": Case(DeiTForImageClassificationWithTeacher, DeiTConfig(**VIT, **CLASSES)),
-    "dino": Case(ViTModel, ViTConfig(**{**VIT, "patch_size": 4}, qkv_bias=True, layer_norm_eps=1e-6), skipped=POOLER),
-    "dinov2": Case(
-        Dinov2ForImageClassification, Dinov2Config(**DINOV2, **CLASSES), image_processor=dinov2_recipe(), skipped=MASK_TOKEN
-    ),
-    "dinov2_headless": Case(
-        Dinov2Model, Dinov2Config(**DINOV2), image_processor=dinov2_recipe(), skipped=MASK_TOKEN, pooler=True
-    ),
-    "dinov2_at_its_own_size": Case(Dinov2Model, Dinov2Config(**DINOV2), size=(80, 80), skipped=MASK_TOKEN, pooler=True),
-    "dinov2_larger": Case(
-        Dinov2Model,
-        Dinov2Config(**{**DINOV2, "image_size": 24}),
-        size=(40, 40),
-        image_processor=vit_recipe(40, 40),
-        skipped=MASK_TOKEN,
-        pooler=True,
-    ),
-    "dinov2_not_square": Case(
-        Dinov2Model,
-        Dinov2Config(**DINOV2),
-        size=(24, 56),
-        image_processor=dinov2_recipe(24, 56),
-        skipped=MASK_TOKEN,
-        pooler=True,
-    ),
-    "dinov2_swiglu": Case(
-        Dinov2ForImageClassification,
-        Dinov2Config(**DINOV2, **CLASSES, use_swiglu_ffn=True),
-        image_processor=dinov2_recipe(),
-        skipped=MASK_TOKEN,
-    ),
-    "registers": Case(
-        Dinov2WithRegistersForImageClassification,
-        Dinov2WithRegistersConfig(**REGISTERS, **CLASSES),
-        image_processor=dinov2_recipe(),
-        skipped=MASK_TOKEN,
-    ),
-    "registers_headless": Case(
-        Dinov2WithRegistersModel,
-        Dinov2WithRegistersConfig(**REGISTERS),
-        image_processor=dinov2_recipe(),
-        skipped=MASK_TOKEN,
-        pooler=True,
-    ),
-    "registers_not_square": Case(
-        Dinov2WithRegistersModel,
-        Dinov2WithRegistersConfig(**REGISTERS),
-        size=(24, 56),
-        image_processor=dinov2_recipe(24, 56),
-        skipped=MASK_TOKEN,
-        pooler=True,
-    ),
-    "registers_swiglu": Case(
-        Dinov2WithRegistersForImageClassification,
-        Dinov2WithRegistersConfig(**REGISTERS, **CLASSES, use_swiglu_ffn=True),
-        image_processor=dinov2_recipe(),
-        skipped=MASK_TOKEN,
-    ),
-    "mae": Case(
-        ViTMAEForPreTraining,
-        ViTMAEConfig(
-            **VIT,
-            decoder_hidden_size=16,
-            decoder_num_attention_heads=2,
-            decoder_num_hidden_layers=1,
-            decoder_intermediate_size=24,
-            mask_ratio=0.0,
-        ),
-    ),
-}
 
 
 @pytest.fixture(scope="module")

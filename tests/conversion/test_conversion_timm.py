@@ -29,7 +29,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import convert_checkpoint
-from spot_hf.conversion.families import TIMM_HEADS
+from spot_hf.conversion.family import TIMM_HEADS
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

@@ -1,5 +1,7 @@
 """From a source's tensors to a SpotViT's parameters, part by part, with every name and shape checked."""
 
+from fnmatch import fnmatchcase
+
 import torch
 from torch import nn
 
@@ -7,7 +9,8 @@ from ..configuration_spot_vit import SpotViTConfig
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..positions import interpolate_table, solve_kernel_weights
 from .errors import ConversionError
-from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, Family, count_layers, detect_family
+from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, detect_family
+from .family import Family, count_layers
 from .sources import Source, Tensors
 
 
@@ -26,8 +29,10 @@ def match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[st
             else:
                 expected.update({f"{name}.{kind}": f"{to}.{kind}" for kind in ("weight", "bias")})
     used, skipped, unexpected = {}, {}, []
+    of_family = family.unused(source)
     for name in source.tensors:
-        reason = next((reason for start, reason in SKIPPED.items() if name.startswith(start)), None)
+        reasons = [{} if name in expected else SKIPPED, of_family]
+        reason = next((why for each in reasons for pattern, why in each.items() if fnmatchcase(name, pattern)), None)
         if reason is not None:
             skipped[name] = reason
         elif name in expected:
@@ -81,9 +86,11 @@ class Assembly:
         else:
             self.add_table_and_prefix(table_size)
             self.flatten_patch_projection()
-        if self.config.use_swiglu_ffn:
-            self.rename_packed_gates()
+        self.rename_mlp()
         self.split_fused_projections()
+        if self.config.use_relative_position_bias:
+            self.split_position_biases()
+        self.add_biases()
         if self.config.pooling == "cls_distillation":
             self.join_heads()
 
@@ -100,25 +107,37 @@ class Assembly:
 
     def add_table_and_prefix(self, table_size: tuple[int, int]) -> None:
         """Class and register tokens with their own positions, and kernel weights that reproduce the position table."""
-        width, rows, columns = self.config.hidden_size, *table_size
-        table = self.take("position_table", (1, None, width))[0]
+        config, width = self.config, self.config.hidden_size
+        kinds = {"cls_token": int(config.use_class_token), self.extra_token(): config.num_register_tokens}
+        kinds = {kind: count for kind, count in kinds.items() if count}
+        for kind, tensor in self.state.items():  # CLIP's have no axes of length 1
+            if kind in ("cls_token", "position_table"):
+                self.state[kind] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape)
+        tokens = [self.take(kind, (1, count, width))[0] for kind, count in kinds.items()]
+        prefix = torch.cat(tokens) if tokens else torch.zeros(0, width)
+        if config.use_position_table:
+            self.add_table(prefix, table_size, num_positions=len([kind for kind in kinds if kind != "register_tokens"]))
+        if kinds:
+            self.put("embeddings.prefix_tokens", prefix[None], *kinds)
+        if not config.num_register_tokens and "register_tokens" in self.state:
+            self.take("register_tokens", (1, 0, width))  # DINOv3 without any
+
+    def add_table(self, prefix: torch.Tensor, table_size: tuple[int, int], num_positions: int) -> None:
+        """Kernel weights; and the positions of tokens before the patches, of `num_positions` of them or as the family varies,
+        which are added to `prefix` `(num_prefix_tokens, hidden_size)` in place."""
+        config, (rows, columns) = self.config, table_size
+        table = self.take("position_table", (1, None, config.hidden_size))[0]
         num_leading = len(table) - rows * columns
-        prefix_tokens = {"cls_token": 1}
-        if self.config.num_register_tokens:
-            prefix_tokens[self.extra_token()] = self.config.num_register_tokens
-        prefix = torch.cat([self.take(name, (1, count, width))[0] for name, count in prefix_tokens.items()])
-        # A distillation token has a position in the table, registers have none.
-        positions = {2 if "distillation_token" in prefix_tokens else 1}
+        positions = {num_positions}
         if self.family.varied_positions:
             positions = {0, len(prefix)} if "reg_token" in self.source.tensors else {0, *positions}
         if num_leading not in positions:
+            before = f" and {' or '.join(map(str, sorted(positions)))} before them" if positions != {0} else ""
             raise ConversionError(
                 f"wrong shape of tensor `{self.origins['position_table']}` in {self.source.name}: expected {rows} × {columns} "
-                f"positions and {' or '.join(map(str, sorted(positions)))} before them, got {len(table)}"
+                f"positions{before}, got {len(table)}"
             )
         prefix[:num_leading] += table[:num_leading]
-        self.put("embeddings.prefix_tokens", prefix[None], *prefix_tokens)
-        config = self.config
         cells = table[num_leading:].unflatten(0, (rows, columns))
         cells = interpolate_table(cells, *config.position_rows_columns, **(config.position_interpolation or {}))
         weights = solve_kernel_weights(cells, config.position_kernel_sigma)
@@ -136,12 +155,17 @@ class Assembly:
         shape = (config.hidden_size, config.num_channels, config.patch_size, config.patch_size)
         self.put(name, self.take(name, shape).flatten(1), name)
 
-    def rename_packed_gates(self) -> None:
-        """timm calls the packed gates of SwiGLU `fc1`, as it does the first layer of a perceptron."""
-        for name in [name for name in self.state if ".mlp.fc" in name]:
-            new = name.replace("mlp.fc1", "mlp.gate_up_proj").replace("mlp.fc2", "mlp.down_proj")
-            self.origins[new] = self.origins[name]
-            self.state[new] = self.state.pop(name)
+    def rename_mlp(self) -> None:
+        """timm calls the packed gates of SwiGLU `fc1`, as it does the first layer of a perceptron; DINOv3 calls a perceptron's
+        layers as it does SwiGLU's."""
+        names = {"fc1": "gate_up_proj", "fc2": "down_proj"}
+        if not self.config.use_swiglu_ffn:
+            names = {"up_proj": "fc1", "down_proj": "fc2"}
+        for old, new in names.items():
+            for name in [name for name in self.state if name.startswith("layers.") and f".mlp.{old}." in name]:
+                renamed = name.replace(f".mlp.{old}.", f".mlp.{new}.")
+                self.origins[renamed] = self.origins[name]
+                self.state[renamed] = self.state.pop(name)
 
     def split_fused_projections(self) -> None:
         for name in [name for name in self.state if ".qkv." in name or ".gate_up_proj." in name]:
@@ -149,6 +173,30 @@ class Assembly:
             targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
             for target, chunk in zip(targets, self.state.pop(name).chunk(len(targets)), strict=False):
                 self.put(f"{layer}.{target}.{kind}", chunk, name)
+
+    def split_position_biases(self) -> None:
+        """BEiT's table of a layer, or of all: displacements between patches, then three with the class token."""
+        config = self.config
+        rows, columns = config.position_rows_columns
+        shape = ((2 * rows - 1) * (2 * columns - 1) + 3, config.num_attention_heads)
+        shared = self.take("shared_position_bias_table", shape) if "shared_position_bias_table" in self.state else None
+        for i in range(config.num_hidden_layers):
+            layer = f"layers.{i}.attention"
+            name = f"{layer}.position_bias_table" if shared is None else "shared_position_bias_table"
+            table = self.take(name, shape) if shared is None else shared.clone()
+            self.put(f"{layer}.position_bias.weight", table[:-3], name)
+            self.put(f"{layer}.position_bias.prefix_weight", table[-3:], name)
+
+    def add_biases(self) -> None:
+        """Zeros, of modules that have none in the source."""
+        projections = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+        for module in self.family.without_bias(self.source):
+            if module in projections and not self.config.qkv_bias:
+                continue
+            for weight in [name for name in self.state if name.endswith(f"{module}.weight")]:
+                bias = f"{weight.removesuffix('weight')}bias"
+                if bias not in self.state:
+                    self.put(bias, torch.zeros(len(self.state[weight])), weight)
 
     def join_heads(self) -> None:
         """The mean of two linear heads is one linear head of both tokens."""

@@ -27,7 +27,8 @@ from ..placement import check_placement
 from .arguments import ConversionArguments, ConvertArguments
 from .assembly import NO_CLASSIFIER, Assembly, load_state, match_names
 from .errors import ConversionError
-from .families import FAMILIES, Family, detect_family
+from .families import FAMILIES, detect_family
+from .family import Family
 from .networks import (
     assemble_network,
     default_size,
@@ -272,6 +273,11 @@ def _set_image_size(
 ) -> None:
     """The images that the model is for: of the size that was asked for, else of that of the source's recipe where the source
     interpolates its table to that, else of that in the source's config."""
+    if config.use_relative_position_bias and height_width not in (None, config.image_height_width):
+        raise ValueError(
+            f"`image_size` must be that of the source, as the relative positions of {source.name!r} are for that size; got "
+            f"{list(height_width or ())}, and the source has {list(config.image_height_width)}"
+        )
     if height_width is None:
         height_width = (family.follows_recipe and recipe_size(source.recipe)) or config.image_height_width
     config.position_interpolation = dict(family.interpolation) if family.interpolation else None

@@ -31,7 +31,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 # What wrappers put before the names that the tables know, outermost first.
-PREFIXES = ("module.", "backbone.", "timm_model.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.")
+PREFIXES = (
+    "module.", "backbone.", "timm_model.", "vit.", "deit.", "dinov2.", "dinov2_with_registers.", "ijepa.", "beit.",
+    "data2vec_vision.", "vision_model.",
+)  # fmt: skip
 
 
 @dataclass

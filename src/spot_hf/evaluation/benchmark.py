@@ -231,9 +231,12 @@ def _peak_mib(run: Callable[[], Any]) -> float:
 def _sampling_and_positions(
     model: SpotViTForImageClassification, pixel_values: torch.Tensor, coordinates: torch.Tensor
 ) -> None:
-    """What a SpotViT does that a ViT does not: cut the windows out, and compute position embeddings."""
+    """What a SpotViT does that a ViT does not: cut the windows out, and compute what attention is told of positions."""
     sample_windows(pixel_values, coordinates, model.config.patch_size)
-    model.spot_vit.embeddings.position_embeddings(coordinates, *pixel_values.shape[-2:])
+    table, (height, width) = model.spot_vit.embeddings.position_embeddings, pixel_values.shape[-2:]
+    if table is not None:
+        table(coordinates, height, width)
+    model.spot_vit.attention_positions(coordinates, height, width, pixel_values.dtype)
 
 
 @torch.inference_mode()
