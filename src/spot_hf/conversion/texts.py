@@ -1,5 +1,5 @@
-"""What a source of images and texts has beside its encoder of images: text tower, projections, scale and bias of the logits, and
-tokenizer. They stay as they are."""
+"""What a source of images and texts has beside its encoder of images: text tower, projections, scale and bias of the logits,
+and tokenizer. They stay as they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +57,10 @@ def read_texts(source: Source) -> Texts | None:
         reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
         raise ConversionError(f"config.json of {source.name}: {reason}") from None
     tokenizer = _read_tokenizer(source)
-    if len(tokenizer) > len(source.tensors[FIRST]):
+    known = len(source.tensors[FIRST])
+    if len(tokenizer) > known:
         raise ConversionError(
-            f"the tokenizer of {source.name} has {len(tokenizer)} tokens, the text tower {len(source.tensors[FIRST])}: they do not "
-            "belong together"
+            f"the tokenizer of {source.name} has {len(tokenizer)} tokens, its text tower {known}: they do not belong together"
         )
     activation = ACTIVATIONS[model_type]
     fields = {
