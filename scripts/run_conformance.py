@@ -5,8 +5,8 @@
 The suites are those of the installed release of transformers. They come from its source archive, which pip downloads once
 into `.conformance/` (not part of the repository), together with our test modules of `tests/conformance/`:
 
-- ModelTesterMixin on `SpotViTModel` and `SpotViTForImageClassification`, in three variants: full grid, coordinates, every
-  option; and on `SpotViTForPreTraining`;
+- ModelTesterMixin on `SpotViTModel` and `SpotViTForImageClassification`, in four variants: full grid, coordinates, every
+  option, rotary positions; and on `SpotViTForPreTraining`;
 - ConfigTester on `SpotViTConfig`;
 - ImageProcessingTestMixin on `SpotViTImageProcessorPil`, and on `SpotViTImageProcessor` where torchvision is;
 - PipelineTesterMixin on the pipelines that SpotViT serves.

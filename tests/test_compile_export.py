@@ -2,23 +2,22 @@
 
 import pytest
 import torch
-from tiny import random_coordinates, random_images, tiny_model
+from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model
 
 
 # Other kernels, the same float32 arithmetic: logits here are of the order of 1.
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
 
 
-@pytest.mark.slow
-@torch.no_grad()
 @pytest.fixture(autouse=True)
 def no_graphs_yet():
     """Those of other tests count towards the limit of graphs per function."""
     torch.compiler.reset()
 
 
-def test_compile_fullgraph():
-    model = tiny_model()
+@pytest.mark.parametrize("kind", POSITION_KINDS)
+def test_compile_fullgraph(kind):
+    model = tiny_model(**POSITION_KINDS[kind])
     compiled = torch.compile(model, fullgraph=True)
     mask = torch.arange(9)[None] < torch.tensor([[9], [5]])
     cases = (
@@ -69,10 +68,10 @@ class Logits(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("kind", "strict"), [*((kind, False) for kind in POSITION_KINDS), ("table", True), ("rotary", True)])
 @torch.no_grad()
-def test_export_with_dynamic_batch_and_tokens(strict):
-    model = Logits(tiny_model())
+def test_export_with_dynamic_batch_and_tokens(kind, strict):
+    model = Logits(tiny_model(**POSITION_KINDS[kind]))
     batch, tokens = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("tokens", min=1, max=512)
     example = (random_images(3), random_coordinates(3, 9), torch.arange(9)[None] < torch.tensor([[9], [5], [1]]))
     shapes = ({0: batch}, {0: batch, 1: tokens}, {0: batch, 1: tokens})

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import random_coordinates, random_images, tiny_config, tiny_model
+from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_config, tiny_model
 from torch.nn import functional as F
 
 from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
@@ -22,6 +22,13 @@ VARIANTS = {
         "pooling": "cls_mean", "num_register_tokens": 3, "use_layer_scale": True, "use_swiglu_ffn": True,
     },
     "distilled": {"pooling": "cls_distillation", "num_register_tokens": 1},
+    "attention, no class token": {"pooling": "attention", "use_class_token": False},
+    "all norms": {"use_pre_norm": True, "use_qk_norm": True, "use_attention_norm": True, "use_mlp_norm": True},
+    "no norm, registers alone": {
+        "pooling": "mean", "use_final_norm": False, "use_class_token": False, "num_register_tokens": 2, "use_mlp_norm": True,
+        "use_swiglu_ffn": True,
+    },
+    **{f"positions: {kind}": {**options, "num_register_tokens": 1} for kind, options in POSITION_KINDS.items()},
 }  # fmt: skip
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 

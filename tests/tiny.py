@@ -22,6 +22,17 @@ TINY = {
     "num_labels": 5,
 }
 
+# Every way in which a model knows where its tokens are.
+POSITION_KINDS: dict[str, dict[str, Any]] = {
+    "table": {},
+    "rotary": {"use_position_table": False, "rope_theta": 100.0},
+    "table and rotary": {
+        "rope_theta": 10000.0, "rope_coordinates": "cells", "rope_grid_size": [4, 5], "rope_grid_offset": 0.25
+    },
+    "relative": {"use_position_table": False, "use_relative_position_bias": True},
+    "none": {"use_position_table": False},
+}  # fmt: skip
+
 
 def tiny_config(**changes) -> SpotViTConfig:
     return SpotViTConfig(**{**TINY, **changes})

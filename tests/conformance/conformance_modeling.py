@@ -1,7 +1,7 @@
 """transformers' model and configuration suites on SpotViT; copied to `tests/models/spot_vit/test_modeling_spot_vit.py`.
 
-Three variants of the same suite: a plain ViT on its full grid, few tokens at given coordinates, and everything else that
-the inputs and the configuration can have; masked pre-training; and segmentation. The test images are not
+Four variants of the same suite: a plain ViT on its full grid, few tokens at given coordinates, everything else that the
+inputs and the configuration can have, and rotary positions; masked pre-training; and segmentation. The test images are not
 square, nor are their grids.
 """
 
@@ -168,6 +168,19 @@ class SpotViTEveryOptionModelTest(SpotViTCoordinatesSuite, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = SpotViTModelTester(self, num_tokens=8, with_mask=True, with_window_scales=True, **self.options)
+        self.config_tester = ConfigTester(
+            self, config_class=SpotViTConfig, has_text_modality=False, **copy.deepcopy(self.options)
+        )
+
+
+class SpotViTRotaryModelTest(SpotViTCoordinatesSuite, unittest.TestCase):
+    """Eight tokens per image under a configuration like DINOv3's: rotary positions and registers."""
+
+    additional_model_inputs = ["coordinates", "coordinates_mask"]
+    options = {"use_position_table": False, "rope_theta": 100.0, "num_register_tokens": 2, "use_layer_scale": True}
+
+    def setUp(self):
+        self.model_tester = SpotViTModelTester(self, num_tokens=8, with_mask=True, **self.options)
         self.config_tester = ConfigTester(
             self, config_class=SpotViTConfig, has_text_modality=False, **copy.deepcopy(self.options)
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conversion_cases import CASES, CLASSES, Case
+from conversion_cases import CASES, CLASSES, POOLER, Case
 from conversion_checks import (
     PROMISED,
     REACHED,
@@ -45,6 +45,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from spot_hf import ConversionError, convert_checkpoint
+from spot_hf.conversion.families import FAMILIES
 from spot_hf.jobs.files import replaced_directory
 
 
@@ -93,13 +94,21 @@ def test_the_full_grid_gives_the_sources_outputs(name, source, tmp_path):
     pixel_values = images(*case.size)
 
     expected = reference(case, directory, pixel_values)
-    assert max(differences(expected, converted, pixel_values).values()) <= REACHED
-    assert max(differences(expected, report.model, pixel_values).values()) <= REACHED
-    key = next(iter(expected))
-    assert_every_parameter_matters(converted, lambda: converted(pixel_values)[key], at_least=10 * PROMISED)
+    # Float32's precision is relative: without a final norm, hidden states are as large as 10.
+    reached = {key: REACHED * max(1, tensor.abs().max().item() / 2) for key, tensor in expected.items()}
+    for model in (converted, report.model):
+        assert all(found <= reached[key] for key, found in differences(expected, model, pixel_values).items())
+
+    def outputs() -> torch.Tensor:
+        found = converted(pixel_values)
+        return torch.cat([found[key].flatten() for key in expected])
+
+    assert_every_parameter_matters(converted, outputs, at_least=10 * PROMISED)
 
     assert_accounted(report, load_file(directory / "model.safetensors"))
-    skipped = {name if name.startswith(("pooler.", "decoder.")) else name.rpartition(".")[2] for name in report.skipped}
+    whole = ("pooler.", "decoder.", "post_layernorm.", "head.")
+    skipped = {name.removeprefix("vision_model.") for name in report.skipped}
+    skipped = {name if name.startswith(whole) else name.rpartition(".")[2] for name in skipped}
     if case.model is ViTMAEForPreTraining:
         assert "decoder.mask_token" in skipped and all(name.startswith("decoder.") for name in skipped)
     else:
@@ -459,7 +468,7 @@ def test_two_tensors_for_one_parameter_are_named(source, tmp_path):
         {"num_attention_heads": 5},
         {"hidden_act": "none such"},
         {"hidden_size": "wide"},
-        {"model_type": "beit"},
+        {"model_type": "swin"},
         {"model_type": None},
         {"model_type": None, "architecture": "resnet50"},
     ],
@@ -469,7 +478,7 @@ def test_a_config_that_is_not_the_tensors_is_refused(config, source, tmp_path):
     message = refused(edited(source("vit"), tmp_path / "edited", **config), tmp_path)
     assert "\n" not in message
     if "model_type" in config:
-        assert "is of no known family (vit, deit, vit_mae, dinov2, dinov2_with_registers, timm, spot)" in message
+        assert f"is of no known family ({', '.join(FAMILIES)})" in message
 
 
 def test_what_was_converted_already_is_refused(source, tmp_path):
