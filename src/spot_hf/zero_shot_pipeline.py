@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pipelines.image_classification import ClassificationFunction
 
 from .input_checks import check_candidate_labels, check_hypothesis_template
@@ -32,7 +31,7 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
     _texts: tuple[tuple[str, ...], str] | None = None  # of that classifier
 
     def check_model_type(self, supported_models: Any) -> None:
-        super().check_model_type(MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+        super().check_model_type(["SpotViTForZeroShotImageClassification"])
 
     @property
     def classifier(self) -> Any:

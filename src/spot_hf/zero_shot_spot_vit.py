@@ -130,7 +130,7 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
             raise ValueError("`text_config` is needed by a zero-shot model: that of its text tower; got none")
         text_config: Any = config.text_config
         self.spot_vit = SpotViTModel(config)
-        self.text_model = text_model_class(text_config.model_type)._from_config(text_config)
+        self.text_model = text_model_class(text_config.model_type)(text_config)
         self.visual_projection = self.text_projection = None
         if config.projection_dim is not None:
             self.visual_projection = nn.Linear(config.pooled_size, config.projection_dim, bias=False)
