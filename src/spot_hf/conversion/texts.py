@@ -63,6 +63,9 @@ def read_texts(source: Source) -> Texts | None:
             f"the tokenizer of {source.name} has {len(tokenizer)} tokens, its text tower {known}: they do not belong together"
         )
     activation = ACTIVATIONS[model_type]
+    of_texts, of_images = getattr(text_config, "projection_size", None), both.vision_config.hidden_size
+    if activation == "sigmoid" and of_texts != of_images:
+        raise ConversionError(f"text features of {source.name} are {of_texts} wide, those of images {of_images}")
     fields = {
         "text_config": text_config,
         "text_activation": activation,
