@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
     from .pretraining_spot_vit import SpotViTForPreTraining  # noqa: F401
     from .segmentation_spot_vit import SpotViTForSemanticSegmentation  # noqa: F401
+    from .zero_shot_spot_vit import SpotViTForZeroShotImageClassification  # noqa: F401
 
 
 class SpotViTEmbeddings(nn.Module):

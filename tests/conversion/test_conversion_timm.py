@@ -279,7 +279,7 @@ def test_every_architecture_is_described_as_timm_makes_it(sources):
             continue
         match_names(source, family)
         actual, rope = family.describe(source), facts.pop("rope", None)
-        assert not (facts.pop("rms_norm") or facts.pop("pool_prefix") and actual["pooling"] == "attention"), name
+        assert not (facts.pop("rms_norm") or (facts.pop("pool_prefix") and actual["pooling"] == "attention")), name
         assert actual["pooling"] != "attention" or facts["pool_heads"] == actual["num_attention_heads"], name
         if actual["use_swiglu_ffn"]:
             del facts["hidden_act"]
