@@ -13,6 +13,7 @@ from conversion_checks import (
     PROMISED,
     REACHED,
     assert_accounted,
+    assert_verified,
     differences,
     edited,
     longer,
@@ -167,6 +168,7 @@ def test_the_full_grid_gives_the_sources_outputs(name, sources, tmp_path):
     assert_every_parameter_matters(converted, lambda: converted(pixel_values)[key], at_least=10 * PROMISED)
 
     assert_accounted(report, load_file(sources / name / "model.safetensors"))
+    assert_verified(tmp_path / "converted")
     assert (report.family, report.skipped, report.missing) == ("timm", {}, {})
     assert {key: getattr(converted.config, key) for key in MODELS[name]} == MODELS[name]
     if expected and name != "test_vit":

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from ..configuration_spot_vit import SpotViTConfig
-from ..modeling_spot_vit import SpotViTForImageClassification
+from ..modeling_spot_vit import SpotViTModel
 from ..positions import interpolate_table, solve_kernel_weights
 from .errors import ConversionError
 from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, detect_family
 from .family import Family, count_layers
 from .sources import Source, Tensors
+from .texts import PARTS
 
 
 NO_CLASSIFIER = "the source has no classifier"
@@ -228,8 +229,8 @@ class Assembly:
 
 def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
     """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
-    inner = "spot_vit." if isinstance(model, SpotViTForImageClassification) else ""
-    state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}
+    inner = "" if isinstance(model, SpotViTModel) else "spot_vit."
+    state = {name if name.startswith(("classifier.", *PARTS)) else inner + name: tensor for name, tensor in state.items()}
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     fresh = {name: NO_CLASSIFIER for name in missing if fresh_head and name.startswith("classifier.")}
