@@ -1,4 +1,4 @@
-"""CLIP, MetaCLIP 2 and SigLIP with their texts: the logits of the source's own class, its tokenizer and recipe; and bad sources."""
+"""CLIP, MetaCLIP 2 and SigLIP with their texts: logits of the source's own class, its tokenizer and recipe; and bad sources."""
 
 import json
 import shutil
@@ -118,9 +118,8 @@ def test_saved_defaults_and_another_image_size(source, tmp_path):
 def test_siglip_2_of_a_fixed_resolution(tmp_path):
     """Is a `siglip` in its config; only its tokenizer is another, which pads on the left and has a mask."""
     source = save_source(tmp_path / "source", "siglip")
-    vocab = {
-        token: number for number, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdeghlnoprt"])
-    }
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdeghlnoprt"]
+    vocab = {token: number for number, token in enumerate(tokens)}
     for file in source.glob("tokenizer*"):
         file.unlink()
     Siglip2Tokenizer(vocab=vocab, merges=[]).save_pretrained(source)
@@ -218,7 +217,7 @@ BAD = {
     "another tokenizer": (
         "clip",
         larger_tokenizer,
-        "the tokenizer of source has .* tokens, its text tower .*: they do not belo",
+        "the tokenizer of source has .* tokens, its text tower .*: they do not",
     ),
     "a wrong config": ("clip", unknown_text_tower, "config.json of source: .*multiple of the number of attention heads"),
     "texts of another width": ("siglip", wide_texts, "text features of source are 30 wide, those of images 36"),
