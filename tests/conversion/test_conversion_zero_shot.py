@@ -1,4 +1,4 @@
-"""CLIP, MetaCLIP 2 and SigLIP with their texts: logits of the source's own class, its tokenizer and recipe; and bad sources."""
+"""CLIP, MetaCLIP 2 and SigLIP with their texts: logits of the source's own class, tokenizer and recipe; bad sources."""
 
 import json
 import shutil

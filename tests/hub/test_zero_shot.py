@@ -13,6 +13,7 @@ TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 def publish(family, photos, tests):
     """In its process: a converted model, pushed by [`push_model`] and by the pipeline; and its source."""
     import sys
+    from pathlib import Path
 
     sys.path.insert(0, tests)
 
@@ -22,7 +23,7 @@ def publish(family, photos, tests):
 
     from spot_hf import SpotZeroShotImageClassificationPipeline, convert_checkpoint, push_model
 
-    source = save_source("source", family)
+    source = save_source(Path("source"), family)
     HfApi().create_repo(f"alice/{family}-source")
     HfApi().upload_folder(folder_path=source, repo_id=f"alice/{family}-source")
     report = convert_checkpoint(f"alice/{family}-source", "model", num_tokens=9)
