@@ -8,7 +8,7 @@ from oracle_runs import save_images
 from saved_pipelines import check_stock_pipelines
 from tiny import random_images, save_pictures, tiny_model, tiny_processor
 
-from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification, convert_checkpoint, foveate
+from spot_hf import SpotImageClassificationPipeline, SpotViTForImageClassification, convert_checkpoint, foveate, verify_model
 from spot_hf.cli import main
 from spot_hf.placer import NEW, SpotViTPlacer, bumps_at, densities, mirrored
 from spot_hf.training.placer import TrainPlacerArguments, _train, run_placer_training
@@ -183,6 +183,8 @@ def test_the_job_from_images_to_an_evaluation(source, tmp_path, monkeypatch, cap
     assert divergence["best"] <= min(divergence.values()) and len(found["losses"]) == 2
     assert "has a placer, trained without labels on 24 images" in (tmp_path / "whole/README.md").read_text()
     model = SpotViTForImageClassification.from_pretrained(tmp_path / "whole")
+    verified = verify_model(str(tmp_path / "whole"))
+    assert verified.equal and {"placed/coordinates", "placed/scores"} <= set(verified.differences)
     assert model.config.placement == "learned" and model.config.placer == {**NEW, **SIZES}
 
     # Killed after a shard of the search: the same weights.

@@ -34,6 +34,8 @@ CODE = {
     "batch_feature.py",
     "configuration_spot.py",
     "modeling_spot.py",
+    "golden.py",
+    "version.py",
     "decoding.py",
     "windows.py",
 }
@@ -202,7 +204,7 @@ def test_saving_what_was_loaded_gives_the_same_files(converted, loaded, reloaded
     # Written by the installed package alone: remote code has neither a report nor templates of cards.
     for name in ("conversion_report.json", "README.md"):
         first.pop(name)
-    assert set(first) == {*CODE, "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(first) == {*CODE, "config.json", "golden.safetensors", "model.safetensors", "preprocessor_config.json"}
     assert first == second == third
 
 

@@ -48,6 +48,8 @@ _HOMES = {
     "training.placements": ["TrainingPlacements"],
     "hub.models": ["push_model"],
     "hub.uploads": ["push_coordinates"],
+    "hub.verification": ["verify_model"],
+    "golden": ["Verification"],
     "coordinates.joining": ["join_coordinates"],
     "coordinates.loading": ["load_coordinates"],
     "conversion.official_coordinates": [
@@ -83,7 +85,7 @@ _REGISTERED = {
         "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks", "decoding",
         "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
         "zero_shot_spot_vit", "zero_shot_pipeline", "configuration_spot", "configuration_spot_cnn", "modeling_spot",
-        "modeling_spot_cnn",
+        "modeling_spot_cnn", "golden",
     )
 }  # fmt: skip
 _imported: set[str] = set()

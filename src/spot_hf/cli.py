@@ -31,6 +31,7 @@ class Command:
         function: `module:function` of the package. It takes the arguments, and may return an exit status.
         arguments: `module:class`, one dataclass or several.
         takes_images: has a list of images as positional arguments, which the function takes too.
+        takes_model: has a model as its positional argument, which the function takes too.
         takes_recipe: has `--config`, a YAML file of options.
         records_command: the function takes `command`, how it was started, for the record.
     """
@@ -39,6 +40,7 @@ class Command:
     function: str
     arguments: tuple[str, ...]
     takes_images: bool = False
+    takes_model: bool = False
     takes_recipe: bool = False
     records_command: bool = False
 
@@ -116,6 +118,12 @@ COMMANDS = {
         "Time SpotViT at several token counts against the ordinary ViT, alternately, in one run.",
         "evaluation.benchmark:run_benchmark",
         ("evaluation.benchmark:BenchmarkArguments",),
+    ),
+    "verify": Command(
+        "Tell whether a model computes here what it did where it was saved, by the golden outputs beside its weights.",
+        "hub.verification:run_verification",
+        ("hub.verification:VerifyArguments",),
+        takes_model=True,
     ),
     "quickstart": Command(
         "The whole story in minutes, offline: train two small ViTs on digits, convert, classify with few tokens, reload.",
@@ -204,6 +212,8 @@ def _run(name: str, rest: list[str]) -> int:
     arguments = list(parsed[: len(command.classes)])
     if command.takes_images:
         arguments.append(parsed[-1].images)
+    if command.takes_model:
+        arguments.append(parsed[-1].model)
     if "--debug" not in rest:
         from transformers.utils import logging as transformers_logging
 
@@ -230,6 +240,8 @@ def _parser(name: str, command: Command) -> "HfArgumentParser":
     parser = Parser(tuple(command.classes), prog=f"spot-hf {name}", description=command.help)
     if command.takes_images:
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="Files, directories or URLs.")
+    if command.takes_model:
+        parser.add_argument("model", metavar="MODEL", help="Directory or Hub id.")
     if command.takes_recipe:  # TrainingArguments has a --debug of its own
         parser.add_argument("--config", metavar="FILE", help="A recipe: YAML of options, which others on the line replace.")
     else:

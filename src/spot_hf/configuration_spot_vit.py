@@ -336,6 +336,8 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
         if not self.use_class_token and self.pooling.startswith("cls"):
             raise ValueError(f"`pooling` {self.pooling!r} needs a class token; got use_class_token=False")
+        if self.pooling == "attention" and self.norm_after_pooling:
+            raise ValueError("`norm_after_pooling` is not for `pooling='attention'`, which has a norm of its own; got True")
         self._check_rotary()
         for part in ("", "decoder_"):
             width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")

@@ -3,19 +3,24 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .budgets import Budgets, check_num_tokens, look_until_sure, resolve_budgets
 from .configuration_spot import CUSTOM_PIPELINES
+from .golden import GOLDEN_FILE, Verification, is_whole, verify, write_golden
 from .input_checks import check_model_inputs
 from .placement import place_images
+
+
+logger = logging.get_logger(__name__)
 
 
 def _is_first_process() -> bool:
@@ -40,13 +45,60 @@ class SpotPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
-        needs, and a model card where there is none. Of several processes that save at once, the first writes the card."""
+        needs, a model card where there is none, and always anew what these weights compute, for [`verify`]. Of several processes
+        that save at once, the first writes the last two."""
         # A model loaded from a repository refers to that repository's code; its copy refers to its own.
         self.config.auto_map = dict(self.auto_map)
         self.config.custom_pipelines = {task: dict(entry) for task, entry in self.custom_pipelines.items()}
+        if is_main_process and _is_first_process() and not os.path.isfile(save_directory):
+            self._write_golden(save_directory, kwargs.get("state_dict"))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if self._write_model_card is not None and is_main_process and _is_first_process():
             self._write_model_card(save_directory)
+
+    def _write_golden(self, directory: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Never the outputs of other weights, and no reason for weights not to be saved: none where they cannot be computed."""
+        try:
+            if is_whole(self, state_dict):
+                write_golden(self, directory, state_dict)
+                return
+            reason = "its weights are not whole in this process"
+        except Exception as error:  # of a subclass that needs other inputs, or for lack of memory
+            reason = f"{type(error).__name__}: {error}"
+        (Path(directory) / GOLDEN_FILE).unlink(missing_ok=True)
+        logger.warning("no %s is saved with the %s: %s", GOLDEN_FILE, type(self).__name__, reason)
+
+    def golden_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """
+        What this class's forward pass takes for golden outputs, see [`golden.py`]; `None` where it cannot take what is given.
+
+        Args:
+            inputs (`dict`): `pixel_values` `(2, num_channels, height, width)`, and where tokens are off the grid, `coordinates`
+                `(2, num_tokens, 2)` and `window_scales` `(2, num_tokens)`.
+        """
+        return inputs
+
+    def verify(self, name: str | None = None, revision: str | None = None) -> Verification:
+        """
+        Whether the model computes what it did where it was saved, to what float32 rounds otherwise elsewhere.
+
+        ```python
+        >>> model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
+        >>> print(model.verify())
+        user/name: equal: largest difference 9.5e-07 ...
+        ```
+
+        Args:
+            name (`str`, *optional*): directory or Hub id of the golden outputs; from where the model was loaded by default.
+            revision (`str`, *optional*): branch, tag or commit of a Hub id: that with which the model was loaded.
+
+        Returns:
+            [`Verification`]: its `equal` says whether; `str` of it is one line.
+
+        Raises:
+            `OSError`: there are none, or they are broken. `ValueError`: the model is in a dtype of fewer bits than it was saved in.
+        """
+        return verify(self, self.name_or_path if name is None else name, revision)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         """The last step of every push: by now transformers has put an empty card in the place of a missing one."""

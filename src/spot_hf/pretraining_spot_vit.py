@@ -88,7 +88,7 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
 
     def __init__(self, config: SpotViTConfig):
         super().__init__(config)
-        self.spot_vit = SpotViTModel(config)
+        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
         self.decoder = SpotViTDecoder(config)
         self.post_init()
 
@@ -160,6 +160,17 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def golden_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """With a mask by a rule, and windows of one size, see [`SpotPreTrainedModel.golden_inputs`]."""
+        height, width = inputs["pixel_values"].shape[-2:]
+        cells = (height // self.config.patch_size) * (width // self.config.patch_size)
+        num_tokens = inputs["coordinates"].shape[1] if "coordinates" in inputs else cells
+        if not 0 < round(num_tokens * self.config.mask_ratio) < num_tokens:
+            return None
+        ranks = (torch.arange(num_tokens) * 37 + 11) % 101 + torch.arange(num_tokens) / num_tokens  # all different
+        given = {name: one for name, one in inputs.items() if name != "window_scales"}
+        return {**given, "noise": torch.stack([ranks, ranks.flip(0)]).to(inputs["pixel_values"].device)}
 
     def windows(self, pixel_values: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
         """Of all tokens, `(batch_size, num_tokens, num_channels, patch_size, patch_size)`: as [`sample_windows`] cuts them."""

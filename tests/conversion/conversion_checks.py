@@ -1,6 +1,7 @@
 """What the tests of conversion share: comparing with a source, accounting for its tensors, and refusals that write nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from spot_hf import ConversionError, ConversionReport, convert_checkpoint
+from spot_hf import ConversionError, ConversionReport, convert_checkpoint, verify_model
 
 
 # What is promised (DESIGN.md: 1e-4 in float32, of real weights with logits up to 20), and what these small models reach.
@@ -32,6 +33,28 @@ def assert_accounted(report: ConversionReport, tensors: dict[str, torch.Tensor])
     assert sorted([*report.used, *report.skipped]) == sorted(tensors)
     assert all(report.used.values()), report.used
     assert all(report.skipped.values()), report.skipped
+
+
+@torch.no_grad()
+def assert_verified(directory: Path) -> None:
+    """What a conversion wrote is told from the same with a weight that is another or initialised anew, and another config."""
+    found = verify_model(str(directory))
+    assert found.equal and (directory / "golden.safetensors").stat().st_size < 100_000, found
+    copy = Path(shutil.copytree(directory, directory.with_name("tampered")))
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in reversed(tensors) if name.endswith("weight") and tensors[name].dim() > 1)
+    for changed in ({**tensors, name: 1.02 * tensors[name]}, {key: one for key, one in tensors.items() if key != name}):
+        save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
+        found = verify_model(str(copy))
+        assert not found.equal and found.differences, (name, found)
+    assert name in str(found) and "newly initialised" in str(found)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((copy / "config.json").read_text())
+    for field, value in {"num_tokens": 4, "patch_size": 2 * config["patch_size"]}.items():
+        if field in config and "architectures" in config and "Model" not in config["architectures"][0]:
+            (copy / "config.json").write_text(json.dumps({**config, field: value}))
+            assert not verify_model(str(copy)).equal, field
+    shutil.rmtree(copy)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -17,6 +17,7 @@ from conversion_checks import (
     PROMISED,
     REACHED,
     assert_accounted,
+    assert_verified,
     differences,
     edited,
     images,
@@ -114,6 +115,7 @@ def test_the_full_grid_gives_the_sources_outputs(name, source, tmp_path):
     else:
         assert skipped == case.skipped
     assert report.missing == {}
+    assert_verified(tmp_path / "converted")
     if case.has_classifier:
         assert converted.config.id2label == CLASSES["id2label"]
         assert converted.config.label2id == CLASSES["label2id"]

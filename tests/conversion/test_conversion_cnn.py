@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversion_checks import REACHED, assert_accounted, differences, edited, refused, without
+from conversion_checks import REACHED, assert_accounted, assert_verified, differences, edited, refused, without
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import random_images
@@ -46,6 +46,7 @@ def test_the_full_grid_gives_the_sources_logits(family, tmp_path):
     same = converted(pixel_values, coordinates=grid(96, 96, 32)[None]).logits
     assert (same - expected["logits"]).abs().max() <= REACHED
     assert_accounted(report, load_file(directory / "model.safetensors"))
+    assert_verified(tmp_path / "converted")
     assert (report.family, report.missing, report.notes) == (family, {}, [])
     config = converted.config
     assert (config.image_size, config.patch_size, list(config.id2label.values())) == (96, 32, LABELS)

@@ -9,7 +9,7 @@ from oracle_runs import save_images
 from scipy.special import log_softmax
 from tiny import tiny_model
 
-from spot_hf import SpotViTConfig, SpotViTForImageClassification, convert_checkpoint
+from spot_hf import SpotViTConfig, SpotViTForImageClassification, convert_checkpoint, verify_model
 from spot_hf.cli import main
 from spot_hf.evaluation.arguments import EvaluationArguments
 from spot_hf.evaluation.calibration import CalibrateArguments, Looks, frontier, last_look, run_calibration
@@ -194,6 +194,8 @@ def test_a_calibrated_copy(source, model, tmp_path):
     assert copy.config.placement == "foveated_center" and copy.config.num_tokens == COUNTS
     assert SpotViTConfig.from_pretrained(model).num_tokens is None
     assert "## Budget per image" in (tmp_path / "copy/README.md").read_text()
+    verified = verify_model(str(tmp_path / "copy"))
+    assert verified.equal and "default/num_tokens" in verified.differences  # what it decides
 
 
 def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
@@ -208,6 +210,7 @@ def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
     assert (model / "budgets.py").is_file() and "SpotViTForImageClassification" in (model / "modeling_spot_vit.py").read_text()
     processor = SpotViTImageProcessorPil.from_pretrained(model)
     assert processor.num_tokens is None and processor.placement is None
+    assert verify_model(str(model)).equal
 
 
 def test_fine_tuning_drops_what_was_calibrated(source, model, tmp_path, capsys):

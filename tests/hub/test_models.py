@@ -16,6 +16,8 @@ CODE = {
     "batch_feature.py",
     "configuration_spot.py",
     "modeling_spot.py",
+    "golden.py",
+    "version.py",
     "decoding.py",
     "windows.py",
     "positions.py",
@@ -36,7 +38,7 @@ CODE = {
     "placement.py",
     "pipeline_spot_vit.py",
 }
-MODEL_FILES = {*CODE, "config.json", "model.safetensors", "preprocessor_config.json"}
+MODEL_FILES = {*CODE, "config.json", "golden.safetensors", "model.safetensors", "preprocessor_config.json"}
 
 
 def files(hub, repo_id: str, revision: str = "main") -> dict[str, bytes]:
@@ -234,6 +236,14 @@ def load(pinned, expected, photos, save_to):
             "maps": segmenter(**inputs).logits,
         }
         at_tag, at_main = tagged(**inputs).logits, latest(**inputs).logits
+    verified = {
+        "pinned": model.verify(revision=pinned),
+        "tag": tagged.verify(revision="v1"),
+        "main": latest.verify(),
+        "pinned against main": model.verify(),
+        "encoder": encoder.verify(),
+        "segmenter": segmenter.verify(),
+    }
     differences = {name: (computed[name] - tensors[name]).abs().max().item() for name in computed}
 
     pipelines = {
@@ -272,6 +282,7 @@ def load(pinned, expected, photos, save_to):
     return {
         "modules": [type(one).__module__ for one in (model, inner, encoder, image_processor, config, pipelines["spot"])],
         "differences": differences,
+        "verified": {name: one.equal for name, one in verified.items()},
         "tag_difference": (at_tag - tensors["logits"]).abs().max().item(),
         "main_difference": (at_main - tensors["logits"]).abs().max().item(),
         "private_difference": (private_logits - tensors["logits"]).abs().max().item(),
@@ -311,6 +322,37 @@ def test_inputs_and_outputs_are_the_publishers_bit_for_bit(loaded):
     assert loaded["tag_difference"] == 0.0
 
 
+def verify(pinned):
+    """In a process with the package: the command."""
+    import contextlib
+    import io
+
+    from spot_hf.cli import main
+
+    found = {}
+    for argv in (
+        ["alice/parts"],
+        ["alice/parts", "--revision", pinned],
+        ["alice/encoder"],
+        ["alice/segmenter"],
+        ["alice/vit"],
+    ):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            status = main(["verify", *argv])
+        found[" ".join(argv)] = [status, out.getvalue(), err.getvalue()]
+    return found
+
+
+def test_what_was_pulled_computes_what_was_pushed(hub, loaded, published, fresh_process):
+    """By the repositories' own code, and by the package's."""
+    assert {name for name, equal in loaded["verified"].items() if not equal} == {"pinned against main"}
+    found = fresh_process(verify, published["pinned"], hub=hub)
+    status, out, err = found.pop("alice/vit")
+    assert (status, out) == (2, "") and "is a 'vit', not a SpotViT" in err
+    for argv, (status, out, err) in found.items():
+        assert status == 0 and out.startswith(f"{argv.split()[0]}: equal: ") and out.count("\n") == 1, (argv, out, err)
+
+
 def test_a_revision_is_honoured(loaded):
     # Other weights of standard deviation 0.3 stand on main: logits of order 1 differ by order 1.
     assert loaded["main_difference"] > 0.1
@@ -341,7 +383,7 @@ def test_what_was_loaded_is_saved_and_pushed_complete(hub, loaded, published, sa
     copy = files(hub, "bob/copy")
     assert set(again) == MODEL_FILES  # remote code has no template of a card
     assert set(copy) == {*MODEL_FILES, "README.md"}
-    for name in MODEL_FILES - {"model.safetensors"}:
+    for name in MODEL_FILES - {"model.safetensors", "golden.safetensors"}:  # of which a repository has pointers
         assert again[name] == pushed[name] == copy[name], name
     assert copy["model.safetensors"] == pushed["model.safetensors"]  # the pointers, which hold the content's sha256
     assert b"--" not in again["config.json"]  # `user/name--module.Class` needs that repository

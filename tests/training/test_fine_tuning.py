@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForImageClassification, TrainerCallback
 
-from spot_hf import SpotViTForImageClassification, load_coordinates
+from spot_hf import SpotViTForImageClassification, load_coordinates, verify_model
 from spot_hf.cli import main
 from spot_hf.data.failures import TooManyFailedImagesError
 from spot_hf.data.source import DatasetSource, load_images
@@ -151,6 +151,7 @@ def test_a_run_leaves_a_model_that_loads_and_says_how_it_was_trained(finished, o
             "preprocessor_config.json", "modeling_spot_vit.py", "checkpoint-10"} <= {
         path.name for path in finished.iterdir()
     }  # fmt: skip
+    assert verify_model(str(finished)).equal
     card = (finished / "README.md").read_text()
     assert "Fine-tuned from `tiny` on 40 images of `pictures`, split `train`: 10 steps of 8 images, seed 42" in card
     assert "Batches of 4, 6 tokens" in card and "Loss: cross entropy (1)" in card and "spot-hf train --model" in card
@@ -493,6 +494,7 @@ def test_bfloat16(options, finished, tmp_path):
         finished
     )
     assert {weight.dtype for weight in weights_of(tmp_path / "run").values()} == {torch.float32}
+    assert verify_model(str(tmp_path / "run")).equal
 
 
 def test_compiled(options, finished, tmp_path):
@@ -737,6 +739,7 @@ def test_averaged_weights_are_evaluated_and_saved_and_the_others_trained(model, 
     trainer.save_model(str(tmp_path / "saved"))
     saved = SpotViTForImageClassification.from_pretrained(tmp_path / "saved")
     assert_same_weights(saved.parameters(), expected[-1])
+    assert verify_model(str(tmp_path / "saved")).equal
     assert all(torch.equal(one, other) for one, other in zip(trainer.model.parameters(), remember.steps[-1], strict=True))
     # `predict` is of the averaged weights too, of all images, and with their labels.
     predicted = trainer.predict(trainer.eval_dataset)
@@ -848,7 +851,7 @@ def test_pushed_to_the_hub_it_loads_by_remote_code(hub, options, photos, tmp_pat
     assert not [name for name in tree if re.search(r"checkpoint|optimizer|scheduler|rng_state|ema", name)]
     card = repo.get(tree["README.md"][1]).decode()
     assert "Fine-tuned from `tiny`" in card and 'model="alice/trained"' in card and "generated from Trainer" not in card
-    assert {"model.safetensors", "modeling_spot_vit.py", "training.json", "training.png"} <= set(tree)
+    assert {"model.safetensors", "golden.safetensors", "modeling_spot_vit.py", "training.json", "training.png"} <= set(tree)
     # Until the end there is nothing: the first commit is the Hub's.
     assert len(list(repo.history(repo.resolve("main")[1]))) == 2
     loaded = fresh_process(load_trained, "alice/trained", photos, hub=hub, without_spot_hf=True)

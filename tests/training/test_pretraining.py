@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import TINY, random_images, tiny_model, tiny_processor
 from transformers import AutoModelForPreTraining
 
-from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
+from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel, verify_model
 from spot_hf.cli import main
 from spot_hf.data.failures import TooManyFailedImagesError
 from spot_hf.placement import grid
@@ -59,6 +59,7 @@ def pretrained(tmp_path_factory):
 def test_a_run_leaves_a_model_its_card_its_log_and_pictures(pretrained):
     directory, results = pretrained
     model = AutoModelForPreTraining.from_pretrained(directory)
+    assert verify_model(str(directory)).equal
     assert type(model) is SpotViTForPreTraining and model.config.decoder_hidden_size == 24
     last, before = (weights(directory / f"checkpoint-{step}") for step in (6, 3))
     found = dict(model.named_parameters())

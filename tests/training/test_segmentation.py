@@ -11,7 +11,7 @@ from PIL import Image
 from segmentation_data import CLASSES, IGNORED, save_scenes, scene
 from tiny import tiny_model, tiny_processor
 
-from spot_hf import SpotViTForImageClassification, SpotViTForSemanticSegmentation
+from spot_hf import SpotViTForImageClassification, SpotViTForSemanticSegmentation, verify_model
 from spot_hf.cli import main
 from spot_hf.data.masks import MaskClasses, check_masks, with_encoded_masks
 from spot_hf.evaluation.confusion import confusion_matrices
@@ -135,6 +135,7 @@ def test_it_learns(trained):
 
 def test_the_model_is_whole(trained):
     model = SpotViTForSemanticSegmentation.from_pretrained(trained)
+    assert verify_model(str(trained)).equal
     assert list(model.config.id2label.values()) == CLASSES and model.config.semantic_loss_ignore_index == IGNORED
     assert model.config.image_height_width == (48, 64) and model.config.segmentation_scores_per_side == 2
     card = (trained / "README.md").read_text()

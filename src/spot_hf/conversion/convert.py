@@ -20,6 +20,7 @@ from ..configuration_spot_vit import SpotViTConfig
 from ..hub.cards import measured_by_conversion
 from ..hub.models import save_model
 from ..hub.uploads import check_push, push_folder
+from ..hub.verification import verify_model
 from ..image_processing_spot_vit import SpotViTImageProcessor
 from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
@@ -337,6 +338,12 @@ def _write(report: ConversionReport, directory: Path, repo_id: str) -> None:
         has_texts=report.tokenizer is not None,
     )
     save_model(report.model, report.image_processor, directory, tokenizer=report.tokenizer, repo_id=repo_id, measured=measured)
+    # What is on the disk, as a user loads it, and not only what is in memory.
+    found = verify_model(str(directory))
+    found.name = "read again from the disk"
+    if not found.equal:
+        raise ConversionError(f"{report.source_model!r} was converted, but what was written computes something else: {found}")
+    report.verification = str(found)
     (directory / CONVERSION_REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 

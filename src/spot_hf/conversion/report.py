@@ -18,6 +18,7 @@ class ConversionReport:
         missing (`dict`): newly initialised parameters to the reason.
         notes (`list[str]`): what else a person should know.
         output_dir (`str`, *optional*): where the result was written.
+        verification (`str`, *optional*): of what was written, read again and compared with what was in memory.
         model ([`SpotViTForImageClassification`] or [`SpotViTModel`]), image_processor: the result.
         tokenizer (*optional*): of a [`SpotViTForZeroShotImageClassification`].
     """
@@ -34,13 +35,15 @@ class ConversionReport:
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     output_dir: str | None = None
+    verification: str | None = None
     model: Any = field(default=None, repr=False)
     image_processor: Any = field(default=None, repr=False)
     tokenizer: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the objects and the place, as written to `conversion_report.json`."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "tokenizer", "output_dir")}
+        """All but the objects and what is of this machine, as written to `conversion_report.json`."""
+        left_out = ("model", "image_processor", "tokenizer", "output_dir", "verification")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def summary(self) -> str:
         """A few lines for a person."""
@@ -53,4 +56,5 @@ class ConversionReport:
         lines += [f"  skipped   {name}: {reason}" for name, reason in self.skipped.items()]
         lines += [f"  new       {name}: {reason}" for name, reason in self.missing.items()]
         lines += [f"note        {note}" for note in self.notes]
+        lines += [f"checked     {self.verification}"] if self.verification else []
         return "\n".join(lines + ([f"written to  {self.output_dir}"] if self.output_dir else []))

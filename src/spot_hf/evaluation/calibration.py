@@ -26,6 +26,7 @@ from ..data.batches import FailureCount, Preparation, batches_of, work_of
 from ..data.failures import describe_failures
 from ..data.labels import LabelledSource, match_labels
 from ..data.source import load_images, parts_overlap, pinned
+from ..golden import GOLDEN_FILE
 from ..hub.cards import with_section
 from ..hub.loading import open_model
 from ..hub.models import save_model
@@ -349,7 +350,7 @@ def _update(directory: Path, model: Any, image_processor: Any) -> None:
         save_model(model, image_processor, folder, repo_id=directory.name)
         files = [
             *sorted(Path(folder).glob("*.py")),
-            *(Path(folder) / name for name in ("preprocessor_config.json", "config.json")),
+            *(Path(folder) / name for name in ("preprocessor_config.json", GOLDEN_FILE, "config.json")),
         ]
         for path in files:
             with write_atomically(directory / path.name) as file:
