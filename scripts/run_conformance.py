@@ -41,6 +41,7 @@ PLACES = {
     "conformance_conftest.py": "conftest.py",
     "conformance_reasons.py": "tests/models/spot_vit/reasons.py",
     "conformance_modeling.py": "tests/models/spot_vit/test_modeling_spot_vit.py",
+    "conformance_zero_shot.py": "tests/models/spot_vit/test_zero_shot_spot_vit.py",
     "conformance_image_processing.py": "tests/models/spot_vit/test_image_processing_spot_vit.py",
     "conformance_pipelines.py": "tests/models/spot_vit/test_pipelines_spot_vit.py",
     "conformance_stub_configuration_utils.py": "tests/utils/test_configuration_utils.py",

@@ -116,6 +116,7 @@ class SpotViTTextClassifier(nn.Module):
 class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel):
     """A SpotViT, a text tower of transformers, and what compares their features, as CLIP's and SigLIP's own classes do."""
 
+    main_input_name = "input_ids"  # as of transformers' CLIP
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False  # the loss is a mean over a batch: Trainer divides by its steps of accumulation
     _no_split_modules = [
