@@ -6,7 +6,7 @@ The suites are those of the installed release of transformers. They come from it
 into `.conformance/` (not part of the repository), together with our test modules of `tests/conformance/`:
 
 - ModelTesterMixin on `SpotViTModel` and `SpotViTForImageClassification`, in four variants: full grid, coordinates, every
-  option, rotary positions; and on `SpotViTForPreTraining`;
+  option, rotary positions; on `SpotViTForPreTraining`; and on `SpotViTForZeroShotImageClassification`;
 - ConfigTester on `SpotViTConfig`;
 - ImageProcessingTestMixin on `SpotViTImageProcessorPil`, and on `SpotViTImageProcessor` where torchvision is;
 - PipelineTesterMixin on the pipelines that SpotViT serves.

@@ -30,9 +30,7 @@ TEXT = {
     "eos_token_id": 98,
     "pad_token_id": 1,
 }
-NO_STATES = (
-    "two towers, each with states of its own in `vision_model_output` and `text_model_output`: as of transformers' CLIP"
-)
+NO_STATES = "two towers, each with states in `vision_model_output` and `text_model_output`, as of transformers' CLIP"
 
 
 class SpotViTZeroShotTester(SpotViTModelTester):

@@ -164,6 +164,17 @@ def test_a_classifier_on_the_encoder_of_images_alone(tmp_path):
     }  # fmt: skip
 
 
+def test_what_is_written_is_verified(source, tmp_path, capsys):
+    """Of images and of texts: either's weights matter."""
+    convert_checkpoint(source[1], tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    weights = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(weights)
+    for name in ("spot_vit.layers.1.mlp.fc2.bias", "text_model.encoder.layers.1.mlp.fc2.bias", "logit_scale"):
+        save_file({**tensors, name: tensors[name] + 0.1}, weights, metadata={"format": "pt"})
+        assert main(["verify", str(tmp_path / "out")]) == 1, name
+
+
 # ---------------------------------------------------------------------------------------------------------- bad sources
 
 

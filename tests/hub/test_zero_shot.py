@@ -74,6 +74,7 @@ def load(family, photos, save_to):
         "stock": type(stock).__name__,
         "shapes": [list(pooled), list(logits)],
         "tower": equal,
+        "verified": model.verify().equal,
         "spot answers": spot(photos, **labels),
         "stock answers": stock(photos, **labels),
         "whole answers": whole(photos, **labels),
@@ -107,7 +108,10 @@ def test_push_and_load(family, hub, photos, tmp_path, fresh_process, request):
     assert all(module.startswith("transformers_modules.") for module in loaded["modules"])
     ours = "SpotZeroShotImageClassificationPipeline"
     assert loaded["stock"] == (ours if family == "siglip" else "ZeroShotImageClassificationPipeline")
-    assert loaded["tower"] is True and loaded["shapes"] == [[2, 36 if family == "siglip" else 20], [2, 2]]
+    assert loaded["tower"] is loaded["verified"] is True and loaded["shapes"] == [
+        [2, 36 if family == "siglip" else 20],
+        [2, 2],
+    ]
     for name in ("spot answers", "whole answers", "saved again"):
         # Weights lie elsewhere in memory: matrix products may round otherwise.
         assert close(loaded[name], published["saved"], 1e-5), name
