@@ -11,6 +11,7 @@ from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
 from ..pretraining_spot_vit import SpotViTForPreTraining
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
+from ..zero_shot_spot_vit import SpotViTForZeroShotImageClassification
 from .loading import MODEL_CLASSES, open_model
 
 
@@ -23,6 +24,7 @@ CLASSES: dict[str, type[SpotPreTrainedModel]] = {
         SpotViTForImageClassification,
         SpotViTForPreTraining,
         SpotViTForSemanticSegmentation,
+        SpotViTForZeroShotImageClassification,
         SpotCNNModel,
         SpotCNNForImageClassification,
     )
