@@ -1,9 +1,9 @@
 """Golden outputs: what a saved model computed where it was saved, in a small file beside its weights, to be compared with what
-it computes where it is used. Remote code that initialises weights anew without a word, another config, other weights, a release
-of a library that changes what is computed: all of them show.
+it computes where it is used. Remote code that initialises weights anew without a word, another config, other weights, a
+library's release that changes what is computed: all of them show.
 
 Inputs are made by a rule of integer arithmetic, the same everywhere: two images of the model's size, as the model sees them by
-default, on the full grid, and through windows of several sizes off the grid. Outputs are in float32, whatever the weights' dtype.
+default, on the full grid, and through windows of several sizes off the grid. Outputs are of float32, whatever dtype weights have.
 """
 
 import json
@@ -208,9 +208,8 @@ def golden_bytes(model: Any, state_dict: Mapping[str, torch.Tensor] | None = Non
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions_here(),
     }
-    tensors = {f"inputs/{name}": one for name, one in tokens.items()} | {
-        f"outputs/{name}": one for name, one in outputs.items()
-    }
+    tensors = {f"inputs/{name}": one for name, one in tokens.items()}
+    tensors |= {f"outputs/{name}": one for name, one in outputs.items()}
     return save(tensors, metadata={METADATA: json.dumps(about)})
 
 
@@ -277,8 +276,8 @@ def _line(versions: Mapping[str, str]) -> str:
 
 
 def read_golden(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Metadata and tensors of the golden file of a directory or Hub id; `OSError`, of one line, where there is none, or a broken
-    one."""
+    """Metadata and tensors of the golden file of a directory or Hub id; `OSError`, of one line, where there is none, or it is
+    broken."""
     lacks = (
         f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before there were any, or where its weights were not "
         "whole; `save_pretrained` writes one"
@@ -318,7 +317,7 @@ def verify(model: Any, name: str, revision: str | None = None) -> Verification:
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
-        `OSError`: no golden file, or a broken one. `ValueError`: the model's dtype has fewer bits than the one it was saved in.
+        `OSError`: no golden file, or a broken one. `ValueError`: the model's dtype has fewer bits than that it was saved in.
     """
     about, tensors = read_golden(name, revision)
     saved = getattr(torch, about["dtype"])
