@@ -39,6 +39,7 @@ LEVELS = [
         "configuration_spot_vit", "modeling_spot_vit", "windows", "positions", "placement", "pretraining_spot_vit",
         "image_processing_spot_vit", "frames", "decoding", "batch_feature", "drawing", "foveation", "budgets", "merging",
         "placer", "input_checks", "pipeline_spot_vit", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
+        "zero_shot_spot_vit", "zero_shot_pipeline",
         "configuration_spot", "modeling_spot", "configuration_spot_cnn", "modeling_spot_cnn", "golden", "version",
     },
 ]  # fmt: skip

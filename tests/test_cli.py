@@ -49,13 +49,14 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
         "placement.py", "windows.py", "positions.py", "frames.py", "drawing.py", "decoding.py", "batch_feature.py",
         "foveation.py", "budgets.py", "merging.py", "placer.py", "input_checks.py", "pretraining_spot_vit.py",
         "segmentation_maps.py", "segmentation_pipeline.py", "segmentation_spot_vit.py",
+        "zero_shot_pipeline.py", "zero_shot_spot_vit.py",
         "configuration_spot.py", "modeling_spot.py", "golden.py", "golden.safetensors", "version.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
     assert set(config["auto_map"]) == {
         "AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForPreTraining",
-        "AutoModelForSemanticSegmentation",
+        "AutoModelForSemanticSegmentation", "AutoModelForZeroShotImageClassification",
     }  # fmt: skip
     assert set(config["custom_pipelines"]) == {"spot-image-classification"}
     card = (output / "README.md").read_text()

@@ -161,6 +161,7 @@ def test_a_bias_of_scores_needs_an_attention_that_takes_one():
         ),
         ({"rope_theta": 100.0, "rope_grid_size": [4, 4]}, "`rope_grid_size` and `rope_grid_offset` are for"),
         ({"use_class_token": False}, "`pooling` 'cls' needs a class token; got use_class_token=False"),
+        ({"pooling": "attention", "norm_after_pooling": True}, "`norm_after_pooling` is not for `pooling='attention'`"),
     ],
 )
 def test_a_configuration_that_no_model_can_have(options, message):

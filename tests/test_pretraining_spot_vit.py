@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_bad_input import assert_names
-from tiny import random_coordinates, random_images, tiny_model
+from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model
 from transformers import AutoModelForPreTraining
 
 from spot_hf import SpotViTForImageClassification, SpotViTForPreTraining, SpotViTModel
@@ -158,8 +158,10 @@ def test_grid_by_default_and_one_set_for_all_images():
         {"pooling": "mean", "norm_after_pooling": True},
         {"num_register_tokens": 2, "use_layer_scale": True, "use_swiglu_ffn": True},
         {"position_kernel_unit": "pixels", "position_kernel_centers": "mesh", "position_kernel_normalization": "image"},
+        POSITION_KINDS["rotary"],
+        {**POSITION_KINDS["relative"], "use_class_token": False, "pooling": "mean"},
     ],
-    ids=["plain", "fc_norm", "registers, layer scale, swiglu", "released SPoT"],
+    ids=["plain", "fc_norm", "registers, layer scale, swiglu", "released SPoT", "rotary", "relative, no class token"],
 )
 def test_gradients_reach_every_parameter(variant):
     model = pretraining_model(**variant).train()

@@ -29,6 +29,8 @@ CODE = {
     "segmentation_maps.py",
     "segmentation_pipeline.py",
     "segmentation_spot_vit.py",
+    "zero_shot_pipeline.py",
+    "zero_shot_spot_vit.py",
     "batch_feature.py",
     "configuration_spot.py",
     "modeling_spot.py",
@@ -215,7 +217,7 @@ def test_saved_files_refer_to_the_code_beside_them(loaded, saved):
     recipe = json.loads((saved[0] / "preprocessor_config.json").read_text())
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 8
+    assert len(references) == 9
     for reference in references:
         module, name = reference.split(".")  # no `user/name--` before it
         assert f"class {name}(" in (saved[0] / f"{module}.py").read_text()
@@ -304,7 +306,7 @@ def test_a_convolutional_network(photos, fresh_process, tmp_path):
     classifier = pipeline("spot-image-classification", model=report.model, image_processor=report.image_processor)
     of_the_package = {"spot": classifier(photos), "placed": classifier(photos, num_tokens=6, placement="center")}
     own = CODE - {"configuration_spot_vit.py", "modeling_spot_vit.py", "positions.py", "placer.py", "pretraining_spot_vit.py"}
-    own -= {"segmentation_spot_vit.py", "segmentation_pipeline.py"}
+    own -= {"segmentation_spot_vit.py", "segmentation_pipeline.py", "zero_shot_spot_vit.py", "zero_shot_pipeline.py"}
     own |= {"configuration_spot_cnn.py", "modeling_spot_cnn.py"}
     for number in range(2):
         assert {file.name for file in directory.glob("*.py")} == own

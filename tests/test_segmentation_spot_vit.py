@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import random_coordinates, random_images, tiny_model
+from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model
 from torch import nn
 
 from spot_hf import SpotViTForSemanticSegmentation
@@ -25,8 +25,9 @@ def segmenter(**changes) -> SpotViTForSemanticSegmentation:
         {"segmentation_scores_per_side": 2},
         {"segmentation_scores_per_side": 3, "segmentation_hidden_size": 20},
         {"num_register_tokens": 2, "norm_after_pooling": True, "pooling": "mean"},
+        {**POSITION_KINDS["rotary"], "use_class_token": False, "pooling": "attention"},
     ],
-    ids=["linear", "points", "hidden layer", "norm after pooling"],
+    ids=["linear", "points", "hidden layer", "norm after pooling", "rotary, no class token"],
 )
 @pytest.mark.parametrize("size", [(48, 48), (64, 96)])
 @torch.no_grad()

@@ -26,6 +26,8 @@ _HOMES = {
     "pretraining_spot_vit": ["SpotViTForPreTraining"],
     "segmentation_spot_vit": ["SpotViTForSemanticSegmentation"],
     "segmentation_pipeline": ["SpotImageSegmentationPipeline"],
+    "zero_shot_spot_vit": ["SpotViTForZeroShotImageClassification"],
+    "zero_shot_pipeline": ["SpotZeroShotImageClassificationPipeline"],
     "image_processing_spot_vit": ["SpotViTImageProcessor", "SpotViTImageProcessorPil"],
     "pipeline_spot_vit": ["SpotImageClassificationPipeline"],
     "placement": ["PLACEMENTS", "place", "place_windows", "register_placement"],
@@ -80,10 +82,10 @@ _REGISTERED = {
     f"{__name__}.{name}"
     for name in (
         "configuration_spot_vit", "modeling_spot_vit", "pretraining_spot_vit", "image_processing_spot_vit",
-        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks",
-        "decoding", "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline",
-        "segmentation_maps", "configuration_spot", "configuration_spot_cnn", "modeling_spot", "modeling_spot_cnn",
-        "golden",
+        "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks", "decoding",
+        "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
+        "zero_shot_spot_vit", "zero_shot_pipeline", "configuration_spot", "configuration_spot_cnn", "modeling_spot",
+        "modeling_spot_cnn", "golden",
     )
 }  # fmt: skip
 _imported: set[str] = set()

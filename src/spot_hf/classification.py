@@ -14,6 +14,7 @@ import numpy as np
 
 from .budgets import check_looks, check_one_budget, looks_of
 from .coordinates.own import OWN_COORDINATES, read_own_coordinates
+from .data.candidates import CandidateArguments
 from .data.encoded import reason_of
 from .data.failures import FailedImage, check_max_failed_share
 from .data.files import URL, image_files
@@ -24,14 +25,15 @@ from .input_checks import check_outside
 from .jobs.files import write_atomically
 from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .placement import check_placement, check_takes_saliency, get_placement, scale_policy
+from .zero_shot_pipeline import SpotZeroShotImageClassificationPipeline
 
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class ClassifyArguments:
-    model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
+class ClassifyArguments(CandidateArguments):
+    model: str = field(metadata={"help": "A SpotViT classifier or zero-shot model: a directory or a Hub id."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
     num_tokens: str | None = field(
         default=None,
@@ -94,6 +96,7 @@ class ClassifyArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
         check_max_failed_share(self.max_failed_share)
+        self.check_candidates()
         looks = self.looks
         if isinstance(looks, list):
             check_looks(looks)
@@ -259,10 +262,20 @@ def _read(name: str, image_processor: Any) -> Any:
 
 
 def _load(arguments: ClassifyArguments) -> SpotImageClassificationPipeline:
-    source = open_model(arguments.model, arguments.revision)
+    source = open_model(arguments.model, arguments.revision).among(arguments)
+    source.check_candidates()
     source.check_classifier()
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
     image_processor = source.load_image_processor(arguments.decode)
+    if source.candidates is not None:
+        return SpotZeroShotImageClassificationPipeline(
+            model=source.load_zero_shot(),
+            tokenizer=source.load_tokenizer(),
+            image_processor=image_processor,
+            compile=arguments.compile,
+            candidate_labels=source.candidates.labels,
+            hypothesis_template=source.candidates.template,
+        )
     return SpotImageClassificationPipeline(model=source.load(), image_processor=image_processor, compile=arguments.compile)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_spot import CUSTOM_PIPELINES, SpotConfigMixin, check_names
@@ -28,6 +28,7 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
     "AutoModelForPreTraining": "pretraining_spot_vit.SpotViTForPreTraining",
     "AutoModelForSemanticSegmentation": "segmentation_spot_vit.SpotViTForSemanticSegmentation",
+    "AutoModelForZeroShotImageClassification": "zero_shot_spot_vit.SpotViTForZeroShotImageClassification",
 }
 # Of models that segment. Only one pipeline is in a config: `pipeline(model=...)` without a task takes the only one.
 SEGMENTATION_PIPELINES = {
@@ -37,6 +38,15 @@ SEGMENTATION_PIPELINES = {
         "type": "image",
     }
 }
+# Of zero-shot models.
+ZERO_SHOT_PIPELINES = {
+    "spot-zero-shot-image-classification": {
+        "impl": "zero_shot_pipeline.SpotZeroShotImageClassificationPipeline",
+        "pt": ["AutoModelForZeroShotImageClassification"],
+        "type": "multimodal",
+    }
+}
+TEXT_ACTIVATIONS = ("softmax", "sigmoid")
 
 
 @strict
@@ -145,9 +155,18 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         semantic_loss_ignore_index (`int`, defaults to 255): the label of pixels that do not count in its loss.
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): of a zero-shot model's text tower, with its `model_type`:
+            `"clip_text_model"`, `"metaclip_2_text_model"`, `"siglip_text_model"` or `"siglip2_text_model"`. This and the
+            following of [`SpotViTForZeroShotImageClassification`] alone.
+        projection_dim (`int`, *optional*): width of the space of images and texts into which both towers' features are
+            projected (CLIP); by default they are compared as they are (SigLIP).
+        text_activation (`str`, defaults to `"softmax"`): what makes scores of an image's logits: `"softmax"` over the texts
+            (CLIP), or `"sigmoid"` for each text alone, whose logits have a bias (SigLIP). It also says which loss is trained.
+        logit_scale_init_value (`float`, defaults to 2.6592): the logarithm of the logits' scale, freshly initialised.
     """
 
     model_type = "spot_vit"
+    sub_configs = {"text_config": AutoConfig}
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -207,15 +226,29 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
     segmentation_scores_per_side: int = 1
     segmentation_hidden_size: int | None = None
     semantic_loss_ignore_index: int = 255
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    projection_dim: int | None = None
+    text_activation: str = "softmax"
+    logit_scale_init_value: float | int = 2.6592
     source_model: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.text_config, dict):
+            self.text_config = text_config_of(self.text_config)
         if self.position_grid_size is None:
             height, width = self.image_height_width
             self.position_grid_size = [height // self.patch_size, width // self.patch_size]
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         kwargs.setdefault("custom_pipelines", {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
+
+    @property
+    def text_padding(self) -> dict[str, Any]:
+        """How a zero-shot model's tokenizer pads texts. SigLIP, whose text feature is that of the last token, was trained on
+        texts of one length."""
+        length = self.text_config.max_position_embeddings  # type: ignore[union-attr]
+        padding = "max_length" if self.text_activation == "sigmoid" else True
+        return {"padding": padding, "max_length": length, "truncation": True}
 
     @property
     def has_plain_windows(self) -> bool:
@@ -297,11 +330,14 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
             position_kernel_normalization=KERNEL_NORMALIZATIONS,
             window_border=WINDOW_BORDERS,
             placement=MODEL_PLACEMENTS,
+            text_activation=TEXT_ACTIVATIONS,
         )
         if self.pooling == "cls_distillation" and self.num_register_tokens < 1:
             raise ValueError("`pooling='cls_distillation'` needs `num_register_tokens` of at least 1; got 0")
         if not self.use_class_token and self.pooling.startswith("cls"):
             raise ValueError(f"`pooling` {self.pooling!r} needs a class token; got use_class_token=False")
+        if self.pooling == "attention" and self.norm_after_pooling:
+            raise ValueError("`norm_after_pooling` is not for `pooling='attention'`, which has a norm of its own; got True")
         self._check_rotary()
         for part in ("", "decoder_"):
             width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
@@ -310,8 +346,9 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must be above 0 and below 1; got {self.mask_ratio}")
         least_of = {"patch_size": 1, "num_channels": 1, "num_register_tokens": 0, "segmentation_scores_per_side": 1}
-        if self.segmentation_hidden_size is not None:
-            least_of["segmentation_hidden_size"] = 1
+        for name in ("segmentation_hidden_size", "projection_dim"):
+            if getattr(self, name) is not None:
+                least_of[name] = 1
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}")
@@ -362,6 +399,18 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
                 "`rope_grid_size` and `rope_grid_offset` are for `rope_coordinates='cells'`; got "
                 f"{grid} and {self.rope_grid_offset} with 'centered'"
             )
+
+
+def text_config_of(text_config: dict[str, Any]) -> PreTrainedConfig:
+    """The text tower's own configuration; `ValueError` where its `model_type` is none that transformers knows."""
+    fields = dict(text_config)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ValueError(f"`text_config` must have a `model_type`, such as 'clip_text_model'; got {sorted(fields)}")
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except ValueError:
+        raise ValueError(f"`text_config` must have a `model_type` that transformers knows; got {model_type!r}") from None
 
 
 __all__ = ["SpotViTConfig"]

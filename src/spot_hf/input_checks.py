@@ -451,6 +451,41 @@ def check_segmentation_labels(config: Any, labels: Any, batch_size: int) -> None
             )
 
 
+def check_texts(config: Any, input_ids: Any) -> None:
+    """Of a zero-shot model's forward pass."""
+    longest = config.text_config.max_position_embeddings
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or not 1 <= input_ids.shape[1] <= longest:
+        got = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+        raise ValueError(f"`input_ids` must be a tensor (num_texts, sequence) of at most {longest} tokens; got {got}")
+
+
+def check_candidate_labels(candidate_labels: Any) -> tuple[str, ...]:
+    """The labels among which a zero-shot model classifies; `ValueError` where they are none."""
+    accepted = "a list of different texts"
+    if isinstance(candidate_labels, str) or not isinstance(candidate_labels, (list, tuple)) or not candidate_labels:
+        raise ValueError(f"`candidate_labels` must be {accepted}; got {shorten(candidate_labels)}")
+    wrong = [one for one in candidate_labels if not isinstance(one, str) or not one.strip()]
+    if wrong:
+        raise ValueError(f"`candidate_labels` must be {accepted}; got {shorten(wrong[0])} among them")
+    twice = [one for number, one in enumerate(candidate_labels) if one in candidate_labels[:number]]
+    if twice:
+        raise ValueError(f"`candidate_labels` must be {accepted}; got {twice[0]!r} twice")
+    return tuple(candidate_labels)
+
+
+def check_hypothesis_template(hypothesis_template: Any) -> None:
+    """`ValueError` where it is no text with one place for a label."""
+    try:
+        is_template = isinstance(hypothesis_template, str) and "\0" in hypothesis_template.format("\0")
+    except (IndexError, KeyError, ValueError):
+        is_template = False
+    if not is_template:
+        raise ValueError(
+            f"`hypothesis_template` must be a text with a place {{}} for a label, such as 'a photo of a {{}}.'; got "
+            f"{shorten(hypothesis_template)}"
+        )
+
+
 def check_attention(config: Any, merge_tokens: Any, coordinates_mask: torch.Tensor | None) -> None:
     """`ValueError` where tokens are to merge, and cannot, or attention's scores are to get a bias, and cannot."""
     check_merge_tokens(merge_tokens, config.num_hidden_layers)

@@ -34,7 +34,7 @@ class SpotPreTrainedModel(PreTrainedModel):
     """A model that takes `pixel_values`, or `windows`, and `coordinates`, and gives `pooler_output`."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: tuple[str, ...] = ("image",)
     # What a saved config says of the code beside it: the own `AUTO_MAP` of each configuration.
     auto_map: dict[str, str] = {}
     # And of the pipeline: of one, as `pipeline(model=...)` without a task takes the only one.
@@ -119,20 +119,12 @@ class SpotViTImageClassifierOutput(ImageClassifierOutput):
     num_tokens: torch.Tensor | None = None
 
 
-class SpotForImageClassification:
-    """
-    A linear classifier on a pooled feature, of a [`SpotPreTrainedModel`] with the attributes `classifier` and `placer`, which
-    may be `None`.
-    """
+class SpotPlacing:
+    """Of a [`SpotPreTrainedModel`] that can place its tokens itself, with the attribute `placer`, which may be `None`."""
 
     if TYPE_CHECKING:  # or transformers would take `Any` for the configuration's class
         config: Any
-        base_model: Any
-        classifier: Any
         placer: Any
-        num_labels: int
-        training: bool
-        loss_function: Any
 
     def place(self, pixel_values: torch.Tensor, num_tokens: int, placement: str | None = None) -> dict[str, torch.Tensor]:
         """
@@ -165,6 +157,20 @@ class SpotForImageClassification:
                 f"`placement` {placement!r} needs a placer, which `spot-hf train-placer` trains; got a model without one"
             )
         return {"coordinates": coordinates, **({} if scales is None else {"window_scales": scales})}
+
+
+class SpotForImageClassification(SpotPlacing):
+    """
+    A classifier of a pooled feature, of a [`SpotPreTrainedModel`] with the attributes `classifier` and `placer`, which may be
+    `None`.
+    """
+
+    if TYPE_CHECKING:  # or transformers would take `Any` for the configuration's class
+        base_model: Any
+        classifier: Any
+        num_labels: int
+        training: bool
+        loss_function: Any
 
     @can_return_tuple
     def forward(
@@ -274,4 +280,4 @@ class SpotForImageClassification:
         return SpotViTImageClassifierOutput(loss=loss, logits=logits, num_tokens=spent)
 
 
-__all__ = ["SpotForImageClassification", "SpotPreTrainedModel"]
+__all__ = ["SpotForImageClassification", "SpotPlacing", "SpotPreTrainedModel"]

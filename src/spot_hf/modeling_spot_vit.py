@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
     from .pretraining_spot_vit import SpotViTForPreTraining  # noqa: F401
     from .segmentation_spot_vit import SpotViTForSemanticSegmentation  # noqa: F401
+    from .zero_shot_spot_vit import SpotViTForZeroShotImageClassification  # noqa: F401
 
 
 class SpotViTEmbeddings(nn.Module):
@@ -315,7 +316,8 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
             init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SpotViTRelativePositionBias):
             init.zeros_(module.weight)
-            init.zeros_(module.prefix_weight)
+            if module.prefix_weight is not None:
+                init.zeros_(module.prefix_weight)
         elif isinstance(module, SpotViTAttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, SpotViTLayerScale):
@@ -365,9 +367,10 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
 
 
 class SpotViTModel(SpotViTPreTrainedModel):
-    """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`)."""
+    """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`); none
+    where the pooling has weights of its own and `add_pooling_layer` is `False`."""
 
-    def __init__(self, config: SpotViTConfig):
+    def __init__(self, config: SpotViTConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = SpotViTEmbeddings(config)
         self.layers = nn.ModuleList([SpotViTLayer(config, i) for i in range(config.num_hidden_layers)])
@@ -375,7 +378,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if config.use_final_norm:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary_embeddings = SpotViTRotaryEmbeddings(config) if config.rope_theta is not None else None
-        self.pooler = SpotViTAttentionPooling(config) if config.pooling == "attention" else None
+        self.pooler = SpotViTAttentionPooling(config) if add_pooling_layer and config.pooling == "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -471,7 +474,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
             pooled = self._pool(hidden_states, weights)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _pool(self, hidden_states: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    def _pool(self, hidden_states: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | None:
         """`(batch_size, sequence, hidden_size)` to `(batch_size, pooled_size)`; `weights` `(batch_size, num_tokens)`: of patch
         tokens in a mean."""
         pooling = self.config.pooling
@@ -480,8 +483,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if pooling == "cls_distillation":
             return hidden_states[:, :2].flatten(1)
         patches = hidden_states[:, self.config.num_prefix_tokens :]
-        if self.pooler is not None:
-            return self.pooler(patches, weights)
+        if pooling == "attention":
+            return None if self.pooler is None else self.pooler(patches, weights)
         if weights is None:
             mean = patches.mean(dim=1)
         else:

@@ -46,6 +46,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
 
     _is_compiled = False
 
+    @property
+    def classifier(self) -> Any:
+        """The model that gives logits of classes."""
+        return self.model
+
     def _sanitize_parameters(
         self,
         top_k=None,
@@ -289,7 +294,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         self, model_inputs: dict[str, torch.Tensor], num_tokens=None, placement=None, compile=False, **budget
     ) -> dict[str, torch.Tensor]:
         if compile and not self._is_compiled:
-            self.model.compile()
+            self.classifier.compile()
             self._is_compiled = True
         image_size = model_inputs.pop("image_size")
         if "windows" in model_inputs:  # a batch pads what has three dimensions
@@ -312,7 +317,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         # Without a mask and without scales there is less to compute.
         unneeded = {"coordinates_mask": bool(mask.all()), "window_scales": bool((scales == 1).all())}
         inputs = {name: one for name, one in model_inputs.items() if not unneeded.get(name)}
-        outputs = self.model(**inputs, **budget)
+        outputs = self.classifier(**inputs, **budget)
         if "num_tokens" in budget:  # an image's later looks were not all needed
             mask = torch.arange(mask.shape[1], device=mask.device) < outputs.num_tokens[:, None]
         return {
@@ -340,9 +345,11 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             inputs[name] = after
 
     def postprocess(self, model_outputs, function_to_apply=None, top_k=5, return_coordinates=False):
-        predictions = self._best_classes(model_outputs["logits"][0], function_to_apply, top_k)
-        if not return_coordinates:
-            return predictions
+        predictions = self._best_classes(model_outputs["logits"][0], function_to_apply, top_k, self.model.config.id2label)
+        return self._with_coordinates(predictions, model_outputs) if return_coordinates else predictions
+
+    def _with_coordinates(self, predictions: list[dict[str, Any]], model_outputs: dict[str, Any]) -> dict[str, Any]:
+        """Predictions, and the positions that were used, in the image's own frame."""
         used = model_outputs["coordinates_mask"][0]
         coordinates, scales = (model_outputs[name][0][used] for name in ("coordinates", "window_scales"))
         width, height = model_outputs["image_size"][0].tolist()
@@ -352,7 +359,9 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
             **({} if bool((scales == 1).all()) else {"window_scales": scales.tolist()}),
         }
 
-    def _best_classes(self, logits: torch.Tensor, function_to_apply: Any, top_k: int | None) -> list[dict[str, Any]]:
+    def _best_classes(
+        self, logits: torch.Tensor, function_to_apply: Any, top_k: int | None, labels: Any
+    ) -> list[dict[str, Any]]:
         """As transformers' pipeline gives them, but only those that are asked for: with a small model, a list of all 1,000
         classes took a fifth of the time."""
         config = self.model.config
@@ -369,7 +378,7 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         elif function_to_apply == ClassificationFunction.SOFTMAX:
             scores = softmax(scores)
         best = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": config.id2label[i], "score": scores[i].item()} for i in best.tolist()]
+        return [{"label": labels[i], "score": scores[i].item()} for i in best.tolist()]
 
     def _uses_saliency(self, parameters: dict[str, Any]) -> bool:
         """Whether the placement of a call, or else the saved one, takes what is salient; where neither is named, whether a

@@ -232,7 +232,7 @@ class SpotViTRelativePositionBias(nn.Module):
         self.config = config
         rows, columns = config.position_rows_columns
         self.weight = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1), config.num_attention_heads))
-        self.prefix_weight = nn.Parameter(torch.zeros(3, config.num_attention_heads))
+        self.prefix_weight = nn.Parameter(torch.zeros(3, config.num_attention_heads)) if config.num_prefix_tokens else None
 
     @staticmethod
     def displacements(config: SpotViTConfig, coordinates: torch.Tensor) -> Displacements:
@@ -257,9 +257,9 @@ class SpotViTRelativePositionBias(nn.Module):
         """`(batch_size, num_heads, sequence, sequence)`, of the table's dtype."""
         values = self.weight[displacements.entries]  # (batch_size, num_tokens, num_tokens, 4, num_heads)
         between = (values * displacements.shares[..., None].to(values.dtype)).sum(-2).permute(0, 3, 1, 2)
-        prefix = self.config.num_prefix_tokens
-        if not prefix:
+        if self.prefix_weight is None:
             return between
+        prefix = self.config.num_prefix_tokens
         batch_size, num_heads, num_tokens, _ = between.shape
         from_prefix, to_prefix, among = (one[None, :, None, None] for one in self.prefix_weight)
         top = torch.cat(

@@ -88,7 +88,7 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
 
     def __init__(self, config: SpotViTConfig):
         super().__init__(config)
-        self.spot_vit = SpotViTModel(config)
+        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
         self.decoder = SpotViTDecoder(config)
         self.post_init()
 

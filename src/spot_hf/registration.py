@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    AutoModelForZeroShotImageClassification,
 )
 
 # Before transformers 5.18, the one of the top level is a placeholder where torchvision is absent.
@@ -25,6 +26,8 @@ from .pipeline_spot_vit import SpotImageClassificationPipeline
 from .pretraining_spot_vit import SpotViTForPreTraining
 from .segmentation_pipeline import SpotImageSegmentationPipeline
 from .segmentation_spot_vit import SpotViTForSemanticSegmentation
+from .zero_shot_pipeline import SpotZeroShotImageClassificationPipeline
+from .zero_shot_spot_vit import SpotViTForZeroShotImageClassification
 
 
 def register() -> None:
@@ -34,6 +37,7 @@ def register() -> None:
     AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
     AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SpotViTConfig, SpotViTForSemanticSegmentation, exist_ok=True)
+    AutoModelForZeroShotImageClassification.register(SpotViTConfig, SpotViTForZeroShotImageClassification, exist_ok=True)
     AutoConfig.register("spot_cnn", SpotCNNConfig, exist_ok=True)
     AutoModel.register(SpotCNNConfig, SpotCNNModel, exist_ok=True)
     AutoModelForImageClassification.register(SpotCNNConfig, SpotCNNForImageClassification, exist_ok=True)
@@ -54,12 +58,19 @@ def register() -> None:
         pt_model=AutoModelForSemanticSegmentation,
         type="image",
     )
+    PIPELINE_REGISTRY.register_pipeline(
+        "spot-zero-shot-image-classification",
+        pipeline_class=SpotZeroShotImageClassificationPipeline,
+        pt_model=AutoModelForZeroShotImageClassification,
+        type="multimodal",
+    )
     # Saving copies the code of a class that is registered for an Auto class.
     SpotViTConfig.register_for_auto_class()
     SpotViTModel.register_for_auto_class("AutoModel")
     SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
     SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     SpotViTForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+    SpotViTForZeroShotImageClassification.register_for_auto_class("AutoModelForZeroShotImageClassification")
     SpotCNNConfig.register_for_auto_class()
     SpotCNNModel.register_for_auto_class("AutoModel")
     SpotCNNForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -136,7 +136,7 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
     def __init__(self, config: SpotViTConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.spot_vit = SpotViTModel(config)
+        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
         self.decode_head = SpotViTSegmentationHead(config)
         self.post_init()
 

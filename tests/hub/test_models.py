@@ -25,6 +25,8 @@ CODE = {
     "segmentation_maps.py",
     "segmentation_pipeline.py",
     "segmentation_spot_vit.py",
+    "zero_shot_pipeline.py",
+    "zero_shot_spot_vit.py",
     "image_processing_spot_vit.py",
     "frames.py",
     "drawing.py",
@@ -161,7 +163,7 @@ def test_a_pushed_repository_is_complete(hub, published, repo_id):
     recipe = json.loads(pushed["preprocessor_config.json"])
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 8
+    assert len(references) == 9
     for reference in references:
         module, name = reference.split(".")
         assert f"class {name}(" in pushed[f"{module}.py"].decode()

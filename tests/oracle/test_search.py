@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny import random_coordinates, random_images, tiny_model, tiny_processor
+from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model, tiny_processor
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -151,6 +151,16 @@ def test_the_search_is_a_plain_loop_over_images(model, arguments):
         assert ((expected == 0) | (expected == 1)).any(), "no token came to an edge: nothing was clamped"
     # Steps that are 17 times as long as the default's, and tolerance likewise.
     torch.testing.assert_close(result.trajectory, expected, rtol=0, atol=1.7e-4)
+
+
+@pytest.mark.parametrize("kind", ["rotary", "relative", "none"])
+def test_the_search_feels_positions_in_attention(kind):
+    """Of a constant image all windows are alike: only where the model compares positions can a search lower the loss."""
+    model = undecided(tiny_model(**POSITION_KINDS[kind]))
+    images = torch.full_like(IMAGES, 0.7)
+    result = SpotOracle(model, "label", steps=5, learning_rate=0.01).optimize(images, LABELS, START)
+    moved = (result.losses.min(dim=1).values < result.losses[:, 0] - 1e-5).sum().item()  # more than float32's rounding
+    assert moved == (0 if kind == "none" else COUNT)
 
 
 def test_sign_descent_takes_steps_of_one_length(model):

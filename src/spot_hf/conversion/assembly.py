@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from ..configuration_spot_vit import SpotViTConfig
-from ..modeling_spot_vit import SpotViTForImageClassification
+from ..modeling_spot_vit import SpotViTModel
 from ..positions import interpolate_table, solve_kernel_weights
 from .errors import ConversionError
 from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, detect_family
 from .family import Family, count_layers
 from .sources import Source, Tensors
+from .texts import PARTS
 
 
 NO_CLASSIFIER = "the source has no classifier"
@@ -51,6 +52,10 @@ def match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[st
     return used, skipped
 
 
+# Modules that a source may hold as one.
+FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "kv": ("k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
 class Assembly:
     """Turns a source's tensors, under the targets of its table, into the state of a SpotViT, part by part.
 
@@ -88,6 +93,7 @@ class Assembly:
             self.flatten_patch_projection()
         self.rename_mlp()
         self.split_fused_projections()
+        self.reorder_heads()
         if self.config.use_relative_position_bias:
             self.split_position_biases()
         self.add_biases()
@@ -110,8 +116,9 @@ class Assembly:
         config, width = self.config, self.config.hidden_size
         kinds = {"cls_token": int(config.use_class_token), self.extra_token(): config.num_register_tokens}
         kinds = {kind: count for kind, count in kinds.items() if count}
-        for kind, tensor in self.state.items():  # CLIP's have no axes of length 1
-            if kind in ("cls_token", "position_table"):
+        for kind, tensor in self.state.items():
+            # CLIP's have no axes of length 1.
+            if kind in ("cls_token", "position_table") and "embeddings.class_embedding" in self.family.table:
                 self.state[kind] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape)
         tokens = [self.take(kind, (1, count, width))[0] for kind, count in kinds.items()]
         prefix = torch.cat(tokens) if tokens else torch.zeros(0, width)
@@ -168,11 +175,23 @@ class Assembly:
                 self.state[renamed] = self.state.pop(name)
 
     def split_fused_projections(self) -> None:
-        for name in [name for name in self.state if ".qkv." in name or ".gate_up_proj." in name]:
-            layer, _, kind = name.rsplit(".", 2)
-            targets = ("q_proj", "k_proj", "v_proj") if ".qkv." in name else ("gate_proj", "up_proj")
+        for name in [name for name in self.state if name.rpartition(".")[0].endswith(tuple(FUSED))]:
+            layer, fused, kind = name.rsplit(".", 2)
+            targets = FUSED[fused]
             for target, chunk in zip(targets, self.state.pop(name).chunk(len(targets)), strict=False):
                 self.put(f"{layer}.{target}.{kind}", chunk, name)
+
+    def reorder_heads(self) -> None:
+        """Of rotary positions that turn other pairs of a head's numbers than ours: the same pairs, in our order."""
+        hidden_size, num_heads = self.config.hidden_size, self.config.num_attention_heads
+        order = self.family.order_within_heads(self.source, hidden_size // num_heads)
+        if order is None:
+            return
+        rows = (torch.arange(hidden_size).view(num_heads, -1)[:, order]).flatten()
+        for name, tensor in self.state.items():
+            for index, kinds in ((rows, (".q_proj", ".k_proj")), (order, (".q_norm", ".k_norm"))):
+                if name.startswith("layers.") and name.rpartition(".")[0].endswith(kinds) and len(tensor) == len(index):
+                    self.state[name] = tensor[index]
 
     def split_position_biases(self) -> None:
         """BEiT's table of a layer, or of all: displacements between patches, then three with the class token."""
@@ -210,8 +229,8 @@ class Assembly:
 
 def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
     """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
-    inner = "spot_vit." if isinstance(model, SpotViTForImageClassification) else ""
-    state = {name if name.startswith("classifier.") else inner + name: tensor for name, tensor in state.items()}
+    inner = "" if isinstance(model, SpotViTModel) else "spot_vit."
+    state = {name if name.startswith(("classifier.", *PARTS)) else inner + name: tensor for name, tensor in state.items()}
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     fresh = {name: NO_CLASSIFIER for name in missing if fresh_head and name.startswith("classifier.")}
@@ -237,8 +256,8 @@ def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source
 # Parts of a layer that a source may hold as one.
 WHOLES = {
     "q_proj": ["qkv"],
-    "k_proj": ["qkv"],
-    "v_proj": ["qkv"],
+    "k_proj": ["qkv", "kv"],
+    "v_proj": ["qkv", "kv"],
     "gate_proj": ["gate_up_proj", "fc1"],
     "up_proj": ["gate_up_proj", "fc1"],
     "down_proj": ["fc2"],
@@ -251,13 +270,15 @@ def _source_name(target: str, source: Source) -> str:
     parent, _, leaf = module.rpartition(".")
     modules = [module, *(f"{parent}.{whole}" for whole in WHOLES.get(leaf, []))]
     layer = next((part for part in module.split(".") if part.isdecimal()), "0")
-    candidates = []
-    for name, to in FAMILIES[detect_family(source)].table.items():
-        name, to = name.format(i=layer), to.format(i=layer)
-        if to == target:
-            candidates.append(name)
-        elif to in modules:
-            candidates.append(f"{name}.{kind}")
-    # Of several possible names, one whose sibling is there: a bias has its weight.
+    family, candidates, elsewhere = FAMILIES[detect_family(source)], [], []
+    for pattern, to in family.table.items():
+        to = to.format(i=layer)
+        if to != target and to not in modules:
+            continue
+        pattern = pattern if to == target else f"{pattern}.{kind}"
+        candidates.append(pattern.format(i=layer))
+        if any(pattern.format(i=i) in source.tensors for i in range(count_layers(source, family.layer_name))):
+            elsewhere.append(candidates[-1])
+    # Of several possible names, one that another layer has, or whose sibling is there: a bias has its weight.
     siblings = [name for name in candidates if any(one.startswith(name.rpartition(".")[0] + ".") for one in source.tensors)]
-    return next(iter([*siblings, *candidates, target]))
+    return next(iter([*elsewhere, *siblings, *candidates, target]))

@@ -25,6 +25,7 @@ from ..image_processing_spot_vit import SpotViTImageProcessor
 from ..jobs.files import CONVERSION_REPORT, check_output_dir, replaced_directory
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel, SpotViTPreTrainedModel
 from ..placement import check_placement
+from ..zero_shot_spot_vit import SpotViTForZeroShotImageClassification
 from .arguments import ConversionArguments, ConvertArguments
 from .assembly import NO_CLASSIFIER, Assembly, load_state, match_names
 from .errors import ConversionError
@@ -42,6 +43,7 @@ from .networks import (
 from .recipes import default_recipe, recipe_size, timm_pretrained_cfg
 from .report import ConversionReport
 from .sources import Source, Tensors, load_source
+from .texts import read_texts
 
 
 logger = logging.getLogger(__name__)
@@ -153,6 +155,11 @@ def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport
     described = family.describe(source)
     arguments.check_image_size(described["patch_size"])
     used, skipped = match_names(source, family)
+    texts = None if arguments.num_labels is not None else read_texts(source)
+    if texts is not None:
+        described.update(texts.fields)
+        used.update({name: name for name in texts.names})
+        skipped = {name: reason for name, reason in skipped.items() if name not in used}
     parts = {target: source.tensors[name].float() for name, target in used.items()}
     has_head = any(target.startswith("classifier.") for target in parts)
     if has_head and arguments.num_labels is not None:
@@ -174,11 +181,13 @@ def _convert(source: Source, arguments: ConversionArguments) -> ConversionReport
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
         with_classifier = has_head or arguments.num_labels is not None
-        model: SpotViTPreTrainedModel = (SpotViTForImageClassification if with_classifier else SpotViTModel)(config)
+        headless = SpotViTModel if texts is None else SpotViTForZeroShotImageClassification
+        model: SpotViTPreTrainedModel = (SpotViTForImageClassification if with_classifier else headless)(config)
     missing = load_state(model, assembly.state, assembly.origins, source, fresh_head=with_classifier and not has_head)
     used = {source.file_names[name]: target for name, target in used.items()}
     skipped = {source.file_names[name]: reason for name, reason in skipped.items()}
-    return _report(source, family_name, model, image_processor, used, skipped, missing, notes)
+    tokenizer = None if texts is None else texts.tokenizer
+    return _report(source, family_name, model, image_processor, used, skipped, missing, notes, tokenizer)
 
 
 def _convert_network(source: Source, arguments: ConversionArguments) -> ConversionReport:
@@ -226,6 +235,7 @@ def _report(
     skipped: dict[str, str],
     missing: dict[str, str],
     notes: list[str],
+    tokenizer: Any = None,
 ) -> ConversionReport:
     return ConversionReport(
         source_model=source.name,
@@ -241,6 +251,7 @@ def _report(
         notes=notes,
         model=model.eval(),
         image_processor=image_processor,
+        tokenizer=tokenizer,
     )
 
 
@@ -320,8 +331,13 @@ def _build_image_processor(
 def _write(report: ConversionReport, directory: Path, repo_id: str) -> None:
     """The model with its code and card, the image processor and the report."""
     new_classifier = bool(report.missing)
-    measured = measured_by_conversion(report.family, hasattr(report.model, "classifier"), new_classifier=new_classifier)
-    save_model(report.model, report.image_processor, directory, repo_id=repo_id, measured=measured)
+    measured = measured_by_conversion(
+        report.family,
+        hasattr(report.model, "classifier"),
+        new_classifier=new_classifier,
+        has_texts=report.tokenizer is not None,
+    )
+    save_model(report.model, report.image_processor, directory, tokenizer=report.tokenizer, repo_id=repo_id, measured=measured)
     # What is on the disk, as a user loads it, and not only what is in memory.
     found = verify_model(str(directory))
     found.name = "read again from the disk"

@@ -51,7 +51,8 @@ def find_family(source: Source) -> str | None:
         return model_type
     if model_type is None and {"tokenizer._n_sigma", "embedder.emb.weight"} <= set(source.tensors):
         return "spot"
-    if model_type in (None, "timm_wrapper") and "blocks.0.attn.qkv.weight" in source.tensors:
+    attention = {"blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight"}
+    if model_type in (None, "timm_wrapper") and attention & set(source.tensors):
         return "timm"
     return None
 

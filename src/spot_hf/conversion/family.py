@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .errors import ConversionError
 from .sources import Source
 
@@ -27,6 +29,8 @@ class Family:
     without_bias: Callable[[Source], tuple[str, ...]] = lambda source: ()
     # Tensors that are skipped beside `SKIPPED`: patterns of names, and why.
     unused: Callable[[Source], dict[str, str]] = lambda source: {}
+    # Where each number of a head's queries and keys, of a width, lies in the source's, if elsewhere: of another rotary layout.
+    order_within_heads: Callable[[Source, int], torch.Tensor | None] = lambda source, head_dim: None
 
 
 def square(name: str, value: Any) -> int:

@@ -29,17 +29,19 @@ def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> di
     """Keywords of an image processor: from transformers' `preprocessor_config.json` or timm's `pretrained_cfg`."""
     if "architecture" in config:
         return timm_recipe(timm_pretrained_cfg(config), notes)
-    if not (directory / "preprocessor_config.json").exists():
+    names = ("preprocessor_config.json", "processor_config.json")  # the second of a processor of images and texts
+    name = next((name for name in names if (directory / name).exists()), None)
+    if name is None:
         return None
     try:
         source = AutoImageProcessor.from_pretrained(
             directory, backend="torchvision" if is_torchvision_available() else "pil", trust_remote_code=False
         )
     except (ValueError, OSError, ImportError) as error:
-        raise ConversionError(f"cannot read preprocessor_config.json: {str(error).strip().splitlines()[0]}") from None
-    for name in UNSUPPORTED_STEPS:
-        if getattr(source, name, None):
-            raise ConversionError(f"preprocessor_config.json asks for `{name}`, which SpotViT's image processor does not do")
+        raise ConversionError(f"cannot read {name}: {str(error).strip().splitlines()[0]}") from None
+    for step in UNSUPPORTED_STEPS:
+        if getattr(source, step, None):
+            raise ConversionError(f"{name} asks for `{step}`, which SpotViT's image processor does not do")
     recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
     recipe = {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
     return _as_usual_steps(source, recipe)

@@ -20,6 +20,7 @@ class ConversionReport:
         output_dir (`str`, *optional*): where the result was written.
         verification (`str`, *optional*): of what was written, read again and compared with what was in memory.
         model ([`SpotViTForImageClassification`] or [`SpotViTModel`]), image_processor: the result.
+        tokenizer (*optional*): of a [`SpotViTForZeroShotImageClassification`].
     """
 
     source_model: str
@@ -37,10 +38,12 @@ class ConversionReport:
     verification: str | None = None
     model: Any = field(default=None, repr=False)
     image_processor: Any = field(default=None, repr=False)
+    tokenizer: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the objects and what is of this machine, as written to `conversion_report.json`."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("model", "image_processor", "output_dir", "verification")}
+        left_out = ("model", "image_processor", "tokenizer", "output_dir", "verification")
+        return {k: v for k, v in self.__dict__.items() if k not in left_out}
 
     def summary(self) -> str:
         """A few lines for a person."""

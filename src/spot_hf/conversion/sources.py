@@ -50,6 +50,7 @@ class Source:
     file_names: dict[str, str]  # what the tensors are called in the files, wrappers' prefixes included
     notes: list[str]
     num_attention_heads: int | None = None  # given by the caller, as tensors do not tell
+    directory: Path | None = None  # of the files that a config describes
 
     def shape(self, name: str, num_dimensions: int = 2) -> tuple[int, ...]:
         if name not in self.tensors:
@@ -111,9 +112,13 @@ def load_source(source_model: str, revision: str | None = None, token: str | Non
         tensors={name: tensors[file_name] for name, file_name in file_names.items()},
         file_names=file_names,
         notes=notes,
+        directory=None if config is None else directory,
     )
 
 
+# Those of a tokenizer's vocabulary, of which it has one at least; and what else belongs to it.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+BESIDE_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -153,8 +158,12 @@ def _download(repo_id: str, revision: str | None, token: str | None) -> tuple[Pa
         if "config.json" not in names:
             raise ConversionError(f"`source_model` {repo_id!r} holds no config.json")
         directory = fetch("config.json").parent
-        if "preprocessor_config.json" in names:
-            fetch("preprocessor_config.json")
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if name in names:
+                fetch(name)
+        if "text_config" in _read_json(directory / "config.json"):
+            for name in names.intersection((*TOKENIZER_FILES, *BESIDE_TOKENIZERS)):
+                fetch(name)
         fetch(found)
         weights = _weight_files(directory)
         for shard in weights:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..budgets import check_confidence, check_looks
+from ..data.candidates import NOT_RECORDED, CandidateArguments
 from ..data.corruptions import (
     CORRUPTION_HELP,
     DEFAULT_SEVERITY,
@@ -42,7 +43,7 @@ def _named(model: str) -> tuple[str, str]:
 
 
 @dataclass(kw_only=True)
-class EvaluationArguments(LabelledSource, SalientSource):
+class EvaluationArguments(CandidateArguments, LabelledSource, SalientSource):
     """
     What is evaluated. Results depend on all of these but where they are written and how images are read. A number of tokens
     above the grid's is left out where a method cannot have it.
@@ -203,6 +204,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         check_decode_option(self.decode)
         check_dtype(self.dtype)
         check_corruptions(self.corruption, self.severity)
+        self.check_candidates()
 
     def _check_models(self) -> None:
         names = [_named(model)[0] for model in self.model]
@@ -271,7 +273,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "published", "pareto",
             "revision",
-            "label_names", "labels_by_number", "boxes_csv",
+            "label_names", "labels_by_number", "boxes_csv", *NOT_RECORDED,
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(self.recorded_source(), **self.recorded_saliency())
@@ -289,7 +291,7 @@ class EvaluationArguments(LabelledSource, SalientSource):
 
 
 @dataclass(kw_only=True)
-class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
+class TransferArguments(CorruptionArguments, CandidateArguments, LabelledSource, SalientSource):
     """What another model's positions are worth to a model."""
 
     model: str = field(metadata={"help": "The SpotViT, which classifies or segments: a directory or a Hub id."})
@@ -331,6 +333,7 @@ class TransferArguments(CorruptionArguments, LabelledSource, SalientSource):
         check_decode_option(self.decode)
         check_dtype(self.dtype)
         self.check_corruption()
+        self.check_candidates()
 
     def with_source(self, dataset_name: str, dataset_config_name: str | None, dataset_split: str) -> "TransferArguments":
         """With what the coordinates say of the images, where nothing else was said."""

@@ -98,7 +98,8 @@ def _metadata(row: Result, results: EvaluationResults) -> EvalResult:
     tokens = f"{row.num_tokens} tokens" if row.looks is None else f"{row.cost:.1f} tokens per image"
     pixels = "" if row.image_size is None else f", {row.image_size} pixels"
     name = f"top-1, {row.method}, {tokens}{pixels}"
-    return _eval_result(results, "image-classification", "accuracy", name, row.top_1 or 0.0)
+    task = "zero-shot-image-classification" if "candidate_labels" in results.ledger.parameters else "image-classification"
+    return _eval_result(results, task, "accuracy", name, row.top_1 or 0.0)
 
 
 def _eval_result(results: Any, task: str, metric: str, name: str, value: float) -> EvalResult:
@@ -124,6 +125,9 @@ def _section(rows: list[Result], results: EvaluationResults) -> list[str]:
         f"Top-1 accuracy in percent on {parameters['num_images']} images of `{parameters['dataset_name']}`, split "
         f"`{parameters['dataset_split']}`; ± half its 95 % interval.",
     ]
+    if "candidate_labels" in parameters:
+        count, template = len(parameters["candidate_labels"]), parameters["hypothesis_template"]
+        lines += ["", f"Zero-shot, among {count} texts, each in the place of `{{}}` in `{template}`."]
     for image_size in dict.fromkeys(row.image_size for row in rows):
         of_size = [row for row in rows if row.image_size == image_size]
         lines += ["", *([f"At {image_size} pixels:", ""] if image_size is not None else []), *tables(of_size)]

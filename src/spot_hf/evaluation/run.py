@@ -112,6 +112,8 @@ class EvaluationRun:
         self.images = load_images(arguments.source())
         self.parquet = parquet_images(arguments, self.images)
         self.num_images = count_images(self.images, arguments.max_samples)
+        models = self._among(models)
+        self.settings = [replace(setting, model=models[setting.name]) for setting in self.settings]
         self.labels = self.match_labels(models)
         self.directory = JobDirectory(arguments.output_dir)
         commits = {name: model.revision for name, model in models.items() if model.revision is not None}
@@ -121,6 +123,7 @@ class EvaluationRun:
             "num_images": self.num_images,
             **({"revision": commits} if commits else {}),
             **_recorded_labels(self.labels),
+            **_recorded_candidates(models),
         }
         descriptions = {name: mapping.description for name, mapping in self.labels.items()}
         ledger = Ledger(
@@ -138,7 +141,17 @@ class EvaluationRun:
     def check_models(self, models: dict[str, ModelSource]) -> None:
         """`ValueError` where one cannot be evaluated."""
         for model in models.values():
-            model.check_classifier()
+            if not model.is_zero_shot:
+                model.check_classifier()
+
+    def _among(self, models: dict[str, ModelSource]) -> dict[str, ModelSource]:
+        """Zero-shot models with the texts among which they classify. Beside these, texts do not concern the others."""
+        some = any(model.is_zero_shot for model in models.values())
+        asked = {name: model for name, model in models.items() if model.is_zero_shot or not some}
+        found = {name: model.among(self.arguments, self.images.features["label"]) for name, model in asked.items()}
+        for model in found.values():
+            model.check_candidates()
+        return {**models, **found}
 
     def match_labels(self, models: dict[str, ModelSource]) -> dict[str, Any]:
         """By the model's name, from the data set's labels to its classes."""
@@ -299,6 +312,11 @@ def _recorded_labels(labels: dict[str, Any]) -> dict[str, Any]:
     every = {name: mapping.recorded() for name, mapping in labels.items()}
     recorded = {name: one["label_mapping"] for name, one in every.items() if "label_mapping" in one}
     return {"label_mapping": recorded} if recorded else {}
+
+
+def _recorded_candidates(models: dict[str, ModelSource]) -> dict[str, Any]:
+    """Of the zero-shot models, which all have the same."""
+    return next((model.candidates.recorded() for model in models.values() if model.candidates is not None), {})
 
 
 def _resized(model: Any, setting: Setting) -> Any:

@@ -225,10 +225,13 @@ class Transfer:
     @staticmethod
     def check(arguments: TransferArguments, source: ModelSource) -> None:
         """`ValueError` where it cannot be measured."""
-        source.check_classifier()
+        if not source.is_zero_shot:
+            source.check_classifier()
 
     def match_labels(self, images: datasets.Dataset) -> datasets.Dataset:
         """The images, whose labels are known to be the model's classes; `ValueError` where they are not."""
+        self.source = self.source.among(self.arguments, images.features["label"])
+        self.source.check_candidates()
         self.labels = match_labels(images.features["label"], self.source.config, self.arguments)
         logger.info(self.labels.description)
         classes = self.labels.classes_of(images)  # and every image has one

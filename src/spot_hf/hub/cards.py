@@ -42,19 +42,20 @@ NEVER_SEEN_FEW = (
 TASKS = {
     "classifier": ("image-classification", "AutoModelForImageClassification"),
     "decode_head": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+    "text_model": ("zero-shot-image-classification", "AutoModelForZeroShotImageClassification"),
     "": ("image-feature-extraction", "AutoModel"),
 }
 NEW_CLASSIFIER = "**The classifier is new and untrained**: the source has none. Train it before use."
 
 
-def measured_by_conversion(family: str, has_classifier: bool, new_classifier: bool) -> str:
+def measured_by_conversion(family: str, has_classifier: bool, new_classifier: bool, has_texts: bool = False) -> str:
     """What a freshly converted model's card says was measured, and what not."""
     if family == "spot":
         return (
             "At any positions, its logits equal the released code's for each image alone to 1e-4 in float32, by the tests of "
             "`spot_hf`. Accuracy was not measured on this checkpoint."
         )
-    what = "logits" if has_classifier and not new_classifier else "features"
+    what = "logits per image" if has_texts else "logits" if has_classifier and not new_classifier else "features"
     return CONVERTED.format(what=what, caveat=NEW_CLASSIFIER if new_classifier else NEVER_SEEN_FEW)
 
 
@@ -125,7 +126,7 @@ def _template(name: str) -> Path:
 
 def _head(model: "SpotViTPreTrainedModel") -> str:
     """Which of `TASKS` the model has a head for."""
-    return next((name for name in ("classifier", "decode_head") if hasattr(model, name)), "")
+    return next((name for name in TASKS if name and hasattr(model, name)), "")
 
 
 def _card_data(model: "SpotViTPreTrainedModel", tags: list[str]) -> ModelCardData:
@@ -190,6 +191,7 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "num_cells": rows * columns,
         "image_size": f"{height} × {width}",
         "head": head,
+        "is_sigmoid": head == "text_model" and config.text_activation == "sigmoid",
         "auto_class": TASKS[head][1],
         "few": _few(config, rows * columns),
         "placements": ", ".join(f"`{name}`" for name in BUILT_IN),
@@ -257,15 +259,19 @@ def coordinates_card(
         has_classifier = not segments and (
             parameters["objective"] != "feature" or bool(records[config, split].results.num_labelled)
         )
-        head = "SemanticSegmentation" if segments else "ImageClassification"
+        candidates = parameters.get("candidate_labels")  # of a zero-shot model
+        kind = "ImageClassification" if candidates is None else "ZeroShotImageClassification"
+        head = "SemanticSegmentation" if segments else kind
         general = {
             "repo_id": repo_id,
             "config": config,
             "split": split,
             "model": _path_or_id(parameters["model"]),
             "auto_class": f"AutoModelFor{head}" if has_classifier or segments else "AutoModel",
-            "has_classifier": has_classifier,
+            "has_classifier": has_classifier and candidates is None,
             "segments": segments,
+            "candidate_labels": candidates,
+            "hypothesis_template": parameters.get("hypothesis_template"),
             "label_mapping": parameters.get("label_mapping"),
             "source": _path_or_id(parameters["dataset_name"]),
             "load_images": _load_images(*records[config, split].source, split),

@@ -1,20 +1,23 @@
 """Loading SpotViTs by directory or Hub id, with this package's own classes, and with errors that say what to do instead."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ..configuration_spot_cnn import SpotCNNConfig
 from ..configuration_spot_vit import SpotViTConfig
+from ..data.candidates import CandidateArguments, Candidates
 from ..jobs.versions import hub_commit, public_name, weights_digest
 from ..modeling_spot import SpotPreTrainedModel
 from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
+from ..zero_shot_spot_vit import SpotViTForZeroShotImageClassification
 
 
 ADAPTER = "adapter_config.json"
@@ -36,14 +39,23 @@ class ModelSource:
         name (`str`): directory or Hub id.
         revision (`str`, *optional*): the commit, of a Hub id; what was asked for where the Hub does not say.
         config ([`SpotViTConfig`] or [`SpotCNNConfig`]): of the model.
+        candidates ([`Candidates`], *optional*): among which a zero-shot model classifies; `config` then has them as classes.
     """
 
     name: str
     revision: str | None
     config: SpotViTConfig | SpotCNNConfig
+    candidates: Candidates | None = None
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether it is a model that classifies among texts."""
+        return any("ZeroShot" in name for name in self.config.architectures or [])
 
     @property
     def has_classifier(self) -> bool:
+        if self.is_zero_shot:
+            return self.candidates is not None
         return any("Classification" in name for name in self.config.architectures or []) and self.config.num_labels > 0
 
     @property
@@ -55,6 +67,8 @@ class ModelSource:
         """`ValueError` where it has none."""
         if self.segments:
             raise ValueError(f"`model` {self.name!r} segments images: this is for models that classify them")
+        if self.is_zero_shot and self.candidates is None:
+            raise ValueError(f"`model` {self.name!r} is a zero-shot model: this is for models with classes of their own")
         if not self.has_classifier:
             raise ValueError(f"`model` {self.name!r} has no classifier: convert it with --num_labels and train it first")
 
@@ -63,13 +77,61 @@ class ModelSource:
         if self.config.model_type != "spot_vit":
             raise ValueError(f"`model` must be a SpotViT here; {self.name!r} is a {self.config.model_type!r}")
 
+    def among(self, arguments: CandidateArguments, feature: Any = None) -> "ModelSource":
+        """
+        A zero-shot model as a classifier among texts; another model as it is.
+
+        Args:
+            arguments ([`CandidateArguments`]): of the job.
+            feature (`datasets.ClassLabel`, *optional*): of the labels, whose names are the default.
+
+        Raises:
+            `ValueError`: texts for another model.
+        """
+        if not self.is_zero_shot:
+            if arguments.asks_for_candidates:
+                name = "candidate_labels" if arguments.candidate_labels is not None else "hypothesis_template"
+                raise ValueError(f"`{name}` is for zero-shot models; `model` {self.name!r} is none")
+            return self
+        candidates = arguments.candidates(feature)
+        if candidates is None:
+            return self
+        config = deepcopy(self.config)
+        config.id2label = dict(enumerate(candidates.labels))
+        config.label2id = {label: number for number, label in enumerate(candidates.labels)}
+        return replace(self, config=config, candidates=candidates)
+
+    def check_candidates(self) -> None:
+        """`ValueError` where it is a zero-shot model without texts."""
+        if self.is_zero_shot and self.candidates is None:
+            raise ValueError(
+                f"`candidate_labels` is needed: `model` {self.name!r} is a zero-shot model, and no class has a name; got none"
+            )
+
     def load(self) -> SpotPreTrainedModel:
         """The model that was saved, such as [`SpotViTForImageClassification`] or [`SpotViTForSemanticSegmentation`], or
-        [`SpotViTModel`] where it has no head."""
+        [`SpotViTModel`] where it has no head; a zero-shot model with candidates as a classifier among these."""
+        if self.is_zero_shot:
+            model = self.load_zero_shot()
+            if self.candidates is None:
+                return model
+            return model.as_classifier(model.embed_texts(self.candidates.texts, self.load_tokenizer()), self.candidates.labels)
         if self.segments:
             return load_weights(SpotViTForSemanticSegmentation, self).eval()
         classifier, headless = MODEL_CLASSES[self.config.model_type]
         return load_weights(classifier if self.has_classifier else headless, self).eval()
+
+    def load_zero_shot(self) -> SpotViTForZeroShotImageClassification:
+        """With its text tower."""
+        return load_weights(SpotViTForZeroShotImageClassification, self).eval()
+
+    def load_tokenizer(self) -> Any:
+        """Of a zero-shot model; `ValueError` where it has none that can be read."""
+        try:
+            return AutoTokenizer.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"`model` {self.name!r} has no tokenizer that can be read: {reason}") from None
 
     def load_image_processor(self, decode: str | None = None) -> Any:
         """`decode` in place of what the processor saved, where given: see [`SpotViTImageProcessorKwargs`]."""
@@ -84,7 +146,9 @@ class ModelSource:
 
     def recorded(self) -> dict[str, Any]:
         """For a job's record: of what lies on this machine the name and a digest, not the path."""
-        return {"model": public_name(self.name), "revision": self.revision, "model_sha256": weights_digest(self.name)}
+        candidates = {} if self.candidates is None else self.candidates.recorded()
+        found = {"model": public_name(self.name), "revision": self.revision, "model_sha256": weights_digest(self.name)}
+        return {**found, **candidates}
 
 
 def open_model(model: str, revision: str | None = None) -> ModelSource:
@@ -130,6 +194,8 @@ def load_weights(model_class: type[Model], source: ModelSource, *, anew: Sequenc
     Raises:
         `ValueError`: a tensor is missing, or has another shape than the config says.
     """
+    if source.is_zero_shot and model_class is not SpotViTForZeroShotImageClassification:
+        changes = {"text_config": None, "projection_dim": None, **changes}  # its text tower is left behind
     model, report = model_class.from_pretrained(
         source.name, revision=source.revision, output_loading_info=True, ignore_mismatched_sizes=True, **changes
     )

@@ -15,6 +15,7 @@ def push_model(
     image_processor: Any,
     repo_id: str,
     *,
+    tokenizer: Any = None,
     private: bool = False,
     commit_message: str = "SpotViT",
     measured: str | None = None,
@@ -30,6 +31,7 @@ def push_model(
         model ([`SpotViTPreTrainedModel`]): to be published. One with adapters has to be merged first.
         image_processor ([`SpotViTImageProcessor`]): its image processor.
         repo_id (`str`): such as `user/name`; created where there is none.
+        tokenizer (*optional*): of a zero-shot model, which needs it.
         private (`bool`, *optional*, defaults to `False`): for a repository that is created.
         commit_message (`str`, *optional*).
         measured (`str`, *optional*): Markdown for the card, on what was measured and what was not.
@@ -38,7 +40,8 @@ def push_model(
         `str`: the commit's URL.
 
     Raises:
-        `ValueError`: no SpotViT, or one with adapters; no image processor of one; a name that no repository can have.
+        `ValueError`: no SpotViT, or one with adapters; no image processor of one, or no tokenizer; a name that no repository
+            can have.
         `OSError`: the Hub refused, in one line.
     """
     check_repo_id("repo_id", repo_id)
@@ -50,13 +53,23 @@ def push_model(
             f"`image_processor` must have a built-in placement saved, or none, to be loaded elsewhere; got "
             f"{image_processor.placement!r}"
         )
+    if hasattr(model, "text_model") and not callable(tokenizer):
+        raise ValueError(f"`tokenizer` is needed by a zero-shot model: that of its source; got {type(tokenizer).__name__}")
     with tempfile.TemporaryDirectory() as folder:
-        save_model(model, image_processor, folder, repo_id=repo_id, measured=measured)
+        save_model(model, image_processor, folder, tokenizer=tokenizer, repo_id=repo_id, measured=measured)
         return push_folder(folder, repo_id, private=private, message=commit_message, is_temporary=True)
 
 
-def save_model(model: Any, image_processor: Any, directory: str | Path, *, repo_id: str, measured: str | None = None) -> None:
-    """Writes a whole model into a directory: weights, config, code, image processor and card."""
+def save_model(
+    model: Any,
+    image_processor: Any,
+    directory: str | Path,
+    *,
+    repo_id: str,
+    tokenizer: Any = None,
+    measured: str | None = None,
+) -> None:
+    """Writes a whole model into a directory: weights, config, code, image processor, card and, where given, tokenizer."""
     # Before the model is saved, which writes a card that knows less where there is none.
     Path(directory).mkdir(parents=True, exist_ok=True)
     write_model_card(
@@ -69,6 +82,8 @@ def save_model(model: Any, image_processor: Any, directory: str | Path, *, repo_
     )
     model.save_pretrained(directory)
     image_processor.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
 
 
 def check_whole_model(model: Any, argument: str) -> None:

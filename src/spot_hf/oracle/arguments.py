@@ -9,6 +9,7 @@ from torch import nn
 
 from ..coordinates.schema import check_config_name
 from ..data.batches import PlacementRequest
+from ..data.candidates import NOT_RECORDED, CandidateArguments
 from ..data.corruptions import CorruptionArguments
 from ..data.labels import LabelledSource
 from ..data.source import DECODE_HELP, SalientSource, check_decode_option
@@ -94,7 +95,7 @@ class SearchArguments:
 
 
 @dataclass(kw_only=True)
-class OracleArguments(SearchArguments, CorruptionArguments, LabelledSource, SalientSource):
+class OracleArguments(SearchArguments, CorruptionArguments, CandidateArguments, LabelledSource, SalientSource):
     """
     What a run of the oracle does. Its rows depend on all of these but where they are written and how images are read.
     """
@@ -166,6 +167,7 @@ class OracleArguments(SearchArguments, CorruptionArguments, LabelledSource, Sali
         self.check_saliency_of(self.placement)
         check_decode_option(self.decode)
         self.check_corruption()
+        self.check_candidates()
         if self.window_scales is not None:
             scale_policy(self.window_scales)
         for name, least in (("batch_size", 1), ("shard_size", 1), ("num_workers", 0)):
@@ -210,6 +212,7 @@ class OracleArguments(SearchArguments, CorruptionArguments, LabelledSource, Sali
         not_recorded = (
             "num_workers", "streaming", "max_failed_share", "output_dir", "overwrite_output_dir", "license", "push_to_hub",
             "hub_dataset_id", "hub_private", "label_names", "labels_by_number", "boxes_csv", "corruption", "severity",
+            *NOT_RECORDED,
         )  # fmt: skip
         recorded = {name: value for name, value in asdict(self).items() if name not in not_recorded}
         recorded.update(recorded_placements([self.placement]))

@@ -86,6 +86,9 @@ class OracleRun:
         self.images = load_images(arguments.source())
         self.split = str(self.images.split)
         self.num_images = count_images(self.images, arguments.max_samples)
+        self.model = self.model.among(arguments, self.images.features.get("label"))
+        if arguments.objective != "feature":
+            self.model.check_candidates()
         self.directory = CoordinateDirectory(arguments.output_dir)
         self.labels = self._check_images()
         parameters = {
@@ -289,7 +292,8 @@ def _optimize(
 
 
 def _check_objective(arguments: OracleArguments, model: ModelSource) -> None:
-    if not (model.has_classifier or model.segments) and arguments.objective != "feature":
+    answers = model.has_classifier or model.segments or model.is_zero_shot
+    if not answers and arguments.objective != "feature":
         raise ValueError(
             f"`objective` must be 'feature': `model` {arguments.model!r} has no classifier; got {arguments.objective!r}"
         )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..modeling_spot import SpotForImageClassification, SpotPreTrainedModel
+from ..modeling_spot import SpotForImageClassification, SpotPlacing, SpotPreTrainedModel
 from ..placement import grid
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation, map_size_of
 from .arguments import DTYPES, SearchArguments
@@ -83,7 +83,8 @@ class SpotOracle:
 
     Args:
         model ([`SpotViTForImageClassification`], [`SpotCNNForImageClassification`], [`SpotViTForSemanticSegmentation`], or one
-            without a head, such as [`SpotViTModel`]): is not changed. Without a head, the objective must be `"feature"`.
+            without a head, such as [`SpotViTModel`]): is not changed. Without a head, the objective must be `"feature"`; so it
+            must with a [`SpotViTForZeroShotImageClassification`], which becomes a classifier by `as_classifier`.
         objective (`str`): `"label"`, cross-entropy with the true label, as in the paper; `"distill"`, KL divergence from
             the same model's full-grid prediction; `"feature"`, 1 - cosine to its full-grid pooled feature. The last two need
             no labels. In segmentation the first two are means over pixels of the model's map of scores, a quarter as high and
@@ -115,7 +116,8 @@ class SpotOracle:
         arguments.check_search()
         self.segments = isinstance(model, SpotViTForSemanticSegmentation)
         classifies = isinstance(model, SpotForImageClassification)
-        is_ours = isinstance(model, SpotPreTrainedModel) and (classifies or self.segments or model.base_model is model)
+        of_ours = isinstance(model, SpotPlacing) or self.segments or getattr(model, "base_model", None) is model
+        is_ours = isinstance(model, SpotPreTrainedModel) and of_ours
         if not is_ours:
             raise ValueError(
                 "`model` must be a SpotViTForImageClassification, a SpotViTForSemanticSegmentation, a SpotViTModel, or a "

@@ -228,7 +228,7 @@ class SpotTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------- optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Layer-wise learning-rate decay (as BEiT and MAE fine-tune), and no weight decay for positions and prefix tokens."""
+        """Layer-wise learning-rate decay (as BEiT and MAE fine-tune), and no weight decay for positions and learned tokens."""
         model = self.model if model is None else model
         if self.optimizer is None:
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -238,7 +238,8 @@ class SpotTrainer(Trainer):
                 if parameter.requires_grad:
                     rate = self.args.learning_rate * self.layer_decay ** layers_above(name, self._num_layers())
                     one_dimensional = parameter.ndim == 1  # such as layer scales, which `decayed` holds
-                    free = name not in decayed or one_dimensional or "position_embeddings" in name or "prefix_tokens" in name
+                    learned = any(part in name for part in ("position_embeddings", "position_bias", "prefix_tokens", "probe"))
+                    free = name not in decayed or one_dimensional or learned
                     groups.setdefault((rate, 0.0 if free else self.args.weight_decay), []).append(parameter)
             self.optimizer = kind(
                 [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()], **arguments
