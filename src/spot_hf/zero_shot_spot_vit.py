@@ -297,15 +297,6 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
             vision_model_output=vision_outputs,
         )
 
-    def golden_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """With three texts by a rule, as long as texts can be, see [`SpotPreTrainedModel.golden_inputs`]."""
-        text: Any = self.config.text_config
-        length = text.max_position_embeddings
-        ids = (37 * torch.arange(3 * length).view(3, length) + 11) % text.vocab_size
-        if text.eos_token_id is not None and text.eos_token_id < text.vocab_size:
-            ids[:, -1] = text.eos_token_id
-        return {**inputs, "input_ids": ids.to(inputs["pixel_values"].device)}
-
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], tokenizer: Any, batch_size: int = 64) -> torch.Tensor:
         """
