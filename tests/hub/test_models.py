@@ -100,6 +100,13 @@ def publish(photos, tiny_vit, expected):
     segmenter.push_to_hub("alice/segmenter")
     image_processor.push_to_hub("alice/segmenter")
 
+    rotary_options = {"use_position_table": False, "rope_theta": 100.0, "num_register_tokens": 2}
+    rotary = SpotViTForImageClassification(
+        SpotViTConfig(**sizes, **rotary_options, image_size=32, patch_size=8, initializer_range=0.3, **labels)
+    ).eval()
+    rotary.push_to_hub("alice/rotary")
+    image_processor.push_to_hub("alice/rotary")
+
     api.create_repo("alice/carded")
     own_card = "---\nlicense: mit\ntags:\n- birds\n---\n\nMy own words.\n"
     api.upload_file(path_or_fileobj=own_card.encode(), path_in_repo="README.md", repo_id="alice/carded")
@@ -134,6 +141,7 @@ def publish(photos, tiny_vit, expected):
             "pooler_output": model.spot_vit(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
             "source_logits": source(**source_inputs).logits,
         }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, f"{expected}/expected.safetensors")
@@ -224,6 +232,7 @@ def load(pinned, expected, photos, save_to):
     inner = aligned(AutoModel.from_pretrained("alice/parts", **at))
     encoder = aligned(AutoModel.from_pretrained("alice/encoder", **remote))
     segmenter = aligned(AutoModelForSemanticSegmentation.from_pretrained("alice/segmenter", **remote))
+    rotary = aligned(AutoModelForImageClassification.from_pretrained("alice/rotary", **remote))
     image_processor = AutoImageProcessor.from_pretrained("alice/parts", **at)
     config = AutoConfig.from_pretrained("alice/parts", **at)
     inputs = image_processor(images, return_tensors="pt")
@@ -235,6 +244,7 @@ def load(pinned, expected, photos, save_to):
             "pooler_output": inner(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
         }
         at_tag, at_main = tagged(**inputs).logits, latest(**inputs).logits
     verified = {
@@ -244,6 +254,7 @@ def load(pinned, expected, photos, save_to):
         "pinned against main": model.verify(),
         "encoder": encoder.verify(),
         "segmenter": segmenter.verify(),
+        "rotary": rotary.verify(),
     }
     differences = {name: (computed[name] - tensors[name]).abs().max().item() for name in computed}
 
@@ -336,6 +347,7 @@ def verify(pinned):
         ["alice/parts", "--revision", pinned],
         ["alice/encoder"],
         ["alice/segmenter"],
+        ["alice/rotary"],
         ["alice/vit"],
     ):
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
