@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..backbone_spot_vit import SpotViTBackbone
 from ..golden import Verification
 from ..modeling_spot import SpotPreTrainedModel
 from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
 from ..modeling_spot_vit import SpotViTForImageClassification, SpotViTModel
 from ..pretraining_spot_vit import SpotViTForPreTraining
 from ..segmentation_spot_vit import SpotViTForSemanticSegmentation
+from ..zero_shot_spot_vit import SpotViTForZeroShotImageClassification
 from .loading import MODEL_CLASSES, open_model
 
 
@@ -23,6 +25,8 @@ CLASSES: dict[str, type[SpotPreTrainedModel]] = {
         SpotViTForImageClassification,
         SpotViTForPreTraining,
         SpotViTForSemanticSegmentation,
+        SpotViTForZeroShotImageClassification,
+        SpotViTBackbone,
         SpotCNNModel,
         SpotCNNForImageClassification,
     )
