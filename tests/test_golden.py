@@ -134,7 +134,7 @@ def test_weights_of_other_dtypes_are_compared_in_float32(dtype, tmp_path):
 def test_rounded_weights_are_not_compared(tmp_path):
     made("classifier").save_pretrained(tmp_path)
     loaded = SpotViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="`dtype` of the model must be float32, as it was saved.*got bfloat16"):
+    with pytest.raises(ValueError, match=r"`dtype` of the model must be float32, as it was saved.*got bfloat16"):
         loaded.verify()
 
 

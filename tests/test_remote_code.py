@@ -35,6 +35,7 @@ CODE = {
     "configuration_spot.py",
     "modeling_spot.py",
     "golden.py",
+    "backbone_spot_vit.py",
     "version.py",
     "decoding.py",
     "windows.py",
@@ -217,7 +218,7 @@ def test_saved_files_refer_to_the_code_beside_them(loaded, saved):
     recipe = json.loads((saved[0] / "preprocessor_config.json").read_text())
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 9
+    assert len(references) == 10
     for reference in references:
         module, name = reference.split(".")  # no `user/name--` before it
         assert f"class {name}(" in (saved[0] / f"{module}.py").read_text()

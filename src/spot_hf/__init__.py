@@ -24,6 +24,7 @@ _HOMES = {
     "modeling_spot_cnn": ["SpotCNNForImageClassification", "SpotCNNModel", "SpotCNNPreTrainedModel"],
     "modeling_spot_vit": ["SpotViTForImageClassification", "SpotViTModel", "SpotViTPreTrainedModel"],
     "pretraining_spot_vit": ["SpotViTForPreTraining"],
+    "backbone_spot_vit": ["SpotViTBackbone"],
     "segmentation_spot_vit": ["SpotViTForSemanticSegmentation"],
     "segmentation_pipeline": ["SpotImageSegmentationPipeline"],
     "zero_shot_spot_vit": ["SpotViTForZeroShotImageClassification"],
@@ -85,7 +86,7 @@ _REGISTERED = {
         "pipeline_spot_vit", "windows", "positions", "placement", "frames", "drawing", "foveation", "input_checks", "decoding",
         "batch_feature", "budgets", "merging", "placer", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
         "zero_shot_spot_vit", "zero_shot_pipeline", "configuration_spot", "configuration_spot_cnn", "modeling_spot",
-        "modeling_spot_cnn", "golden",
+        "modeling_spot_cnn", "golden", "backbone_spot_vit",
     )
 }  # fmt: skip
 _imported: set[str] = set()

@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_spot import CUSTOM_PIPELINES, SpotConfigMixin, check_names
 from .merging import check_merge_tokens
@@ -26,6 +27,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_spot_vit.SpotViTConfig",
     "AutoModel": "modeling_spot_vit.SpotViTModel",
     "AutoModelForImageClassification": "modeling_spot_vit.SpotViTForImageClassification",
+    "AutoBackbone": "backbone_spot_vit.SpotViTBackbone",
     "AutoModelForPreTraining": "pretraining_spot_vit.SpotViTForPreTraining",
     "AutoModelForSemanticSegmentation": "segmentation_spot_vit.SpotViTForSemanticSegmentation",
     "AutoModelForZeroShotImageClassification": "zero_shot_spot_vit.SpotViTForZeroShotImageClassification",
@@ -50,7 +52,7 @@ TEXT_ACTIVATIONS = ("softmax", "sigmoid")
 
 
 @strict
-class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
+class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`SpotViTModel`]. The defaults give a ViT-B/16 at 224 pixels.
 
@@ -152,6 +154,12 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         segmentation_scores_per_side (`int`, defaults to 1): of [`SpotViTForSemanticSegmentation`]: a token has class scores
             for as many points per side of its window; 1 is the usual linear head.
         segmentation_hidden_size (`int`, *optional*): width of a hidden layer of its head; by default it is linear.
+        out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*): of a [`SpotViTBackbone`], the stages whose
+            features it gives, one or the other: `"stem"`, the embeddings, or 0; `"stage1"`, the first layer, or 1; and so on.
+            The last layer by default.
+        apply_layernorm (`bool`, defaults to `True`): whether the final layer norm is applied to a backbone's features.
+        reshape_hidden_states (`bool`, defaults to `True`): whether a backbone's features of the full grid are maps,
+            `(batch_size, hidden_size, rows, columns)`; or else sequences with their class and register tokens.
         semantic_loss_ignore_index (`int`, defaults to 255): the label of pixels that do not count in its loss.
         source_model (`dict`, *optional*): where the weights were converted from, as `spot-hf convert` records it
             (`name`, `revision`, `family`, `license`). Informative only.
@@ -226,6 +234,10 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
     segmentation_scores_per_side: int = 1
     segmentation_hidden_size: int | None = None
     semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     projection_dim: int | None = None
     text_activation: str = "softmax"
@@ -238,6 +250,9 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         if self.position_grid_size is None:
             height, width = self.image_height_width
             self.position_grid_size = [height // self.patch_size, width // self.patch_size]
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         kwargs.setdefault("custom_pipelines", {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()})
         super().__post_init__(**kwargs)
@@ -249,6 +264,11 @@ class SpotViTConfig(SpotConfigMixin, PreTrainedConfig):
         length = self.text_config.max_position_embeddings  # type: ignore[union-attr]
         padding = "max_length" if self.text_activation == "sigmoid" else True
         return {"padding": padding, "max_length": length, "truncation": True}
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Of the stages whose features a backbone can give: the embeddings, and each layer."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
     @property
     def has_plain_windows(self) -> bool:

@@ -1,9 +1,9 @@
-"""Golden outputs: what a saved model computed where it was saved, in a small file beside its weights, to be compared with what it
-computes where it is used. Remote code that initialises weights anew without a word, another config, other weights, a release of
-a library that changes what is computed: all of them show.
+"""Golden outputs: what a saved model computed where it was saved, in a small file beside its weights, to be compared with what
+it computes where it is used. Remote code that initialises weights anew without a word, another config, other weights, a
+library's release that changes what is computed: all of them show.
 
 Inputs are made by a rule of integer arithmetic, the same everywhere: two images of the model's size, as the model sees them by
-default, on the full grid, and through windows of several sizes off the grid. Outputs are in float32, whatever the weights are in.
+default, on the full grid, and through windows of several sizes off the grid. Outputs are of float32, whatever dtype weights have.
 """
 
 import json
@@ -61,8 +61,8 @@ def golden_images(num_channels: int, height: int, width: int) -> torch.Tensor:
 
 
 def golden_tokens(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Off the grid: coordinates `(2, num_tokens, 2)`, multiples of 1/64 in [0, 1), some of them near the image's edges; and window
-    scales `(2, num_tokens)`, from 1 to 2.5, float32."""
+    """Off the grid: coordinates `(2, num_tokens, 2)`, multiples of 1/64 in [0, 1), some of them near the image's edges; and
+    window scales `(2, num_tokens)`, from 1 to 2.5; float32."""
     image, token = torch.arange(NUM_IMAGES)[:, None], torch.arange(num_tokens)[None]
     x, y = 29 * token + 5 * image + 7, 11 * token * token + 5 * token + 13 * image + 3
     return torch.stack([x, y], dim=-1) % 64 / 64, (4 + (3 * token + image) % 7) / 4
@@ -82,8 +82,8 @@ def _token_count(config: Any, height: int, width: int) -> int:
 
 
 class _Cases(nn.Module):
-    """A model with all golden inputs, by its class's own forward pass: what Accelerate or a compiler put in its place is not the
-    model's."""
+    """A model with all golden inputs, by its class's own forward pass: what Accelerate or a compiler put in its place is not
+    the model's."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -91,10 +91,12 @@ class _Cases(nn.Module):
 
     def forward(self, images: torch.Tensor, tokens: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         model: Any = self.model
-        config, found = model.config, {}
+        config = model.config
+        found: dict[str, torch.Tensor] = {}
         cases: dict[str, Mapping[str, torch.Tensor]] = {"default": {}, "off_grid": tokens}
         if config.num_tokens is not None:  # or it is the default
-            cases["grid"] = {"coordinates": grid(*images.shape[-2:], config.patch_size).to(images.device)[None]}
+            height, width = images.shape[-2:]
+            cases["grid"] = {"coordinates": grid(height, width, config.patch_size).to(images.device)[None]}
         for case, placed in cases.items():
             inputs = model.golden_inputs({"pixel_values": images, **placed})
             if inputs is None:
@@ -130,7 +132,8 @@ def golden_outputs(
 
     Args:
         model ([`SpotPreTrainedModel`]): of this package. It stays as it is.
-        images (`torch.Tensor` of shape `(2, num_channels, height, width)`), tokens (`dict`): `coordinates` and `window_scales`.
+        images (`torch.Tensor` of shape `(2, num_channels, height, width)`).
+        tokens (`dict`): `coordinates` and `window_scales`, as [`golden_tokens`] gives them.
         state_dict (`dict`, *optional*): weights in the place of its own.
 
     Returns:
@@ -205,15 +208,14 @@ def golden_bytes(model: Any, state_dict: Mapping[str, torch.Tensor] | None = Non
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions_here(),
     }
-    tensors = {f"inputs/{name}": one for name, one in tokens.items()} | {
-        f"outputs/{name}": one for name, one in outputs.items()
-    }
+    tensors = {f"inputs/{name}": one for name, one in tokens.items()}
+    tensors |= {f"outputs/{name}": one for name, one in outputs.items()}
     return save(tensors, metadata={METADATA: json.dumps(about)})
 
 
 def is_whole(model: Any, state_dict: Mapping[str, Any] | None = None) -> bool:
-    """Whether a model's weights, or those of `state_dict`, lie in this process and as they are: not sharded, quantised or elsewhere,
-    so that it can compute on its own."""
+    """Whether a model's weights, or those of `state_dict`, lie in this process and as they are, not sharded, quantised or
+    elsewhere: so that it can compute on its own."""
     parameters = dict(model.named_parameters())
     plain = all(type(one) in (nn.Parameter, torch.Tensor) and not one.is_meta for one in parameters.values())
     kept = all(one.is_floating_point() and one.numel() > 0 and not hasattr(one, "ds_id") for one in parameters.values())
@@ -274,13 +276,11 @@ def _line(versions: Mapping[str, str]) -> str:
 
 
 def read_golden(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a model's golden file; `OSError`, of one line, where there is none, or it is broken.
-
-    Args:
-        name (`str`): directory or Hub id; revision (`str`, *optional*): branch, tag or commit of a Hub id."""
+    """Metadata and tensors of the golden file of a directory or Hub id; `OSError`, of one line, where there is none, or it is
+    broken."""
     lacks = (
-        f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before there were any, or where its weights were not whole; "
-        "`save_pretrained` writes one"
+        f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before there were any, or where its weights were not "
+        "whole; `save_pretrained` writes one"
     )
     path = Path(name).expanduser() / GOLDEN_FILE
     if not path.is_file():
@@ -317,7 +317,7 @@ def verify(model: Any, name: str, revision: str | None = None) -> Verification:
         revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
-        `OSError`: no golden file, or a broken one. `ValueError`: the model is in a dtype that has fewer bits than it was saved in.
+        `OSError`: no golden file, or a broken one. `ValueError`: the model's dtype has fewer bits than that it was saved in.
     """
     about, tensors = read_golden(name, revision)
     saved = getattr(torch, about["dtype"])
@@ -349,7 +349,7 @@ def verify(model: Any, name: str, revision: str | None = None) -> Verification:
 
 
 def write_golden(model: Any, directory: str | os.PathLike, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Writes a model's golden file into the directory where it is saved, which is made; the one that is there goes in any case."""
+    """Writes a model's golden file into the directory where it is saved, which is made. The one that is there goes first."""
     path = Path(directory) / GOLDEN_FILE
     path.unlink(missing_ok=True)
     content = golden_bytes(model, state_dict)

@@ -45,8 +45,8 @@ class SpotPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
-        needs, a model card where there is none, and always anew what these weights compute, for [`verify`]. Of several processes
-        that save at once, the first writes the last two."""
+        needs, a model card where there is none, and always anew what these weights compute, for [`verify`]. Of several
+        processes that save at once, the first writes the last two."""
         # A model loaded from a repository refers to that repository's code; its copy refers to its own.
         self.config.auto_map = dict(self.auto_map)
         self.config.custom_pipelines = {task: dict(entry) for task, entry in self.custom_pipelines.items()}
@@ -57,7 +57,7 @@ class SpotPreTrainedModel(PreTrainedModel):
             self._write_model_card(save_directory)
 
     def _write_golden(self, directory: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Never the outputs of other weights, and no reason for weights not to be saved: none where they cannot be computed."""
+        """Never outputs of other weights, and never a reason for weights not to be saved: none where these cannot be had."""
         try:
             if is_whole(self, state_dict):
                 write_golden(self, directory, state_dict)
@@ -73,8 +73,8 @@ class SpotPreTrainedModel(PreTrainedModel):
         What this class's forward pass takes for golden outputs, see [`golden.py`]; `None` where it cannot take what is given.
 
         Args:
-            inputs (`dict`): `pixel_values` `(2, num_channels, height, width)`, and where tokens are off the grid, `coordinates`
-                `(2, num_tokens, 2)` and `window_scales` `(2, num_tokens)`.
+            inputs (`dict`): `pixel_values` `(2, num_channels, height, width)`, and where tokens are off the grid,
+                `coordinates` `(2, num_tokens, 2)` and `window_scales` `(2, num_tokens)`.
         """
         return inputs
 
@@ -96,7 +96,7 @@ class SpotPreTrainedModel(PreTrainedModel):
             [`Verification`]: its `equal` says whether; `str` of it is one line.
 
         Raises:
-            `OSError`: there are none, or they are broken. `ValueError`: the model is in a dtype of fewer bits than it was saved in.
+            `OSError`: there are none, or they are broken. `ValueError`: the model's dtype has fewer bits than the saved one.
         """
         return verify(self, self.name_or_path if name is None else name, revision)
 

@@ -46,6 +46,7 @@ from .windows import sample_windows
 if TYPE_CHECKING:
     # Saving a model copies the files that this one imports: these, so that a saved model has its processor and pipelines,
     # and its classes for other tasks.
+    from .backbone_spot_vit import SpotViTBackbone  # noqa: F401
     from .image_processing_spot_vit import SpotViTImageProcessor  # noqa: F401
     from .pipeline_spot_vit import SpotImageClassificationPipeline  # noqa: F401
     from .pretraining_spot_vit import SpotViTForPreTraining  # noqa: F401

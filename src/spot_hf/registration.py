@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
@@ -16,6 +17,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .backbone_spot_vit import SpotViTBackbone
 from .configuration_spot_cnn import SpotCNNConfig
 from .configuration_spot_vit import SpotViTConfig
 from .image_processing_spot_vit import SpotViTImageProcessor, SpotViTImageProcessorPil
@@ -35,6 +37,7 @@ def register() -> None:
     AutoConfig.register("spot_vit", SpotViTConfig, exist_ok=True)
     AutoModel.register(SpotViTConfig, SpotViTModel, exist_ok=True)
     AutoModelForImageClassification.register(SpotViTConfig, SpotViTForImageClassification, exist_ok=True)
+    AutoBackbone.register(SpotViTConfig, SpotViTBackbone, exist_ok=True)
     AutoModelForPreTraining.register(SpotViTConfig, SpotViTForPreTraining, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SpotViTConfig, SpotViTForSemanticSegmentation, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(SpotViTConfig, SpotViTForZeroShotImageClassification, exist_ok=True)
@@ -68,6 +71,7 @@ def register() -> None:
     SpotViTConfig.register_for_auto_class()
     SpotViTModel.register_for_auto_class("AutoModel")
     SpotViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    SpotViTBackbone.register_for_auto_class("AutoBackbone")
     SpotViTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
     SpotViTForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
     SpotViTForZeroShotImageClassification.register_for_auto_class("AutoModelForZeroShotImageClassification")

@@ -91,7 +91,7 @@ MODELS = {
     "small_dinov3": ("vit_tiny_patch16_dinov3_qkvb", SHORT),
     "small_pe": ("vit_pe_spatial_tiny_patch16_512", SHORT),
     "beit": ("beit_base_patch16_224", TINY),
-    "beit_and_table": ("beitv2_base_patch16_224", TINY | NOT_SQUARE | {"use_abs_pos_emb": True, "global_pool": "token"}),
+    "beit_and_table": ("beitv2_base_patch16_224", TINY | NOT_SQUARE | {"use_abs_pos_emb": True}),
     "beit_shared": ("beit_base_patch16_224", TINY | HEADLESS | {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}),
 }
 
@@ -201,8 +201,8 @@ ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "qu
 
 
 def architectures() -> dict[str, dict]:
-    """Of timm's ViTs, its EVAs and its BEiTs, by name: the shapes of their tensors, what their repositories on the Hub say, and
-    what they compute with beside the tensors."""
+    """Of timm's ViTs, its EVAs and its BEiTs, by name: the shapes of their tensors, what their repositories on the Hub say,
+    and what they compute with beside the tensors."""
     found = {}
     for name in timm.list_models(module=["vision_transformer", "deit", "eva", "beit"]):
         try:
@@ -214,14 +214,13 @@ def architectures() -> dict[str, dict]:
         rope = getattr(model, "rope", None)
         facts = {"class": type(model.blocks[0]).__name__, "attention": type(attention).__name__}
         if "NoneType" not in facts["attention"]:
-            prefix = getattr(model, "num_reg_tokens", model.num_prefix_tokens - (model.cls_token is not None))
             facts |= {
                 "hidden_size": model.embed_dim,
                 "num_attention_heads": attention.num_heads,
                 "layer_norm_eps": model.blocks[0].norm1.eps,
                 "hidden_act": ACTIVATIONS[type(model.blocks[0].mlp.act).__name__],
                 "use_class_token": model.cls_token is not None,
-                "num_register_tokens": prefix,
+                "num_register_tokens": model.num_prefix_tokens - (model.cls_token is not None),
                 "use_position_table": model.pos_embed is not None,
                 "use_pre_norm": not isinstance(getattr(model, "norm_pre", torch.nn.Identity()), torch.nn.Identity),
                 "norm_after_pooling": not isinstance(model.fc_norm, torch.nn.Identity),

@@ -17,6 +17,7 @@ CODE = {
     "configuration_spot.py",
     "modeling_spot.py",
     "golden.py",
+    "backbone_spot_vit.py",
     "version.py",
     "decoding.py",
     "windows.py",
@@ -163,7 +164,7 @@ def test_a_pushed_repository_is_complete(hub, published, repo_id):
     recipe = json.loads(pushed["preprocessor_config.json"])
     references = [*config["auto_map"].values(), *recipe["auto_map"]["AutoImageProcessor"].values()]
     references += [entry["impl"] for entry in config["custom_pipelines"].values()]
-    assert len(references) == 9
+    assert len(references) == 10
     for reference in references:
         module, name = reference.split(".")
         assert f"class {name}(" in pushed[f"{module}.py"].decode()

@@ -116,8 +116,9 @@ class Assembly:
         config, width = self.config, self.config.hidden_size
         kinds = {"cls_token": int(config.use_class_token), self.extra_token(): config.num_register_tokens}
         kinds = {kind: count for kind, count in kinds.items() if count}
-        for kind, tensor in self.state.items():  # CLIP's have no axes of length 1
-            if kind in ("cls_token", "position_table"):
+        for kind, tensor in self.state.items():
+            # CLIP's have no axes of length 1.
+            if kind in ("cls_token", "position_table") and "embeddings.class_embedding" in self.family.table:
                 self.state[kind] = tensor.reshape((1,) * (3 - tensor.ndim) + tensor.shape)
         tokens = [self.take(kind, (1, count, width))[0] for kind, count in kinds.items()]
         prefix = torch.cat(tokens) if tokens else torch.zeros(0, width)
@@ -272,9 +273,10 @@ def _source_name(target: str, source: Source) -> str:
     family, candidates, elsewhere = FAMILIES[detect_family(source)], [], []
     for pattern, to in family.table.items():
         to = to.format(i=layer)
-        if to != target and to not in modules:
+        is_whole = to in (target, *(f"{one}.{kind}" for one in modules))  # under its own name
+        if not is_whole and to not in modules:
             continue
-        pattern = pattern if to == target else f"{pattern}.{kind}"
+        pattern = pattern if is_whole else f"{pattern}.{kind}"
         candidates.append(pattern.format(i=layer))
         if any(pattern.format(i=i) in source.tensors for i in range(count_layers(source, family.layer_name))):
             elsewhere.append(candidates[-1])

@@ -50,6 +50,7 @@ ARCHITECTURES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("vit_so400m_patch16_siglip_*", {"act_layer": "gelu_tanh"}),
     ("vit_giantopt_*", {"act_layer": "gelu_tanh", "num_heads": 16}),
     ("vit_base_patch16_gap_224", {"num_heads": 16}),
+    ("vit_*_rpn_*", {"use_post_norm": True}),
     ("test_vit3", {"num_heads": 3}),
     ("eva02_*", EVA02),
     ("eva02_enormous_*", {"use_post_norm": True, "use_rot_pos_emb": False, "num_heads": 16}),

@@ -142,10 +142,10 @@ def _is_stated(source: Source, name: str, expected: bool) -> bool:
 
 def _image_size(source: Source, arguments: dict[str, Any], patch_size: int, has_table: bool) -> list[int]:
     num_positions = source.shape("pos_embed", 3)[1] if has_table else None
-    pretrained = timm_pretrained_cfg(source.config or {})
-    if pretrained.get("input_size"):
-        return list(pretrained["input_size"][1:])
-    stated = arguments.get("img_size") or (224 if num_positions is None else int(num_positions**0.5) * patch_size)
+    recommended = (timm_pretrained_cfg(source.config or {}).get("input_size") or (None,))[1:]
+    # A table has the size that the model was made for, which another one may be recommended for.
+    stated = (arguments.get("img_size") if has_table else None) or recommended or arguments.get("img_size")
+    stated = stated or (224 if num_positions is None else int(num_positions**0.5) * patch_size)
     return list(stated) if isinstance(stated, (list, tuple)) else [stated] * 2
 
 
@@ -237,7 +237,8 @@ def _refuse(source: Source, arguments: dict[str, Any]) -> None:
         if arguments.get(name) not in supported:
             raise ConversionError(f"`{name}` of the timm config is not supported: got {arguments[name]!r}")
     shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-    queries, keys = (shapes.get(f"blocks.0.attn.{one}_proj.weight") for one in "qk")
+    queries = {name: shape[0] for name, shape in shapes.items() if name.endswith(".attn.q_proj.weight")}
+    keys = {name: shapes.get(name.replace("q_proj", "k_proj"), (rows,))[0] for name, rows in queries.items()}
     rope_type = arguments.get("rope_type", "cat")
     reasons = {
         "its rotary frequencies are learned, for each layer and head": rope_type == "mixed" or "rope.freqs" in shapes,
@@ -245,8 +246,9 @@ def _refuse(source: Source, arguments: dict[str, Any]) -> None:
         "its layers' norms come after attention and feed-forward layer": arguments.get("use_post_norm", False),
         "its attention has gates": _has(source, ".attn.gate."),
         "its norms are RMS norms": _has(source, ".norm1.weight") and not _has(source, ".norm1.bias"),
-        "several of its queries share a key": bool(queries and keys and queries[0] > keys[0])
-        or len({shapes[name][0] for name in shapes if name.endswith(".attn.k_proj.weight")}) > 1,
+        "several of its queries share a key": any(
+            queries[name] in range(2 * rows, queries[name] + 1, rows) for name, rows in keys.items()
+        ),
         "only its attention has a layer scale": arguments.get("attn_only_layer_scale", False)
         or (_has(source, ".gamma_1") and not _has(source, ".gamma_2")),
     }

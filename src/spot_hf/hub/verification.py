@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..backbone_spot_vit import SpotViTBackbone
 from ..golden import Verification
 from ..modeling_spot import SpotPreTrainedModel
 from ..modeling_spot_cnn import SpotCNNForImageClassification, SpotCNNModel
@@ -25,6 +26,7 @@ CLASSES: dict[str, type[SpotPreTrainedModel]] = {
         SpotViTForPreTraining,
         SpotViTForSemanticSegmentation,
         SpotViTForZeroShotImageClassification,
+        SpotViTBackbone,
         SpotCNNModel,
         SpotCNNForImageClassification,
     )
