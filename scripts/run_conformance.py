@@ -6,7 +6,7 @@ The suites are those of the installed release of transformers. They come from it
 into `.conformance/` (not part of the repository), together with our test modules of `tests/conformance/`:
 
 - ModelTesterMixin on `SpotViTModel` and `SpotViTForImageClassification`, in four variants: full grid, coordinates, every
-  option, rotary positions; and on `SpotViTForPreTraining`;
+  option, rotary positions; on `SpotViTForPreTraining`; and on `SpotViTForZeroShotImageClassification`;
 - ConfigTester on `SpotViTConfig`;
 - ImageProcessingTestMixin on `SpotViTImageProcessorPil`, and on `SpotViTImageProcessor` where torchvision is;
 - PipelineTesterMixin on the pipelines that SpotViT serves.
@@ -41,6 +41,7 @@ PLACES = {
     "conformance_conftest.py": "conftest.py",
     "conformance_reasons.py": "tests/models/spot_vit/reasons.py",
     "conformance_modeling.py": "tests/models/spot_vit/test_modeling_spot_vit.py",
+    "conformance_zero_shot.py": "tests/models/spot_vit/test_zero_shot_spot_vit.py",
     "conformance_image_processing.py": "tests/models/spot_vit/test_image_processing_spot_vit.py",
     "conformance_pipelines.py": "tests/models/spot_vit/test_pipelines_spot_vit.py",
     "conformance_stub_configuration_utils.py": "tests/utils/test_configuration_utils.py",

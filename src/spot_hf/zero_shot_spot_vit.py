@@ -116,6 +116,7 @@ class SpotViTTextClassifier(nn.Module):
 class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel):
     """A SpotViT, a text tower of transformers, and what compares their features, as CLIP's and SigLIP's own classes do."""
 
+    main_input_name = "input_ids"  # as of transformers' CLIP
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False  # the loss is a mean over a batch: Trainer divides by its steps of accumulation
     _no_split_modules = [
@@ -162,6 +163,15 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.embeddings.token_embedding = value
+
+    def golden_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """With three texts, each as long as texts can be, and ended."""
+        text_config: Any = self.config.text_config
+        length, text = text_config.max_position_embeddings, torch.arange(3)[:, None]
+        input_ids = (7 * torch.arange(length) + 5 * text * text + 3 * text + 11) % text_config.vocab_size
+        if isinstance(text_config.eos_token_id, int) and text_config.eos_token_id < text_config.vocab_size:
+            input_ids[:, -1] = text_config.eos_token_id
+        return {**inputs, "input_ids": input_ids.to(inputs["pixel_values"].device)}
 
     @can_return_tuple
     def get_text_features(
@@ -286,15 +296,6 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
-
-    def golden_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """With three texts by a rule, as long as texts can be, see [`SpotPreTrainedModel.golden_inputs`]."""
-        text: Any = self.config.text_config
-        length = text.max_position_embeddings
-        ids = (37 * torch.arange(3 * length).view(3, length) + 11) % text.vocab_size
-        if text.eos_token_id is not None and text.eos_token_id < text.vocab_size:
-            ids[:, -1] = text.eos_token_id
-        return {**inputs, "input_ids": ids.to(inputs["pixel_values"].device)}
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], tokenizer: Any, batch_size: int = 64) -> torch.Tensor:

@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 modeling_auto.MODEL_MAPPING_NAMES["spot_vit"] = "SpotViTModel"
 modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["spot_vit"] = "SpotViTForImageClassification"
 modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["spot_vit"] = "SpotViTForSemanticSegmentation"
+modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES["spot_vit"] = "SpotViTForZeroShotImageClassification"
 
 
 def pytest_collection_modifyitems(items):

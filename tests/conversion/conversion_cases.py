@@ -199,7 +199,7 @@ CASES = {
     ),
     "dinov3_gated": Case(
         DINOv3ViTModel,
-        DINOv3ViTConfig(**DINOV3, use_gated_mlp=True, hidden_act="silu", mlp_bias=False),
+        DINOv3ViTConfig(**DINOV3, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu", mlp_bias=False),
         skipped=MASK_TOKEN,
         pooler=True,
     ),

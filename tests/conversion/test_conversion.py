@@ -6,6 +6,7 @@ weights are at the end. Sources of timm are in test_conversion_timm.py.
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,15 +36,18 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    BeitImageProcessor,
     BitImageProcessor,
     CLIPImageProcessor,
     DeiTImageProcessor,
+    SiglipImageProcessor,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTMAEForPreTraining,
     ViTMAEModel,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torchvision_available
 
 from spot_hf import ConversionError, convert_checkpoint
 from spot_hf.conversion.families import FAMILIES
@@ -411,13 +415,16 @@ def test_a_pickle_that_needs_more_than_weights_is_refused(name, source, tmp_path
 
 
 @pytest.mark.parametrize("change", [without, longer, shorter, wider])
-@pytest.mark.parametrize("name", ["vit", "deit_distilled", "dinov2_swiglu", "registers", "mae"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit", "deit_distilled", "dinov2_swiglu", "registers", "mae", "dinov3_gated", "clip_vision", "siglip_vision", "beit"],
+)
 def test_every_tensor_that_is_missing_or_misshapen_is_named(name, change, source, tmp_path):
     tensors = load_file(source(name) / "model.safetensors")
     used = convert_checkpoint(source(name)).used
     assert len(used) > 30
     for key in used:
-        if ".layer." in key and ".layer.1." not in key:  # one layer stands for all
+        if re.search(r"layers?\.[02]\.", key):  # one layer stands for all
             continue
         changed = {k: change(tensor) if k == key else tensor for k, tensor in tensors.items()}
         changed = {k: tensor for k, tensor in changed.items() if tensor is not None}
@@ -481,6 +488,28 @@ def test_a_config_that_is_not_the_tensors_is_refused(config, source, tmp_path):
     assert "\n" not in message
     if "model_type" in config:
         assert f"is of no known family ({', '.join(FAMILIES)})" in message
+
+
+UNREPRESENTABLE = {
+    "siglip2": (
+        "siglip_vision",
+        {"model_type": "siglip2_vision_model"},
+        "of model_type 'siglip2_vision_model' cannot be converted: its images keep their shape",
+    ),
+    "gated with another activation": ("dinov3_gated", {"hidden_act": "gelu"}, "`hidden_act` of a gated MLP must be silu"),
+    "heads that rotary positions cannot divide": (
+        "dinov3",
+        {"num_attention_heads": 8},
+        "with `rope_theta`, a head's width must be a multiple of 4",
+    ),
+    "BEiT that is not square": ("beit", {"image_size": [32, 40]}, "`image_size` must be square; got [32, 40]"),
+}
+
+
+@pytest.mark.parametrize(("name", "config", "message"), UNREPRESENTABLE.values(), ids=UNREPRESENTABLE.keys())
+def test_what_no_spot_vit_computes_is_refused(name, config, message, source, tmp_path):
+    found = refused(edited(source(name), tmp_path / "edited", **config), tmp_path)
+    assert message in found and "\n" not in found
 
 
 def test_what_was_converted_already_is_refused(source, tmp_path):
@@ -599,6 +628,8 @@ RECIPES = {
     "bit": BitImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 32, "width": 32}, resample=3).to_dict(),
     "bit_not_square": BitImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 24, "width": 32}).to_dict(),
     "clip": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).to_dict(),
+    "siglip": SiglipImageProcessor(size={"height": 32, "width": 32}).to_dict(),
+    "beit": BeitImageProcessor(size={"height": 36, "width": 36}, crop_size={"height": 32, "width": 32}).to_dict(),
     "legacy_vit": LEGACY_VIT,
     "legacy_vit_without_type": {k: v for k, v in LEGACY_VIT.items() if k not in ("feature_extractor_type", "resample")},
     "legacy_deit": {
@@ -636,6 +667,37 @@ def test_the_image_processor_gives_the_sources_pixel_values(name, pictures, sour
         actual = converted(picture, return_tensors="pt")
         assert torch.equal(actual["pixel_values"], expected)
         assert list(actual) == ["pixel_values"]  # the model then uses its full grid
+
+
+DINOV3_RECIPE = {  # as on the Hub
+    "crop_size": None,
+    "do_center_crop": None,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_processor_type": "DINOv3ViTImageProcessorFast",
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "size": {"height": 32, "width": 48},
+}
+
+
+def test_a_recipe_whose_class_needs_torchvision_is_read_all_the_same(source, tmp_path):
+    directory = edited(source("dinov3"), tmp_path / "edited")
+    (directory / "preprocessor_config.json").write_text(json.dumps(DINOV3_RECIPE))
+    report = convert_checkpoint(directory)
+    processor = report.image_processor
+    assert (dict(processor.size), processor.resample, processor.do_center_crop) == ({"height": 32, "width": 48}, 2, False)
+    assert list(processor.image_mean) == DINOV3_RECIPE["image_mean"]
+    assert list(processor.image_std) == DINOV3_RECIPE["image_std"]
+    assert report.model.config.image_height_width == (32, 48)
+    assert any("rescales images before it resizes them" in note for note in report.notes)
+    if not is_torchvision_available():
+        lacking = {**DINOV3_RECIPE, "image_mean": None}
+        (directory / "preprocessor_config.json").write_text(json.dumps(lacking))
+        assert "lacks `image_mean`, which DINOv3ViTImageProcessorFast has by default" in refused(directory, tmp_path)
 
 
 def test_without_a_recipe_there_is_a_usual_one_and_a_note(source):

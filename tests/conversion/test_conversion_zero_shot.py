@@ -1,4 +1,4 @@
-"""CLIP, MetaCLIP 2 and SigLIP with their texts: the logits of the source's own class, its tokenizer and recipe; and bad sources."""
+"""CLIP, MetaCLIP 2 and SigLIP with their texts: logits of the source's own class, tokenizer and recipe; bad sources."""
 
 import json
 import shutil
@@ -120,9 +120,8 @@ def test_saved_defaults_and_another_image_size(source, tmp_path):
 def test_siglip_2_of_a_fixed_resolution(tmp_path):
     """Is a `siglip` in its config; only its tokenizer is another, which pads on the left and has a mask."""
     source = save_source(tmp_path / "source", "siglip")
-    vocab = {
-        token: number for number, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdeghlnoprt"])
-    }
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdeghlnoprt"]
+    vocab = {token: number for number, token in enumerate(tokens)}
     for file in source.glob("tokenizer*"):
         file.unlink()
     Siglip2Tokenizer(vocab=vocab, merges=[]).save_pretrained(source)
@@ -165,6 +164,17 @@ def test_a_classifier_on_the_encoder_of_images_alone(tmp_path):
     assert {name.split(".")[0] for name in report.skipped} == {
         "text_model", "text_projection", "visual_projection", "logit_scale",
     }  # fmt: skip
+
+
+def test_what_is_written_is_verified(source, tmp_path, capsys):
+    """Of images and of texts: either's weights matter."""
+    convert_checkpoint(source[1], tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    weights = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(weights)
+    for name in ("spot_vit.layers.1.mlp.fc2.bias", "text_model.encoder.layers.1.mlp.fc2.bias", "logit_scale"):
+        save_file({**tensors, name: tensors[name] + 0.1}, weights, metadata={"format": "pt"})
+        assert main(["verify", str(tmp_path / "out")]) == 1, name
 
 
 # ---------------------------------------------------------------------------------------------------------- bad sources
@@ -220,7 +230,7 @@ BAD = {
     "another tokenizer": (
         "clip",
         larger_tokenizer,
-        "the tokenizer of source has .* tokens, its text tower .*: they do not belo",
+        "the tokenizer of source has .* tokens, its text tower .*: they do not",
     ),
     "a wrong config": ("clip", unknown_text_tower, "config.json of source: .*multiple of the number of attention heads"),
     "texts of another width": ("siglip", wide_texts, "text features of source are 30 wide, those of images 36"),

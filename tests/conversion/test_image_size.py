@@ -11,7 +11,11 @@ from conversion_checks import PROMISED, REACHED
 from random_weights import randomise
 from transformers import (
     AutoModelForImageClassification,
+    BeitConfig,
+    BeitForImageClassification,
     BitImageProcessor,
+    CLIPConfig,
+    CLIPForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -19,6 +23,12 @@ from transformers import (
     Dinov2ForImageClassification,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersForImageClassification,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    IJepaConfig,
+    IJepaForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -39,6 +49,9 @@ SOURCES = {
     "deit_distilled": (DeiTForImageClassificationWithTeacher, DeiTConfig(**VIT)),
     "dinov2": (Dinov2ForImageClassification, Dinov2Config(**DINOV2)),
     "registers": (Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig(**DINOV2)),
+    "clip": (CLIPForImageClassification, CLIPConfig(vision_config=VIT, num_labels=7)),
+    "siglip": (SiglipForImageClassification, SiglipConfig(vision_config=VIT, num_labels=7)),
+    "ijepa": (IJepaForImageClassification, IJepaConfig(**VIT)),
 }
 # The last is no multiple of either patch size: almost a patch of 16 pixels is left over, of which the source sees nothing.
 SIZES = [(128, 128), (224, 320), (384, 384), (143, 255)]
@@ -96,7 +109,7 @@ def test_converted_for_another_size(name, size, sources, tmp_path):
 
 
 @sizes
-@pytest.mark.parametrize("name", ["vit", "deit", "deit_distilled"])
+@pytest.mark.parametrize("name", ["vit", "deit", "deit_distilled", "clip", "siglip"])
 def test_resized_after_conversion(name, size, sources, tmp_path):
     source, directory = sources[name]
     model = convert_checkpoint(directory).model
@@ -112,6 +125,31 @@ def test_resized_after_conversion(name, size, sources, tmp_path):
     assert changed == ["spot_vit.embeddings.position_embeddings.weight"]
     model.save_pretrained(tmp_path)
     assert difference(AutoModelForImageClassification.from_pretrained(tmp_path), source, *size) <= REACHED
+
+
+@sizes
+@torch.no_grad()
+def test_rotary_positions_follow_an_images_size_by_themselves(size, tmp_path):
+    source = randomise(DINOv3ViTModel(DINOv3ViTConfig(**VIT, layerscale_value=0.5)))
+    source.save_pretrained(tmp_path / "source")
+    model = convert_checkpoint(tmp_path / "source").model
+    pixel_values = images(*size)
+    expected = source(pixel_values).last_hidden_state
+    for resized in (False, True):
+        if resized:
+            model.resize_position_embeddings(*size)
+        assert (model(pixel_values).last_hidden_state - expected).abs().max() <= REACHED
+
+
+def test_relative_positions_are_for_the_sources_size(tmp_path):
+    config = BeitConfig(**VIT, use_relative_position_bias=True)
+    randomise(BeitForImageClassification(config)).save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"`image_size` must be that of the source.*got \[128, 128\].*has \[224, 224\]"):
+        convert_checkpoint(tmp_path / "source", tmp_path / "out", image_size=128)
+    assert not (tmp_path / "out").exists()
+    model = convert_checkpoint(tmp_path / "source", image_size=224).model
+    model.resize_position_embeddings(128, 160)  # displacements are relative to the image: it runs
+    assert model(images(128, 160)).logits.shape == (2, 7)
 
 
 def test_a_table_that_was_interpolated_is_not_the_sources(sources):

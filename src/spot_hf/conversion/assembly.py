@@ -273,9 +273,10 @@ def _source_name(target: str, source: Source) -> str:
     family, candidates, elsewhere = FAMILIES[detect_family(source)], [], []
     for pattern, to in family.table.items():
         to = to.format(i=layer)
-        if to != target and to not in modules:
+        is_whole = to in (target, *(f"{one}.{kind}" for one in modules))  # under its own name
+        if not is_whole and to not in modules:
             continue
-        pattern = pattern if to == target else f"{pattern}.{kind}"
+        pattern = pattern if is_whole else f"{pattern}.{kind}"
         candidates.append(pattern.format(i=layer))
         if any(pattern.format(i=i) in source.tensors for i in range(count_layers(source, family.layer_name))):
             elsewhere.append(candidates[-1])

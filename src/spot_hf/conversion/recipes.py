@@ -1,6 +1,8 @@
 """Preprocessing recipes: transformers' and timm's, as keywords of SpotViT's image processor."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -37,14 +39,31 @@ def read_recipe(directory: Path, config: dict[str, Any], notes: list[str]) -> di
         source = AutoImageProcessor.from_pretrained(
             directory, backend="torchvision" if is_torchvision_available() else "pil", trust_remote_code=False
         )
-    except (ValueError, OSError, ImportError) as error:
+    except ImportError:  # such as DINOv3's, which there is for torchvision alone
+        source = _recipe_as_written(directory / name)
+    except (ValueError, OSError) as error:
         raise ConversionError(f"cannot read {name}: {str(error).strip().splitlines()[0]}") from None
+    if getattr(source, "image_processor_type", type(source).__name__).startswith("DINOv3"):
+        notes.append("the source rescales images before it resizes them, and the image processor after it: pixels are rounded")
     for step in UNSUPPORTED_STEPS:
         if getattr(source, step, None):
             raise ConversionError(f"{name} asks for `{step}`, which SpotViT's image processor does not do")
     recipe = {name: getattr(source, name, None) for name in RECIPE_NAMES}
     recipe = {name: dict(v) if name in ("size", "crop_size") and v else v for name, v in recipe.items() if v is not None}
     return _as_usual_steps(source, recipe)
+
+
+def _recipe_as_written(file: Path) -> SimpleNamespace:
+    """The entries of a file whose class cannot be had; one that leaves out what the class would add is refused."""
+    written = json.loads(file.read_text(encoding="utf-8"))
+    written = written.get("image_processor") or written
+    lacking = [name for name in ("do_resize", "size", "resample", "image_mean", "image_std") if written.get(name) is None]
+    if lacking:
+        raise ConversionError(
+            f"{file.name} lacks `{'`, `'.join(lacking)}`, which {written.get('image_processor_type')} has by default; it "
+            "needs torchvision: pip install torchvision"
+        )
+    return SimpleNamespace(**written)
 
 
 def _as_usual_steps(source: Any, recipe: dict[str, Any]) -> dict[str, Any]:
