@@ -89,7 +89,7 @@ def test_every_changed_weight_is_found(name, tmp_path):
     found = verify_model(str(tmp_path))
     assert found.equal and str(found).startswith(f"{tmp_path}: equal: largest difference ") and "the same here" in str(found)
     for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith(("k_proj.bias", "k_norm.bias")):  # adds the same to all of a query's scores: the softmax removes it
+        if parameter_name.endswith(("k_proj.bias", "k_norm.bias")):  # the same for all of a query's scores: of no effect
             continue
         before = parameter.clone()
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
