@@ -1,10 +1,11 @@
-"""SpotViT as a backbone: DINOv2's feature maps on the full grid, under heads of transformers, and features of placed tokens."""
+"""SpotViT as a backbone: DINOv2's feature maps on the full grid, under heads of transformers; features of placed tokens."""
 
 import json
 
 import pytest
 import torch
 from random_weights import randomise
+from safetensors.torch import save_file
 from tiny import random_coordinates, random_images, tiny_config, tiny_model
 from transformers import (
     AutoBackbone,
@@ -17,6 +18,9 @@ from transformers import (
     Dinov2WithRegistersBackbone,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     DPTConfig,
     DPTForDepthEstimation,
     UperNetConfig,
@@ -36,37 +40,34 @@ from spot_hf.placement import grid
 
 
 REACHED = 1e-5  # the same arithmetic in another order, on values of order 1
-SIZES = {
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-    "mlp_ratio": 2,
-}
+BODY = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+SIZES = {**BODY, "mlp_ratio": 2}
 SOURCES = {
-    "dinov2": (Dinov2Model, Dinov2Backbone, Dinov2Config(**SIZES)),
-    "not_square": (Dinov2Model, Dinov2Backbone, Dinov2Config(**{**SIZES, "image_size": [24, 48]})),
+    "dinov2": (Dinov2Model, Dinov2Backbone, Dinov2Config(**SIZES), (32, 32)),
+    "not_square": (Dinov2Model, Dinov2Backbone, Dinov2Config(**SIZES), (24, 48)),
     "registers": (
         Dinov2WithRegistersModel,
         Dinov2WithRegistersBackbone,
         Dinov2WithRegistersConfig(**SIZES, num_register_tokens=3),
+        (32, 32),
+    ),
+    "dinov3": (
+        DINOv3ViTModel,
+        DINOv3ViTBackbone,
+        DINOv3ViTConfig(**BODY, intermediate_size=80, num_register_tokens=2),
+        (32, 48),
     ),
 }
-
-
-def sizes_of(config) -> tuple[int, int]:
-    return (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """Directories of a source and of what it was converted to."""
     directories = {}
-    for name, (model_class, _, config) in SOURCES.items():
+    for name, (model_class, _, config, size) in SOURCES.items():
         directory = tmp_path_factory.mktemp(name)
         randomise(model_class(config)).save_pretrained(directory / "source")
-        convert_checkpoint(directory / "source", directory / "spot", image_size=sizes_of(config))
+        convert_checkpoint(directory / "source", directory / "spot", image_size=size)
         directories[name] = directory
     return directories
 
@@ -79,12 +80,14 @@ def converted(tmp_path_factory):
 @pytest.mark.parametrize("name", SOURCES)
 @torch.no_grad()
 def test_maps_are_those_of_the_sources_backbone(name, stages, settings, converted):
-    _, backbone_class, config = SOURCES[name]
+    _, backbone_class, _, size = SOURCES[name]
+    if name == "dinov3" and settings:
+        pytest.skip("DINOv3's backbone always norms its last stage and leaves out prefix tokens; ours is as DINOv2's")
     source = backbone_class.from_pretrained(converted[name] / "source", **stages, **settings).eval()
     backbone = SpotViTBackbone.from_pretrained(converted[name] / "spot", **stages, **settings).eval()
     assert (backbone.out_features, list(backbone.out_indices)) == (source.out_features, list(source.out_indices))
     assert (backbone.channels, backbone.stage_names) == (source.channels, source.stage_names)
-    pixel_values = random_images(2, *sizes_of(config))
+    pixel_values = random_images(2, *size)
     expected, found = source(pixel_values), backbone(pixel_values)
     assert found.hidden_states is found.attentions is found.coordinates is None
     for one, other in zip(found.feature_maps, expected.feature_maps, strict=True):
@@ -236,11 +239,36 @@ def test_from_other_models_and_back(model_class, tmp_path):
     torch.testing.assert_close(again(pixel_values).pooler_output, encoder(pixel_values).pooler_output, rtol=0, atol=1e-5)
 
 
+def run_remotely(directory, inputs):
+    """In a process without the package: of a directory, as `AutoBackbone` takes Hub ids alone."""
+    from safetensors.torch import load_file
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    backbone_class = get_class_from_dynamic_module("backbone_spot_vit.SpotViTBackbone", directory)
+    backbone = backbone_class.from_pretrained(directory, out_indices=[0, 2])
+    outputs = backbone(**load_file(inputs))
+    sums = [one.double().square().sum().item() for one in outputs.feature_maps]
+    return {"module": backbone_class.__module__, "sums": sums, "places": outputs.coordinates.tolist()}
+
+
+def test_without_the_package_from_a_directory(tmp_path, fresh_process):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    inputs = {"pixel_values": random_images(), "coordinates": random_coordinates(2, 7)}
+    save_file(inputs, tmp_path / "inputs.safetensors")
+    found = fresh_process(run_remotely, tmp_path / "model", tmp_path / "inputs.safetensors", without_spot_hf=True)
+    expected = SpotViTBackbone.from_pretrained(tmp_path / "model", out_indices=[0, 2])(**inputs)
+    assert found["module"].startswith("transformers_modules.") and found["places"] == inputs["coordinates"].tolist()
+    sums = [one.double().square().sum().item() for one in expected.feature_maps]
+    assert found["sums"] == pytest.approx(sums, rel=1e-5)  # weights lie elsewhere in memory
+
+
 def test_only_a_backbone_has_stages(tmp_path):
-    """Configs of other models, and of earlier versions, say nothing of them, and layers can be left out."""
+    """Configs of other models, and of earlier versions, say nothing of them."""
     tiny_model().save_pretrained(tmp_path / "classifier")
     saved = json.loads((tmp_path / "classifier" / "config.json").read_text())
-    assert not {"stage_names", "_out_features"} & set(saved) and saved.get("out_features") is saved.get("out_indices") is None
+    assert not {"stage_names", "_out_features"} & set(saved)
+    assert saved.get("out_features") is saved.get("out_indices") is None
     assert tiny_config(num_hidden_layers=7).out_features is None
     config = tiny_config(out_features=["stem", "stage2"])
     assert (config.out_indices, config.stage_names) == ([0, 2], ["stem", "stage1", "stage2"])

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model
 
+from spot_hf import SpotViTBackbone
+
 
 # Other kernels, the same float32 arithmetic: logits here are of the order of 1.
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
@@ -31,6 +33,26 @@ def test_compile_fullgraph(kind):
     )
     for inputs in cases:
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_backbone_compiles_and_is_exported():
+    model = tiny_model(model_class=SpotViTBackbone, out_indices=[1, 2], num_register_tokens=2)
+    compiled = torch.compile(model, fullgraph=True)
+    for inputs in (
+        {"pixel_values": random_images()},
+        {"pixel_values": random_images(), "coordinates": random_coordinates(2, 9)},
+    ):
+        for found, expected in zip(compiled(**inputs).feature_maps, model(**inputs).feature_maps, strict=True):
+            torch.testing.assert_close(found, expected, **TOLERANCE)
+    batch, tokens = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("tokens", min=1, max=512)
+    shapes = {"pixel_values": {0: batch}, "coordinates": {0: batch, 1: tokens}}
+    example = {"pixel_values": random_images(3), "coordinates": random_coordinates(3, 9)}
+    exported = torch.export.export(model, (), example, dynamic_shapes=shapes, strict=False).module()
+    for count, num_tokens in ((3, 9), (1, 4), (5, 25)):
+        inputs = {"pixel_values": random_images(count), "coordinates": random_coordinates(count, num_tokens)}
+        for found, expected in zip(exported(**inputs).feature_maps, model(**inputs).feature_maps, strict=True):
+            torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
 @torch.no_grad()

@@ -3,15 +3,19 @@
 import hashlib
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from random_weights import randomise
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config, tiny_model
+from tiny import POSITION_KINDS, tiny_config, tiny_model
 from tiny_networks import tiny_network
+from tiny_texts import clip_tokenizer, siglip_tokenizer, zero_shot_model
 
 from spot_hf import (
+    SpotViTBackbone,
     SpotViTForImageClassification,
     SpotViTForPreTraining,
     SpotViTForSemanticSegmentation,
@@ -53,6 +57,13 @@ CASES = {
         SpotViTForImageClassification,
         {"position_kernel_centers": "mesh", "position_kernel_unit": "pixels", "window_border": "zero"},
     ),
+    **{kind: (SpotViTForImageClassification, changes) for kind, changes in POSITION_KINDS.items() if kind != "table"},
+    "attention_pooling": (SpotViTModel, {"use_class_token": False, "pooling": "attention"}),
+    "norms": (
+        SpotViTForImageClassification,
+        {"use_pre_norm": True, "use_qk_norm": True, "use_attention_norm": True, "use_mlp_norm": True, "use_final_norm": False},
+    ),
+    "backbone": (SpotViTBackbone, {"out_indices": [0, 1, 2], "reshape_hidden_states": False}),
     "headless": (SpotViTModel, {"pooling": "cls_mean"}),
     "pretraining": (SpotViTForPreTraining, {"decoder_hidden_size": 24, "decoder_num_attention_heads": 3}),
     "segmentation": (SpotViTForSemanticSegmentation, {"segmentation_scores_per_side": 2, "segmentation_hidden_size": 24}),
@@ -62,11 +73,13 @@ CASES = {
 def made(name: str) -> torch.nn.Module:
     if name == "cnn":
         return wrap_network(tiny_network())
+    if name in ("clip", "siglip"):
+        return zero_shot_model(name, siglip_tokenizer() if name == "siglip" else clip_tokenizer(Path(tempfile.mkdtemp())))
     model_class, changes = CASES[name]
     return randomise(model_class(tiny_config(**{"decoder_num_hidden_layers": 1, **changes})))
 
 
-@pytest.mark.parametrize("name", [*CASES, "cnn"])
+@pytest.mark.parametrize("name", [*CASES, "cnn", "clip", "siglip"])
 @torch.no_grad()
 def test_every_changed_weight_is_found(name, tmp_path):
     model = made(name)

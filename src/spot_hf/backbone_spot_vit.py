@@ -1,5 +1,5 @@
-"""SpotViT as a backbone of other models' heads: feature maps of any of its layers, as DINOv2's backbone gives them, on the full
-grid; or, of freely placed tokens, their features."""
+"""SpotViT as a backbone of other models' heads: on the full grid, feature maps of any layer, as DINOv2's backbone gives them;
+of freely placed tokens, their features."""
 
 from dataclasses import dataclass
 

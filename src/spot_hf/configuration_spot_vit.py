@@ -154,9 +154,9 @@ class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
         segmentation_scores_per_side (`int`, defaults to 1): of [`SpotViTForSemanticSegmentation`]: a token has class scores
             for as many points per side of its window; 1 is the usual linear head.
         segmentation_hidden_size (`int`, *optional*): width of a hidden layer of its head; by default it is linear.
-        out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*): of a [`SpotViTBackbone`], the stages whose
-            features it gives, one or the other: `"stem"`, the embeddings, or 0; `"stage1"`, the first layer, or 1; and so on.
-            The last layer by default.
+        out_features (`list[str]`, *optional*), out_indices (`list[int]`, *optional*): of a [`SpotViTBackbone`], the stages
+            whose features it gives, one or the other: `"stem"`, the embeddings, or 0; `"stage1"`, the first layer, or 1; and
+            so on. The last layer by default.
         apply_layernorm (`bool`, defaults to `True`): whether the final layer norm is applied to a backbone's features.
         reshape_hidden_states (`bool`, defaults to `True`): whether a backbone's features of the full grid are maps,
             `(batch_size, hidden_size, rows, columns)`; or else sequences with their class and register tokens.

@@ -3,7 +3,7 @@ it computes where it is used. Remote code that initialises weights anew without 
 library's release that changes what is computed: all of them show.
 
 Inputs are made by a rule of integer arithmetic, the same everywhere: two images of the model's size, as the model sees them by
-default, on the full grid, and through windows of several sizes off the grid. Outputs are of float32, whatever dtype weights have.
+default, on the full grid, and through windows of several sizes off the grid. Outputs are in float32, as if weights were.
 """
 
 import json

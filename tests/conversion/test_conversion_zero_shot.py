@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conversion_checks import assert_verified
 from safetensors.torch import load_file, save_file
 from tiny import pictures
 from tiny_texts import LABELS, SOURCES, reference_logits, save_source
@@ -57,6 +58,7 @@ def test_logits_per_image_are_the_sources_on_the_full_grid(family, changes, tmp_
     # Float32, in another order of operations. A hundredth of what texts and images differ by.
     torch.testing.assert_close(logits_of(tmp_path / "out", images), expected, rtol=0, atol=1e-5)
     assert expected.diff(dim=1).abs().min() > 1e-3 and (size < 10 or expected.diff(dim=0).abs().max() > 1e-2)
+    assert_verified(tmp_path / "out")
     assert report.family == family and report.architecture == "SpotViTForZeroShotImageClassification"
     assert report.skipped == report.missing == {} and set(report.used) == set(load_file(source / "model.safetensors"))
 

@@ -64,6 +64,7 @@ def publish(photos, tiny_vit, expected):
     from transformers import ViTForImageClassification, ViTImageProcessor, pipeline
 
     from spot_hf import (
+        SpotViTBackbone,
         SpotViTConfig,
         SpotViTForImageClassification,
         SpotViTForSemanticSegmentation,
@@ -100,6 +101,16 @@ def publish(photos, tiny_vit, expected):
     segmenter.push_to_hub("alice/segmenter")
     image_processor.push_to_hub("alice/segmenter")
 
+    rotary_options = {"use_position_table": False, "rope_theta": 100.0, "num_register_tokens": 2}
+    rotary = SpotViTForImageClassification(
+        SpotViTConfig(**sizes, **rotary_options, image_size=32, patch_size=8, initializer_range=0.3, **labels)
+    ).eval()
+    rotary.push_to_hub("alice/rotary")
+    image_processor.push_to_hub("alice/rotary")
+    backbone = SpotViTBackbone(SpotViTConfig(**sizes, image_size=32, patch_size=8, initializer_range=0.3, out_indices=[1, 2]))
+    backbone.eval().push_to_hub("alice/backbone")
+    image_processor.push_to_hub("alice/backbone")
+
     api.create_repo("alice/carded")
     own_card = "---\nlicense: mit\ntags:\n- birds\n---\n\nMy own words.\n"
     api.upload_file(path_or_fileobj=own_card.encode(), path_in_repo="README.md", repo_id="alice/carded")
@@ -134,6 +145,9 @@ def publish(photos, tiny_vit, expected):
             "pooler_output": model.spot_vit(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
+            "feature_maps": torch.stack(backbone(inputs["pixel_values"]).feature_maps),
+            "token_features": torch.stack(backbone(**inputs).feature_maps),
             "source_logits": source(**source_inputs).logits,
         }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, f"{expected}/expected.safetensors")
@@ -156,7 +170,9 @@ def published(hub, photos, tiny_vit, expected, fresh_process) -> dict[str, str]:
     return fresh_process(publish, photos, tiny_vit, expected, hub=hub, token="hf_alice")
 
 
-@pytest.mark.parametrize("repo_id", ["alice/parts", "alice/whole", "alice/private", "alice/encoder", "alice/segmenter"])
+@pytest.mark.parametrize(
+    "repo_id", ["alice/parts", "alice/whole", "alice/private", "alice/encoder", "alice/segmenter", "alice/backbone"]
+)
 def test_a_pushed_repository_is_complete(hub, published, repo_id):
     pushed = files(hub, repo_id)
     assert set(pushed) == {*MODEL_FILES, "README.md"}
@@ -200,10 +216,13 @@ def load(pinned, expected, photos, save_to):
     from PIL import Image
     from safetensors.torch import load_file
     from transformers import (
+        AutoBackbone,
         AutoConfig,
         AutoModel,
         AutoModelForImageClassification,
         AutoModelForSemanticSegmentation,
+        UperNetConfig,
+        UperNetForSemanticSegmentation,
         pipeline,
     )
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -224,6 +243,8 @@ def load(pinned, expected, photos, save_to):
     inner = aligned(AutoModel.from_pretrained("alice/parts", **at))
     encoder = aligned(AutoModel.from_pretrained("alice/encoder", **remote))
     segmenter = aligned(AutoModelForSemanticSegmentation.from_pretrained("alice/segmenter", **remote))
+    rotary = aligned(AutoModelForImageClassification.from_pretrained("alice/rotary", **remote))
+    backbone = aligned(AutoBackbone.from_pretrained("alice/backbone", **remote))
     image_processor = AutoImageProcessor.from_pretrained("alice/parts", **at)
     config = AutoConfig.from_pretrained("alice/parts", **at)
     inputs = image_processor(images, return_tensors="pt")
@@ -235,6 +256,9 @@ def load(pinned, expected, photos, save_to):
             "pooler_output": inner(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
+            "feature_maps": torch.stack(backbone(inputs["pixel_values"]).feature_maps),
+            "token_features": torch.stack(backbone(**inputs).feature_maps),
         }
         at_tag, at_main = tagged(**inputs).logits, latest(**inputs).logits
     verified = {
@@ -244,6 +268,8 @@ def load(pinned, expected, photos, save_to):
         "pinned against main": model.verify(),
         "encoder": encoder.verify(),
         "segmenter": segmenter.verify(),
+        "rotary": rotary.verify(),
+        "backbone": backbone.verify(),
     }
     differences = {name: (computed[name] - tensors[name]).abs().max().item() for name in computed}
 
@@ -280,9 +306,23 @@ def load(pinned, expected, photos, save_to):
     model.save_pretrained(save_to)
     image_processor.save_pretrained(save_to)
     pipelines["spot"].push_to_hub("bob/copy", token="hf_bob")
+
+    # Under another model's head: by the Auto classes, which have to be told of the repository's.
+    AutoConfig.register("spot_vit", type(backbone.config))
+    AutoBackbone.register(type(backbone.config), type(backbone))
+    torch.manual_seed(0)
+    head = UperNetForSemanticSegmentation(
+        UperNetConfig(backbone_config=backbone.config, hidden_size=16, use_auxiliary_head=False, num_labels=5)
+    ).eval()
+    head.backbone.load_state_dict(backbone.state_dict())
+    head.save_pretrained(f"{save_to}-upernet")
+    again = UperNetForSemanticSegmentation.from_pretrained(f"{save_to}-upernet").eval()
+    with torch.no_grad():
+        under_head = (head(inputs["pixel_values"]).logits - again(inputs["pixel_values"]).logits).abs().max().item()
     return {
         "modules": [type(one).__module__ for one in (model, inner, encoder, image_processor, config, pipelines["spot"])],
         "differences": differences,
+        "backbone": [backbone.out_features, type(head.backbone).__module__.partition(".")[0], under_head],
         "verified": {name: one.equal for name, one in verified.items()},
         "tag_difference": (at_tag - tensors["logits"]).abs().max().item(),
         "main_difference": (at_main - tensors["logits"]).abs().max().item(),
@@ -317,9 +357,9 @@ def test_all_code_is_the_repositorys(loaded):
 
 def test_inputs_and_outputs_are_the_publishers_bit_for_bit(loaded):
     # The same operations in the same order, on one thread and aligned memory: no rounding differs.
-    assert loaded["differences"] == dict.fromkeys(
-        ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "features", "maps"], 0.0
-    )
+    names = ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "features", "maps", "rotary_logits"]
+    names += ["feature_maps", "token_features"]
+    assert loaded["differences"] == dict.fromkeys(names, 0.0)
     assert loaded["tag_difference"] == 0.0
 
 
@@ -336,6 +376,8 @@ def verify(pinned):
         ["alice/parts", "--revision", pinned],
         ["alice/encoder"],
         ["alice/segmenter"],
+        ["alice/rotary"],
+        ["alice/backbone"],
         ["alice/vit"],
     ):
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -352,6 +394,12 @@ def test_what_was_pulled_computes_what_was_pushed(hub, loaded, published, fresh_
     assert (status, out) == (2, "") and "is a 'vit', not a SpotViT" in err
     for argv, (status, out, err) in found.items():
         assert status == 0 and out.startswith(f"{argv.split()[0]}: equal: ") and out.count("\n") == 1, (argv, out, err)
+
+
+def test_a_backbone_by_remote_code_sits_under_a_head(loaded):
+    out_features, module, difference = loaded["backbone"]
+    # Saved and loaded again: weights lie elsewhere in memory, and products may round otherwise.
+    assert (out_features, module) == (["stage1", "stage2"], "transformers_modules") and difference < 1e-4
 
 
 def test_a_revision_is_honoured(loaded):
