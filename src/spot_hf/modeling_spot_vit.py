@@ -358,7 +358,8 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
                 module.resize(height, width)
         # Not by `isinstance`: as remote code, the config's class can be loaded twice.
         for each in {id(one.config): one.config for one in modules if hasattr(one, "config")}.values():
-            each.set_image_size(height, width)
+            if each.model_type == config.model_type:  # and not that of a text tower
+                each.set_image_size(height, width)
         if source_grid is not None and config.position_rows_columns != old_grid:
             warnings.warn(
                 f"the position table of {old_grid[0]} × {old_grid[1]} was itself interpolated, from the source's of "

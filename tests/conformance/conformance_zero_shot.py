@@ -5,6 +5,7 @@ With CLIP's text tower, and with SigLIP's: its loss, its pooling head, and no pr
 """
 
 import inspect
+import json
 import re
 import unittest
 
@@ -54,7 +55,8 @@ class SpotViTZeroShotSuite(SpotViTCoordinatesSuite):
 
     def setUp(self):
         self.model_tester = SpotViTZeroShotTester(self, num_tokens=8, **self.options)
-        options = {**self.options, "text_config": SpotViTConfig(**self.options).to_dict()["text_config"]}  # with all defaults
+        written = json.loads(SpotViTConfig(**self.options).to_json_string())["text_config"]  # with all defaults
+        options = {**self.options, "text_config": written}
         self.config_tester = ConfigTester(self, config_class=SpotViTConfig, has_text_modality=False, **options)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):

@@ -109,6 +109,10 @@ def test_saved_defaults_and_another_image_size(source, tmp_path):
         expected = model(pixel_values=images, interpolate_pos_encoding=True, **tokens).logits_per_image
         found = report.model.eval()(pixel_values=images, **tokens).logits_per_image
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    resized = convert_checkpoint(directory).model
+    resized.resize_position_embeddings(42, 42)
+    with torch.no_grad():
+        torch.testing.assert_close(resized(pixel_values=images, **tokens).logits_per_image, expected, rtol=0, atol=1e-5)
     saved = pipeline(
         "spot-zero-shot-image-classification",
         model=str(tmp_path / "out"),
