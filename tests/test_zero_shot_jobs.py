@@ -194,7 +194,9 @@ def test_bad_input_is_one_line(model, data, tmp_path, capsys, tiny_vit):
     of_numbers = ["--dataset_name", nameless(tmp_path)]
     on = ["--dataset_name", data]
     picture = save_pictures(tmp_path / "pictures", 1)
-    needed = "`candidate_labels` is needed: `model` .* is a zero-shot model, and no class has a name; got none"
+    twice = tmp_path / "names.json"
+    twice.write_text(json.dumps(["crane", "crane", "cat", "dog", "eel"]))
+    needed = "`candidate_labels` are needed by the zero-shot model .*; got none"
     refused = "is a zero-shot model: this is for models with classes of their own"
     cases = [
         (["oracle", "--model", model, *of_numbers, *out], needed),
@@ -208,6 +210,10 @@ def test_bad_input_is_one_line(model, data, tmp_path, capsys, tiny_vit):
         (
             ["oracle", "--model", model, *on, "--candidate_labels", "fox", "fox", *out],
             "`candidate_labels` .*'fox' twice",
+        ),
+        (
+            ["evaluate", "--model", model, *on, "--label_names", str(twice), *out],
+            "`label_names` must be a list of different texts; got 'crane' twice",
         ),
         (
             ["oracle", "--model", model, *on, "--hypothesis_template", "x", *out],

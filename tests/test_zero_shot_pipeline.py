@@ -93,6 +93,11 @@ def test_texts_are_embedded_once_and_anew_where_they_change(ours):
         assert ours(images, candidate_labels=["a fox", "a hen"]) == first and len(calls) == 1
         other = ours(images, candidate_labels=["a fox", "a hen"], hypothesis_template="{}!")
         assert other != first and len(calls) == 2
+        with torch.no_grad():
+            ours.model.text_model.embeddings.token_embedding.weight.mul_(-1)
+        assert ours(images, candidate_labels=["a fox", "a hen"]) != first and len(calls) == 3
+        with torch.no_grad():
+            ours.model.text_model.embeddings.token_embedding.weight.mul_(-1)
     finally:
         handle.remove()
 

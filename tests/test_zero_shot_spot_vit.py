@@ -1,5 +1,7 @@
 """The zero-shot model: what it computes, whatever its text tower; and a classifier among texts."""
 
+import copy
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -206,3 +208,7 @@ def test_wrong_inputs_are_one_error(made):
         model(pixel_values=images, num_tokens=[4, 9], **texts)
     with pytest.raises(ValueError, match=r"`model_type` of clip_text_model, .*; got 'bert'"):
         SpotViTForZeroShotImageClassification(SpotViTConfig(text_config={"model_type": "bert"}))
+    config = copy.deepcopy(model.config)
+    config.num_tokens = [4, 9]
+    with pytest.raises(ValueError, match=r"`num_tokens` of a zero-shot model must be one number.*got \[4, 9\]"):
+        SpotViTForZeroShotImageClassification(config)

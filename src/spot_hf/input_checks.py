@@ -459,17 +459,17 @@ def check_texts(config: Any, input_ids: Any) -> None:
         raise ValueError(f"`input_ids` must be a tensor (num_texts, sequence) of at most {longest} tokens; got {got}")
 
 
-def check_candidate_labels(candidate_labels: Any) -> tuple[str, ...]:
-    """The labels among which a zero-shot model classifies; `ValueError` where they are none."""
+def check_candidate_labels(candidate_labels: Any, argument: str = "candidate_labels") -> tuple[str, ...]:
+    """The labels among which a zero-shot model classifies; `ValueError`, which names the argument, where they are none."""
     accepted = "a list of different texts"
     if isinstance(candidate_labels, str) or not isinstance(candidate_labels, (list, tuple)) or not candidate_labels:
-        raise ValueError(f"`candidate_labels` must be {accepted}; got {shorten(candidate_labels)}")
+        raise ValueError(f"`{argument}` must be {accepted}; got {shorten(candidate_labels)}")
     wrong = [one for one in candidate_labels if not isinstance(one, str) or not one.strip()]
     if wrong:
-        raise ValueError(f"`candidate_labels` must be {accepted}; got {shorten(wrong[0])} among them")
+        raise ValueError(f"`{argument}` must be {accepted}; got {shorten(wrong[0])} among them")
     twice = [one for number, one in enumerate(candidate_labels) if one in candidate_labels[:number]]
     if twice:
-        raise ValueError(f"`candidate_labels` must be {accepted}; got {twice[0]!r} twice")
+        raise ValueError(f"`{argument}` must be {accepted}; got {twice[0]!r} twice")
     return tuple(candidate_labels)
 
 

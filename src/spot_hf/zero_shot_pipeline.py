@@ -28,7 +28,7 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
 
     _load_tokenizer = True
     _classifier: Any = None
-    _texts: tuple[tuple[str, ...], str] | None = None  # of that classifier
+    _texts: tuple[Any, ...] | None = None  # of that classifier, and the weights that embedded them
 
     def check_model_type(self, supported_models: Any) -> None:
         super().check_model_type(["SpotViTForZeroShotImageClassification"])
@@ -75,12 +75,20 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], candidate_labels=(), hypothesis_template=HYPOTHESIS_TEMPLATE, **parameters
     ) -> dict[str, torch.Tensor]:
-        if self._texts != (candidate_labels, hypothesis_template):
+        present = (candidate_labels, hypothesis_template, self._text_weights())
+        if self._texts != present:
             texts = [hypothesis_template.format(label) for label in candidate_labels]
             embeds = self.model.embed_texts(texts, self.tokenizer)
             self._classifier, self._is_compiled = self.model.as_classifier(embeds, candidate_labels), False
-            self._texts = (candidate_labels, hypothesis_template)
+            self._texts = present
         return super()._forward(model_inputs, **parameters)
+
+    def _text_weights(self) -> tuple[Any, ...]:
+        """What changes where the weights that embed texts do: their places in memory, and how often each was written."""
+        weights = [
+            weight for name, weight in self.model.named_parameters() if name.startswith(("text_model.", "text_projection."))
+        ]
+        return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights)
 
     def postprocess(  # type: ignore[override]
         self, model_outputs, candidate_labels=(), function_to_apply=None, top_k=None, return_coordinates=False

@@ -136,6 +136,11 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
         super().__init__(config)
         if config.text_config is None:
             raise ValueError("`text_config` is needed by a zero-shot model: that of its text tower; got none")
+        if isinstance(config.num_tokens, (list, tuple)):
+            raise ValueError(
+                "`num_tokens` of a zero-shot model must be one number: several looks are for `as_classifier`; got "
+                f"{list(config.num_tokens)}"
+            )
         text_config: Any = config.text_config
         self.spot_vit = SpotViTModel(config)
         self.text_model = text_model_class(text_config.model_type)(text_config)

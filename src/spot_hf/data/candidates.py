@@ -33,7 +33,7 @@ class CandidateArguments:
         default=None,
         metadata={
             "help": "Of a zero-shot model: what may be seen, such as cat 'hot dog' (default: the names of the data set's "
-            "classes, or those of --label_names)."
+            "classes, or those of --label_names). After images, not before them."
         },
     )
     hypothesis_template: str | None = field(
@@ -63,6 +63,8 @@ class CandidateArguments:
             labels = given if isinstance(given, list) else [str(given.get(name, name)) for name in labels]
         if not labels:
             return None
+        if self.candidate_labels is None:
+            check_candidate_labels(labels, "label_names")
         return Candidates(tuple(labels), self.hypothesis_template or HYPOTHESIS_TEMPLATE)
 
 

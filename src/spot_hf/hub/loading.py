@@ -105,7 +105,8 @@ class ModelSource:
         """`ValueError` where it is a zero-shot model without texts."""
         if self.is_zero_shot and self.candidates is None:
             raise ValueError(
-                f"`candidate_labels` is needed: `model` {self.name!r} is a zero-shot model, and no class has a name; got none"
+                f"`candidate_labels` are needed by the zero-shot model {self.name!r}, where no data set's classes have names; "
+                "got none"
             )
 
     def load(self) -> SpotPreTrainedModel:
