@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_config, tiny_model
 
-from spot_hf import SpotViTModel
+from spot_hf import SpotViTBackbone, SpotViTForPreTraining, SpotViTForSemanticSegmentation, SpotViTModel
 from spot_hf.placement import grid
 from spot_hf.positions import Rotation, SpotViTRelativePositionBias, SpotViTRotaryEmbeddings
 
@@ -89,7 +89,7 @@ def test_relative_positions_between_cells_are_their_means():
 
     def between(first, second):
         coordinates = torch.tensor([[first, second]]) / 6  # in cells
-        return bias(bias.displacements(config, coordinates))[0, :, 0, 1]
+        return bias(bias.displacements(config, coordinates, 48, 48))[0, :, 0, 1]
 
     with torch.no_grad():
         torch.testing.assert_close(between((3.5, 4.5), (1.5, 0.5)), table[5 + 4, 5 + 2])  # (x, y); the table: rows, columns
@@ -132,6 +132,31 @@ def test_positions_of_no_kind_leave_a_bag_of_windows():
     torch.testing.assert_close(first, second, rtol=0, atol=2e-6)  # windows are interpolated to a few roundings
 
 
+def test_relative_positions_at_another_size_keep_their_table():
+    """Also beside a position table, which a resize leaves at its size then, as both tables share it."""
+    model = tiny_model(use_relative_position_bias=True)
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    for size in ((72, 64), (24, 40), (51, 61)):
+        model.resize_position_embeddings(*size)
+        assert model(random_images(2, *size)).logits.isfinite().all()
+    assert all(torch.equal(one, weights[name]) for name, one in model.state_dict().items())
+
+
+def test_windows_cut_before_are_refused_where_angles_hang_on_the_images_size():
+    assert tiny_config(**ROTARY).has_plain_windows and not tiny_config(**BOTH).has_plain_windows
+
+
+@pytest.mark.parametrize("model_class", [SpotViTForPreTraining, SpotViTForSemanticSegmentation, SpotViTBackbone])
+def test_a_pooling_head_that_nobody_reads_is_left_out(model_class, tmp_path):
+    """Neither parameters without gradient, nor weights that are missing where the encoder is loaded."""
+    sizes = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1}
+    model = tiny_model(model_class=model_class, pooling="attention", use_class_token=False, **sizes)
+    assert not any("pooler" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path)
+    encoder, report = SpotViTModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and encoder.config.pooling == "mean"
+
+
 @in_attention
 def test_merging_is_refused_where_attention_needs_positions(kind):
     model = tiny_model(**POSITION_KINDS[kind])
@@ -160,6 +185,8 @@ def test_a_bias_of_scores_needs_an_attention_that_takes_one():
             r"`rope_grid_size` must be \[rows, columns\].*got \[0, 4\]",
         ),
         ({"rope_theta": 100.0, "rope_grid_size": [4, 4]}, "`rope_grid_size` and `rope_grid_offset` are for"),
+        ({"rope_grid_size": [4, 4]}, "`rope_grid_size` and `rope_grid_offset` are for `rope_theta`"),
+        ({"rope_theta": 100.0, "merge_tokens": 0.5}, "`merge_tokens` is not for models with rotary or relative positions"),
         ({"use_class_token": False}, "`pooling` 'cls' needs a class token; got use_class_token=False"),
         ({"pooling": "attention", "norm_after_pooling": True}, "`norm_after_pooling` is not for `pooling='attention'`"),
     ],

@@ -163,6 +163,8 @@ def test_a_classifier_among_texts_gives_the_same_logits(made):
     torch.testing.assert_close(classifier(images, coordinates).logits, expected, rtol=0, atol=1e-5)
     assert classifier.config.id2label == dict(enumerate(LABELS)) and classifier.config.num_labels == 5
     assert classifier.spot_vit is model.spot_vit and not any(one.is_meta for one in classifier.parameters())
+    with pytest.raises(ValueError, match="a classifier among texts is made of a zero-shot model: save that"):
+        classifier.save_pretrained("nowhere")
     # And does what a classifier does: several looks.
     looks = classifier(images, num_tokens=[4, 9], confidence=1.0)
     assert looks.num_tokens.tolist() == [13, 13]

@@ -38,11 +38,12 @@ class SpotViTBackbone(BackboneMixin, SpotViTPreTrainedModel):
     """A SpotViT without its pooling, for heads such as UPerNet, DPT and Depth Anything."""
 
     def __init__(self, config: SpotViTConfig):
+        config = config.without_pooling_head()
         if config.out_features is None:  # only a backbone has any
             config.set_output_features_output_indices(out_features=None, out_indices=None)
         super().__init__(config)
         self.num_features = [config.hidden_size] * len(config.stage_names)
-        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
+        self.spot_vit = SpotViTModel(config)
         self.post_init()
 
     def get_input_embeddings(self) -> torch.nn.Module:
@@ -86,7 +87,7 @@ class SpotViTBackbone(BackboneMixin, SpotViTPreTrainedModel):
             if stage in self.out_features
         )
         placed = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
-        count = len(feature_maps[0])
+        count = feature_maps[0].shape[0]  # `len` would be a constant of an exported graph
         return SpotViTBackboneOutput(
             feature_maps=feature_maps,
             hidden_states=outputs.hidden_states,

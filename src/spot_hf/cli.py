@@ -51,7 +51,7 @@ class Command:
 
 COMMANDS = {
     "convert": Command(
-        "Convert a ViT, DeiT, DINO, DINOv2, MAE or SPoT checkpoint, or a CNN, to a model that AutoModel and pipeline load.",
+        "Convert a checkpoint (ViT, DINOv3, CLIP, SigLIP, ..., SPoT, or a CNN) to a model that AutoModel and pipeline load.",
         "conversion.convert:run_conversion",
         ("conversion.arguments:ConvertArguments",),
     ),

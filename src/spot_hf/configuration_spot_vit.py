@@ -1,5 +1,6 @@
 """Configuration of SpotViT: a Vision Transformer whose patch tokens sit at continuous positions (arXiv 2507.01654)."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -273,8 +274,9 @@ class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     @property
     def has_plain_windows(self) -> bool:
         """Whether a token is its window's pixels and its relative place, and nothing else of its image: then an image
-        processor can cut windows out. Not so with another spacing or border, or positions in pixels."""
+        processor can cut windows out. Not so with another spacing or border, or positions in pixels or in cells."""
         is_plain = self.window_spacing == 1 and self.window_border == "repeat"
+        is_plain = is_plain and (self.rope_theta is None or self.rope_coordinates == "centered")
         return is_plain and self.position_kernel_unit == "cells" and self.position_kernel_centers == "cells"
 
     @property
@@ -308,17 +310,29 @@ class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
     def set_image_size(self, height: int, width: int) -> None:
         """
         For images of another size: `image_size`, and the size of a position table, which has an entry per cell. Weights of
-        that size come from [`SpotViTPreTrainedModel.resize_position_embeddings`] or from a conversion.
+        that size come from [`SpotViTPreTrainedModel.resize_position_embeddings`] or from a conversion. Beside relative
+        positions, a table keeps its size.
         """
         self.image_size = height if height == width else [height, width]
         if not self.has_position_table:
             return
         grid_size = [height // self.patch_size, width // self.patch_size]
+        extent = [grid_size[0] * self.patch_size / height, grid_size[1] * self.patch_size / width]
+        self.position_grid_extent = None if extent == [1, 1] else extent
+        if self.use_relative_position_bias:  # whose table has that size, too
+            return
         if list(self.position_rows_columns) != grid_size and self.position_source_grid_size is None:
             self.position_source_grid_size = list(self.position_rows_columns)
         self.position_grid_size = grid_size
-        extent = [grid_size[0] * self.patch_size / height, grid_size[1] * self.patch_size / width]
-        self.position_grid_extent = None if extent == [1, 1] else extent
+
+    def without_pooling_head(self) -> "SpotViTConfig":
+        """For a model that pools nothing: the same config; or, where pooling has weights of its own, one that pools by the
+        mean, so that these are not there, and not missing where the encoder alone is loaded."""
+        if self.pooling != "attention":
+            return self
+        config = copy.deepcopy(self)
+        config.pooling = "mean"
+        return config
 
     def decoder_config(self) -> "SpotViTConfig":
         """Config of the decoder of masked pre-training: a plain ViT's layers and position table, whatever the encoder has."""
@@ -378,6 +392,8 @@ class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
         elif self.placement == "learned":
             raise ValueError("`placement` 'learned' needs a `placer`, which `spot-hf train-placer` trains; got none")
         check_merge_tokens(self.merge_tokens, self.num_hidden_layers)
+        if self.merge_tokens and self.positions_in_attention:
+            raise ValueError(f"`merge_tokens` is not for models with rotary or relative positions; got {self.merge_tokens}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be a name of transformers' ACT2FN; got {self.hidden_act!r}")
         if self.position_grid_size is None or len(self.position_grid_size) != 2 or min(self.position_grid_size) < 1:
@@ -403,6 +419,11 @@ class SpotViTConfig(SpotConfigMixin, BackboneConfigMixin, PreTrainedConfig):
 
     def _check_rotary(self) -> None:
         if self.rope_theta is None:
+            if self.rope_grid_size is not None or self.rope_grid_offset:
+                raise ValueError(
+                    "`rope_grid_size` and `rope_grid_offset` are for `rope_theta`; got "
+                    f"{self.rope_grid_size} and {self.rope_grid_offset} without"
+                )
             return
         if not self.rope_theta > 0:
             raise ValueError(f"`rope_theta` must be above 0; got {self.rope_theta}")

@@ -300,7 +300,7 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
     base_model_prefix = "spot_vit"
     auto_map = AUTO_MAP
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SpotViTEmbeddings", "SpotViTLayer"]
+    _no_split_modules = ["SpotViTEmbeddings", "SpotViTLayer", "SpotViTAttentionPooling"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -336,7 +336,8 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
         `spot-hf convert --image_size` starts from the source's own table.
 
         A model from a released SPoT checkpoint keeps its weights: its kernel follows the image's size by itself, at square
-        sizes as the released code's does.
+        sizes as the released code's does. So do rotary positions, as their source's do. Relative positions keep the source's
+        grid, relative to the image: there, the model only approximates its source.
 
         Args:
             height (`int`), width (`int`): of the images, in pixels, at least `config.patch_size`.
@@ -368,10 +369,9 @@ class SpotViTPreTrainedModel(SpotPreTrainedModel):
 
 
 class SpotViTModel(SpotViTPreTrainedModel):
-    """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`); none
-    where the pooling has weights of its own and `add_pooling_layer` is `False`."""
+    """The encoder: images and coordinates to token features, and one pooled feature per image (`config.pooling`)."""
 
-    def __init__(self, config: SpotViTConfig, add_pooling_layer: bool = True):
+    def __init__(self, config: SpotViTConfig):
         super().__init__(config)
         self.embeddings = SpotViTEmbeddings(config)
         self.layers = nn.ModuleList([SpotViTLayer(config, i) for i in range(config.num_hidden_layers)])
@@ -379,7 +379,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if config.use_final_norm:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary_embeddings = SpotViTRotaryEmbeddings(config) if config.rope_theta is not None else None
-        self.pooler = SpotViTAttentionPooling(config) if add_pooling_layer and config.pooling == "attention" else None
+        self.pooler = SpotViTAttentionPooling(config) if config.pooling == "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -393,7 +393,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if self.rotary_embeddings is not None:
             positions["rotation"] = self.rotary_embeddings(coordinates, height, width, dtype)
         if self.config.use_relative_position_bias:
-            positions["displacements"] = SpotViTRelativePositionBias.displacements(self.config, coordinates)
+            positions["displacements"] = SpotViTRelativePositionBias.displacements(self.config, coordinates, height, width)
         return positions
 
     @merge_with_config_defaults
@@ -475,7 +475,7 @@ class SpotViTModel(SpotViTPreTrainedModel):
             pooled = self._pool(hidden_states, weights)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def _pool(self, hidden_states: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | None:
+    def _pool(self, hidden_states: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         """`(batch_size, sequence, hidden_size)` to `(batch_size, pooled_size)`; `weights` `(batch_size, num_tokens)`: of patch
         tokens in a mean."""
         pooling = self.config.pooling
@@ -484,8 +484,8 @@ class SpotViTModel(SpotViTPreTrainedModel):
         if pooling == "cls_distillation":
             return hidden_states[:, :2].flatten(1)
         patches = hidden_states[:, self.config.num_prefix_tokens :]
-        if pooling == "attention":
-            return None if self.pooler is None else self.pooler(patches, weights)
+        if self.pooler is not None:
+            return self.pooler(patches, weights)
         if weights is None:
             mean = patches.mean(dim=1)
         else:

@@ -154,7 +154,8 @@ class SpotViTPositionEmbeddings(nn.Module):
         """
         config = self.config
         rows, columns = height // config.patch_size, width // config.patch_size
-        if not config.has_position_table or config.position_rows_columns == (rows, columns):
+        resizes = config.has_position_table and not config.use_relative_position_bias
+        if not resizes or config.position_rows_columns == (rows, columns):
             return
         table = evaluate_kernel_weights(self.weight.cpu().double(), config.position_kernel_sigma)
         table = interpolate_table(table, rows, columns, **(config.position_interpolation or {}))
@@ -235,12 +236,13 @@ class SpotViTRelativePositionBias(nn.Module):
         self.prefix_weight = nn.Parameter(torch.zeros(3, config.num_attention_heads)) if config.num_prefix_tokens else None
 
     @staticmethod
-    def displacements(config: SpotViTConfig, coordinates: torch.Tensor) -> Displacements:
-        """Of tokens at `(batch_size, num_tokens, 2)`, the same for all layers; float32."""
+    def displacements(config: SpotViTConfig, coordinates: torch.Tensor, height: int, width: int) -> Displacements:
+        """Of tokens at `(batch_size, num_tokens, 2)` in an image of `height` × `width` pixels, the same for all layers;
+        float32."""
         entries, shares = [], []
-        extent = config.position_grid_extent or (1.0, 1.0)
-        for axis, count, covered in zip((1, 0), config.position_rows_columns, extent, strict=True):
-            cells = coordinates[..., axis] * (count / covered)
+        for axis, count, size in zip((1, 0), config.position_rows_columns, (height, width), strict=True):
+            # Of the whole patches, which the source's grid covers.
+            cells = coordinates[..., axis] * (count * size / (size // config.patch_size * config.patch_size))
             where = (cells[:, :, None] - cells[:, None, :] + (count - 1)).clamp(0, 2 * count - 2)
             low = where.detach().floor().clamp(max=max(0, 2 * count - 3))
             high_share = where - low

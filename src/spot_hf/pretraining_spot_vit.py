@@ -84,11 +84,13 @@ class SpotViTDecoder(SpotViTPreTrainedModel):
 class SpotViTForPreTraining(SpotViTPreTrainedModel):
     """Masked autoencoder (MAE; He et al. 2021, arXiv 2111.06377) with continuous positions: the encoder sees a few windows
     of each image, a light decoder predicts the others from their positions. The encoder is what one keeps: loading a saved
-    model as [`SpotViTModel`] or [`SpotViTForImageClassification`] leaves the decoder behind."""
+    model as [`SpotViTModel`] or [`SpotViTForImageClassification`] leaves the decoder behind. A pooling with weights of
+    its own is left out here, and becomes the mean."""
 
     def __init__(self, config: SpotViTConfig):
+        config = config.without_pooling_head()
         super().__init__(config)
-        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
+        self.spot_vit = SpotViTModel(config)
         self.decoder = SpotViTDecoder(config)
         self.post_init()
 

@@ -134,9 +134,10 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over pixels: Trainer divides by its steps of accumulation
 
     def __init__(self, config: SpotViTConfig):
+        config = config.without_pooling_head()
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.spot_vit = SpotViTModel(config, add_pooling_layer=False)
+        self.spot_vit = SpotViTModel(config)
         self.decode_head = SpotViTSegmentationHead(config)
         self.post_init()
 

@@ -113,6 +113,13 @@ class SpotViTTextClassifier(nn.Module):
         return compare_embeds(features, self.text_embeds, self.logit_scale, self.logit_bias)
 
 
+class SpotViTAmongTexts(SpotViTForImageClassification):
+    """A zero-shot model as a classifier among texts: its weights are that model's."""
+
+    def save_pretrained(self, *args, **kwargs):
+        raise ValueError("a classifier among texts is made of a zero-shot model: save that, and its tokenizer")
+
+
 class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel):
     """A SpotViT, a text tower of transformers, and what compares their features, as CLIP's and SigLIP's own classes do."""
 
@@ -320,7 +327,7 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
     def as_classifier(self, text_embeds: torch.Tensor, labels: Sequence[str]) -> SpotViTForImageClassification:
         """
         A classifier among texts, which does with images what any SpotViT's does: its tower and this model's are one, and its
-        logits are `logits_per_image`.
+        logits are `logits_per_image`. It cannot be saved by itself.
 
         Args:
             text_embeds (`torch.FloatTensor` of shape `(num_texts, width)`): from [`embed_texts`].
@@ -331,7 +338,7 @@ class SpotViTForZeroShotImageClassification(SpotPlacing, SpotViTPreTrainedModel)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
         with torch.device("meta"):  # its own weights are those of this model
-            model = SpotViTForImageClassification(config)
+            model = SpotViTAmongTexts(config)
         model.spot_vit, model.classifier = self.spot_vit, SpotViTTextClassifier(self, text_embeds)
         return model.train(self.training)
 

@@ -251,6 +251,11 @@ CASES = {
         ),
         pooler=True,
     ),
+    "beit_of_no_whole_patches": Case(
+        BeitForImageClassification,
+        BeitConfig(**{**VIT, "image_size": 36}, **CLASSES, use_relative_position_bias=True),
+        size=(36, 36),
+    ),
     "beit_without_layer_scale": Case(
         BeitModel, BeitConfig(**VIT, use_relative_position_bias=True, layer_scale_init_value=0.0), pooler=True
     ),

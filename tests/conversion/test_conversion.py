@@ -502,6 +502,8 @@ UNREPRESENTABLE = {
         {"num_attention_heads": 8},
         "with `rope_theta`, a head's width must be a multiple of 4",
     ),
+    "a number that is none": ("dinov3", {"rope_theta": "much"}, "rope_theta"),
+    "a part that is none": ("clip_classifier", {"vision_config": [1]}, "config.json of edited"),
     "BEiT that is not square": ("beit", {"image_size": [32, 40]}, "`image_size` must be square; got [32, 40]"),
 }
 

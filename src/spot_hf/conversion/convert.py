@@ -67,9 +67,9 @@ def convert_checkpoint(
     repo_id: str | None = None,
 ) -> ConversionReport:
     """
-    Converts a ViT, DeiT, DINO, DINOv2 or MAE checkpoint into a SpotViT that gives the same logits on the full grid, or one of
-    the released SPoT checkpoints into one that gives the same logits everywhere; and a convolutional classifier of stride 32,
-    of transformers or timm, into a SpotCNN that gives the same logits on the full grid.
+    Converts a Vision Transformer's checkpoint, such as ViT's, DINOv3's, CLIP's or SigLIP's, into a SpotViT that gives the same
+    outputs on the full grid, or one of the released SPoT checkpoints into one that gives the same logits everywhere; and a
+    convolutional classifier of stride 32, of transformers or timm, into a SpotCNN that gives the same logits on the full grid.
 
     Args:
         source_model (`str`): a Hub id, a local directory, or a file of weights.

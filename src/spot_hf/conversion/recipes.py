@@ -57,6 +57,9 @@ def _recipe_as_written(file: Path) -> SimpleNamespace:
     """The entries of a file whose class cannot be had; one that leaves out what the class would add is refused."""
     written = json.loads(file.read_text(encoding="utf-8"))
     written = written.get("image_processor") or written
+    for name in ("size", "crop_size"):
+        if isinstance(written.get(name), int):  # as old files have it
+            written[name] = {"height": written[name], "width": written[name]}
     lacking = [name for name in ("do_resize", "size", "resample", "image_mean", "image_std") if written.get(name) is None]
     if lacking:
         raise ConversionError(

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from .errors import ConversionError
 from .sources import TOKENIZER_FILES, Source
+from .transformers_families import ACTIVATIONS, PARTS_OF_TEXTS, read_both_configs
 
 
-# By transformers' `model_type` of both towers: what makes scores of its logits.
-ACTIVATIONS = {"clip": "softmax", "metaclip_2": "softmax", "siglip": "sigmoid"}
-PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 FIRST = "text_model.embeddings.token_embedding.weight"
 
 
@@ -43,19 +40,15 @@ def read_texts(source: Source) -> Texts | None:
     model_type = config.get("model_type")
     if model_type not in ACTIVATIONS or any(name.startswith("classifier.") for name in source.tensors):
         return None
-    names = [name for name in source.tensors if name.startswith(PARTS) and not name.endswith("position_ids")]
+    names = [name for name in source.tensors if name.startswith(PARTS_OF_TEXTS) and not name.endswith("position_ids")]
     if FIRST not in names:
         raise ConversionError(
             f"missing tensor `{FIRST}` in {source.name}: a {model_type!r} without a text tower classifies nothing. Give "
             "`num_labels` for a classifier on its encoder of images"
         )
-    try:
-        both: Any = AutoConfig.for_model(**config)
-        text_config = both.text_config
-        text_config.dtype = None  # the weights' own, as of the encoder of images
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
-        raise ConversionError(f"config.json of {source.name}: {reason}") from None
+    both = read_both_configs(source)
+    text_config = both.text_config
+    text_config.dtype = None  # the weights' own, as of the encoder of images
     tokenizer = _read_tokenizer(source)
     known = len(source.tensors[FIRST])
     if len(tokenizer) > known:

@@ -192,6 +192,8 @@ def _pooling(source: Source, arguments: dict[str, Any], has_class_token: bool, n
         raise _refusal(source, f"its attention pooling has {pooling_heads} heads, where its layers have {num_heads}")
     if arguments.get("of_eva") and (has_class_token or "reg_token" in source.tensors):
         raise _refusal(source, "its attention pooling looks at class token and registers, too")
+    if _has(source, ".fc_norm."):
+        raise _refusal(source, "a norm follows its attention pooling")
     return "attention"
 
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
 from .errors import ConversionError
 from .family import Family, square
 from .sources import Source
@@ -110,9 +113,18 @@ TRANSFORMERS_BEIT = {
 def _config(source: Source, **defaults: Any) -> dict[str, Any]:
     """The source's config over the defaults of its class; of a model of images and texts, the part that is about images."""
     config = source.config or {}
-    if "vision_config" in config or "text_config" in config:
-        config = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+    if config.get("model_type") in ACTIVATIONS:
+        config = read_both_configs(source).vision_config.to_dict()
     return {**defaults, **{name: value for name, value in config.items() if value is not None}}
+
+
+def read_both_configs(source: Source) -> Any:
+    """transformers' own config of a model of images and texts, with its `vision_config` and `text_config`."""
+    try:
+        return AutoConfig.for_model(**(source.config or {}))
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
+        raise ConversionError(f"config.json of {source.name}: {reason}") from None
 
 
 def _describe_transformers(source: Source, **defaults: Any) -> dict[str, Any]:
@@ -196,10 +208,10 @@ def _describe_dinov3(source: Source) -> dict[str, Any]:
         "qkv_bias": any(config.get(f"{name}_bias", default) for name, default in DINOV3_BIASES.items()),
         "num_register_tokens": config.get("num_register_tokens", 0),
         "use_layer_scale": True,
-        "layerscale_value": float(config.get("layerscale_value", 1.0)),
+        "layerscale_value": config.get("layerscale_value", 1.0),
         "use_swiglu_ffn": gated,
         "use_position_table": False,
-        "rope_theta": float(config["rope_theta"]),
+        "rope_theta": config["rope_theta"],
     }
 
 
@@ -241,12 +253,14 @@ def _describe_siglip(source: Source) -> dict[str, Any]:
     }
 
 
+# Of models of images and texts: by transformers' `model_type`, what makes scores of their logits; and parts of texts.
+ACTIVATIONS = {"clip": "softmax", "metaclip_2": "softmax", "siglip": "sigmoid"}
+PARTS_OF_TEXTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 TEXTS = "of texts, or of the space that images share with them: an encoder of images is converted"
 
 
 def _unused_beside_images(source: Source) -> dict[str, str]:
-    patterns = ("text_model.*", "text_projection.*", "visual_projection.*", "logit_scale", "logit_bias")
-    unused = {**dict.fromkeys(patterns, TEXTS), "*position_ids": "numbers that are counted"}
+    unused = {**dict.fromkeys((f"{part}*" for part in PARTS_OF_TEXTS), TEXTS), "*position_ids": "numbers that are counted"}
     if _is_classifier(source):
         left_out = "head.*" if "head.probe" in source.tensors else "post_layernorm.*"
         unused[left_out] = "the family's classifier sees the mean of the patches"
@@ -256,14 +270,14 @@ def _unused_beside_images(source: Source) -> dict[str, str]:
 def _describe_beit(source: Source) -> dict[str, Any]:
     config = _config(source, patch_size=16, layer_norm_eps=1e-12)
     size = config.get("image_size", 224)
-    layer_scale = float(config.get("layer_scale_init_value", 0.1))
+    layer_scale = config.get("layer_scale_init_value", 0.1)
     mean_pooled = bool(config.get("use_mean_pooling", True))
     return {
         **_describe_transformers(source, **config),
         "image_size": square("image_size", size),
         "intermediate_size": config.get("intermediate_size", 3072),
         "qkv_bias": True,
-        "use_layer_scale": layer_scale > 0,
+        "use_layer_scale": bool(layer_scale),
         "layerscale_value": layer_scale,
         "pooling": "mean" if mean_pooled else "cls",
         "norm_after_pooling": mean_pooled,

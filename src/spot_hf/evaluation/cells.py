@@ -111,8 +111,9 @@ def cells_of(arguments: EvaluationArguments, num_cells: int, config: SpotViTConf
 
 
 def left_out(arguments: EvaluationArguments, config: SpotViTConfig | SpotCNNConfig) -> list[str]:
-    """Baselines that a model cannot have, as it is a CNN."""
-    return [name for name in arguments.chosen_baselines if name in OF_VITS and config.model_type != "spot_vit"]
+    """Baselines that a model cannot have, as it is a CNN, or its tokens cannot merge."""
+    merges = config.model_type == "spot_vit" and not config.positions_in_attention  # type: ignore[union-attr]
+    return [name for name in arguments.chosen_baselines if name in OF_VITS and not merges]
 
 
 def saved_looks(config: SpotViTConfig | SpotCNNConfig) -> tuple[int, ...]:

@@ -268,7 +268,10 @@ def _shape(config: Any) -> tuple[Any, ...]:
         return config.model_type, config.network_config.to_json_string(), config.image_height_width
     sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
     others = (config.patch_size, config.num_channels, config.image_height_width, config.num_prefix_tokens)
-    return *sizes, *others, config.use_swiglu_ffn, config.use_layer_scale
+    positions = (config.use_position_table, config.rope_theta is not None, config.use_relative_position_bias)
+    norms = (config.use_pre_norm, config.use_qk_norm, config.use_attention_norm, config.use_mlp_norm)
+    pooled = config.pooling == "attention"
+    return *sizes, *others, *positions, *norms, pooled, config.use_swiglu_ffn, config.use_layer_scale
 
 
 def _failed(lines: list[Line]) -> list[FailedImage]:
@@ -286,10 +289,15 @@ def _setting(name: str, model: ModelSource, image_size: int | None, arguments: E
         image_processor = image_processor.resized(image_size, image_size)
     model.check_token_counts(arguments.num_tokens, image_processor)
     width, height = image_processor.model_size((1000, 1000))
+    if any(arguments.merge_shares) and getattr(model.config, "positions_in_attention", False):
+        raise ValueError(
+            f"`merge_tokens` is not for models with rotary or relative positions, as {model.name!r} is; got "
+            f"{arguments.merge_tokens}"
+        )
     if arguments.corruption:
         check_view_size((width, height), model.config.num_channels)
     if without := left_out(arguments, model.config):
-        logger.info("%s: without %s, which are for ViTs", name, " and ".join(without))
+        logger.info("%s: without %s, which are for ViTs whose attention knows no positions", name, " and ".join(without))
     cells = cells_of(arguments, (height // patch_size) * (width // patch_size), model.config)
     if not cells:
         raise ValueError(

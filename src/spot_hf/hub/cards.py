@@ -31,8 +31,9 @@ NOT_MEASURED = (
 )
 # Of a conversion alone, whose weights are the source's.
 CONVERTED = (
-    "On the full grid, a converted model's {what} equal its source's to 1e-4 in float32: the tests of `spot_hf` hold every "
-    "family to that, on real weights and random ones. Accuracy was not measured on this checkpoint. {caveat}"
+    "On the full grid, a converted model's {what} equal its source's to 1e-4 of their size in float32: the tests of `spot_hf` "
+    "hold every family to that on random weights, ViT and DeiT also on real ones. Accuracy was not measured on this "
+    "checkpoint. {caveat}"
 )
 NEVER_SEEN_FEW = (
     "Weights that were only converted, and not fine-tuned with random placements, have never seen off-grid or few tokens: "
