@@ -47,10 +47,10 @@ def test_cells_count_from_the_centre_of_the_first_as_of_a_grid_of_another_size()
 
 def test_class_token_and_registers_are_not_turned():
     turn = rotary(**ROTARY, num_register_tokens=2)(random_coordinates(), 48, 48, torch.float32)
-    heads = torch.randn(2, 4, 3 + 7, 8, generator=torch.Generator().manual_seed(0))
+    heads = torch.randn(2, 3 + 7, 4, 8, generator=torch.Generator().manual_seed(0))
     turned = turn(heads)
-    torch.testing.assert_close(turned[:, :, :3], heads[:, :, :3], rtol=0, atol=0)
-    assert (turned[:, :, 3:] - heads[:, :, 3:]).abs().amax((0, 1, 3)).min() > 0.1
+    torch.testing.assert_close(turned[:, :3], heads[:, :3], rtol=0, atol=0)
+    assert (turned[:, 3:] - heads[:, 3:]).abs().amax((0, 2, 3)).min() > 0.1
     # A rotation keeps lengths, to a few roundings.
     torch.testing.assert_close(turned.norm(dim=-1), heads.norm(dim=-1), rtol=1e-6, atol=0)
 
@@ -62,8 +62,8 @@ def test_products_depend_on_displacements_alone():
     for shift in (0.0, 0.2):
         coordinates = torch.tensor([[[0.1, 0.3], [0.4, 0.35]]]) + shift
         turn = rotary(**ROTARY, use_class_token=False, pooling="mean")(coordinates, 48, 48, torch.float32)
-        turned = [turn(one.expand(1, 1, 2, 8)) for one in (query, key)]
-        scores.append((turned[0][0, 0, 0] @ turned[1][0, 0, 1]).item())
+        turned = [turn(one.expand(1, 2, 1, 8)) for one in (query, key)]
+        scores.append((turned[0][0, 0, 0] @ turned[1][0, 1, 0]).item())
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)  # angles of the order of 10 in float32
 
 

@@ -87,7 +87,7 @@ class SpotViTBackbone(BackboneMixin, SpotViTPreTrainedModel):
             if stage in self.out_features
         )
         placed = {"coordinates": coordinates, "coordinates_mask": coordinates_mask, "window_scales": window_scales}
-        count = len(feature_maps[0])
+        count = feature_maps[0].shape[0]  # `len` would be a constant of an exported graph
         return SpotViTBackboneOutput(
             feature_maps=feature_maps,
             hidden_states=outputs.hidden_states,

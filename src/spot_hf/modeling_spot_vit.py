@@ -147,13 +147,14 @@ class SpotViTAttention(nn.Module):
         """Returns the output, the weights where the implementation gives them, and the keys."""
         batch_size, num_tokens, hidden_size = hidden_states.shape
         heads = (batch_size, num_tokens, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query = self.q_proj(hidden_states).view(heads)
+        key = self.k_proj(hidden_states).view(heads)
+        value = self.v_proj(hidden_states).view(heads)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if self.position_bias is not None and displacements is not None:
             bias = self.position_bias(displacements).to(query.dtype)
             attention_mask = bias if attention_mask is None else attention_mask + bias

@@ -164,15 +164,16 @@ class SpotViTPositionEmbeddings(nn.Module):
 
 
 class Rotation(NamedTuple):
-    """What turns the heads' queries and keys: both `(batch_size, 1, sequence, head_dim)`, 1 and 0 for class token and
+    """What turns the heads' queries and keys: both `(batch_size, sequence, 1, head_dim)`, 1 and 0 for class token and
     registers. Each number in the first half of a head's width turns with one in the second; `sin` has the signs."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_heads, sequence, head_dim)` to the same shape."""
-        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, dims=-1), self.sin)
+        """`(batch_size, sequence, num_heads, head_dim)` to the same shape."""
+        # In place, and before the heads are transposed: a CPU takes several times as long for another large tensor.
+        return (heads.roll(heads.shape[-1] // 2, dims=-1) * self.sin).addcmul_(heads, self.cos)
 
 
 class SpotViTRotaryEmbeddings(nn.Module):
@@ -208,7 +209,7 @@ class SpotViTRotaryEmbeddings(nn.Module):
         with torch.autocast(coordinates.device.type, enabled=False):
             angles = self.angles(coordinates, height, width)
             # Class token and registers stay as they are.
-            angles = nn.functional.pad(angles, (0, 0, self.config.num_prefix_tokens, 0))[:, None]
+            angles = nn.functional.pad(angles, (0, 0, self.config.num_prefix_tokens, 0))[:, :, None]
             cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return Rotation(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
