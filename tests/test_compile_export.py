@@ -17,7 +17,7 @@ def no_graphs_yet():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kind", POSITION_KINDS)
+@pytest.mark.parametrize("kind", ["table", "rotary", "relative"])
 def test_compile_fullgraph(kind):
     model = tiny_model(**POSITION_KINDS[kind])
     compiled = torch.compile(model, fullgraph=True)
