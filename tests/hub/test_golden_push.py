@@ -1,4 +1,4 @@
-"""Golden outputs on the Hub: beside the weights that they are of, however these are pushed, and read from where a model is from."""
+"""Golden outputs on the Hub: beside the weights that they are of, however pushed, and read from where a model is from."""
 
 from tiny import tiny_model
 
@@ -84,9 +84,9 @@ def train_and_push(directory, trainer_class):
     model = SpotViTForImageClassification.from_pretrained(directory)
     height, width = model.config.image_height_width
     arguments = TrainingArguments(
-        "out", max_steps=3, save_strategy="steps", save_steps=1, per_device_train_batch_size=2, learning_rate=0.1, use_cpu=True,
+        "out", max_steps=3, save_strategy="steps", save_steps=1, per_device_train_batch_size=2, learning_rate=0.1,
         push_to_hub=True, hub_model_id=f"alice/{trainer_class}", hub_always_push=True, report_to="none", disable_tqdm=True,
-        hub_strategy="every_save",
+        hub_strategy="every_save", use_cpu=True,
     )  # fmt: skip
     rows = [{"pixel_values": torch.randn(3, height, width), "labels": i % 5} for i in range(6)]
     own = {"Trainer": Trainer, "SpotTrainer": SpotTrainer}[trainer_class]
