@@ -1,5 +1,6 @@
 """Golden outputs: a model that computes something else than where it was saved is told by `spot-hf verify`, in one line."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from random_weights import randomise
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from tiny import POSITION_KINDS, tiny_config, tiny_model
 from tiny_networks import tiny_network
 from tiny_texts import clip_tokenizer, siglip_tokenizer, zero_shot_model
@@ -24,7 +25,7 @@ from spot_hf import (
     wrap_network,
 )
 from spot_hf.cli import main
-from spot_hf.golden import GOLDEN_FILE, golden_bytes, golden_images, golden_tokens
+from spot_hf.golden import GOLDEN_FILE, METADATA, golden_bytes, golden_images, golden_tokens
 
 
 def test_the_images_are_the_same_everywhere():
@@ -53,6 +54,7 @@ CASES = {
     "tokens": (SpotViTForImageClassification, {"num_tokens": 4, "placement": "foveated_edge"}),
     "budgets": (SpotViTForImageClassification, {"num_tokens": [4, 9], "confidence": 0.7}),
     "placer": (SpotViTForImageClassification, PLACER),
+    "learned": (SpotViTForImageClassification, {**PLACER, "num_tokens": 4, "placement": "learned"}),
     "official": (
         SpotViTForImageClassification,
         {"position_kernel_centers": "mesh", "position_kernel_unit": "pixels", "window_border": "zero"},
@@ -172,6 +174,151 @@ def test_a_forward_pass_in_mixed_precision_is_not_the_models(tmp_path):
     assert verify_model(str(tmp_path)).equal
 
 
+@pytest.mark.parametrize("name", ["classifier", "budgets", "pretraining", "segmentation", "backbone", "cnn", "clip"])
+def test_a_config_that_asks_for_tuples(name, tmp_path):
+    made(name).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "return_dict": False}))
+    assert verify_model(str(tmp_path)).equal
+    model = made(name)
+    model.config.return_dict = False
+    assert model.verify(str(tmp_path)).equal
+
+
+# ------------------------------------------------------------------------------------------ what is no other computation
+
+
+def test_another_class_is_named(tmp_path):
+    made("classifier").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"those of a SpotViTForImageClassification; load it with that class.* SpotViTModel$"):
+        SpotViTModel.from_pretrained(tmp_path).verify()
+
+
+def test_of_a_backbone_the_maps_of_both_are_compared(tmp_path):
+    made("backbone").save_pretrained(tmp_path)
+    for indices, equal in {(0, 1, 2): True, (2,): True, (0, 2): True}.items():
+        loaded = SpotViTBackbone.from_pretrained(tmp_path, out_indices=list(indices))
+        assert loaded.verify().equal == equal, loaded.verify()
+    found = loaded.verify()
+    assert {key for key in found.differences if "maps" in key} == {
+        f"{case}/feature_maps.{stage}" for case in ("default", "off_grid") for stage in ("stem", "stage2")
+    }
+    with torch.no_grad():
+        loaded.spot_vit.layers[1].mlp.fc1.weight += 0.1
+    assert not loaded.verify().equal
+    made_of_one = randomise(SpotViTBackbone(tiny_config(out_indices=[1], reshape_hidden_states=False)))
+    made_of_one.save_pretrained(tmp_path / "one")
+    found = SpotViTBackbone.from_pretrained(tmp_path / "one", out_indices=[2]).verify()
+    assert not found.equal and "no feature map is of a stage that the golden outputs have" in str(found)
+
+
+@torch.no_grad()
+def test_a_placer_whose_scores_are_nearly_the_same(tmp_path):
+    """Which of them is highest hangs on the last bit, as of another processor."""
+    model = made("learned")
+    for head in (model.placer.scores.flat, model.placer.scores.place):
+        head.weight.zero_()
+        head.bias.fill_(1)
+    model.placer.scores.flat.bias += 1e-6
+    model.save_pretrained(tmp_path)
+    images = golden_images(3, *model.config.image_height_width)
+    before = model.place(images, 4)["coordinates"]
+    model.placer.scores.flat.bias -= 2e-6
+    assert not torch.equal(model.place(images, 4)["coordinates"], before)
+    assert model.verify(str(tmp_path)).equal
+
+
+@torch.no_grad()
+def test_outputs_of_other_weights_are_told_from_other_computations(tmp_path):
+    model = made("classifier")
+    model.save_pretrained(tmp_path)
+    model.config.layer_norm_eps = 0.1
+    other = SpotViTForImageClassification.from_pretrained(tmp_path, layer_norm_eps=0.1).verify()
+    assert "DIFFERENT: default/logits" in str(other) and not other.other_weights
+    model = SpotViTForImageClassification.from_pretrained(tmp_path)
+    model.classifier.bias += 1
+    model.to(torch.float64)
+    found = model.verify()
+    assert found.other_weights and not found.equal
+    assert str(found).startswith(f"{tmp_path}: OTHER WEIGHTS: golden outputs are of other weights") and "\n" not in str(found)
+    # As a plain Trainer pushes: the weights, without their golden file.
+    (tmp_path / "model.safetensors").unlink()
+    save_file(model.float().state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "OTHER WEIGHTS" in str(verify_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_another_dtype_are_the_same_weights(dtype, tmp_path):
+    made("classifier").to(dtype).save_pretrained(tmp_path)
+    for loaded_as in (torch.float32, torch.float64):
+        model = SpotViTForImageClassification.from_pretrained(tmp_path, dtype=loaded_as, layer_norm_eps=0.1)
+        assert "DIFFERENT" in str(model.verify())
+
+
+def as_first_written(name: str, content: bytes) -> bytes:
+    """A golden file as the first version wrote it: without a digest, feature maps by number, and with what a placer chose."""
+    tensors, outputs, numbers = load(content), {}, {}
+    for key in ("inputs/coordinates", "inputs/window_scales"):
+        outputs[key] = tensors[key]
+    for case in ("default", "grid", "off_grid", "placed"):
+        keys = [key for key in tensors if key.startswith(f"outputs/{case}/")]
+        stages = [f"outputs/{case}/feature_maps.{stage}" for stage in ("stem", "stage1", "stage2")]
+        for key in [*(key for key in stages if key in keys), *(key for key in keys if key not in stages)]:
+            numbers[key] = len([one for one in numbers if one.startswith(f"outputs/{case}/feature_maps.")])
+            outputs[f"outputs/{case}/feature_maps.{numbers[key]}" if key in stages else key] = tensors[key]
+    if name in ("placer", "learned"):
+        outputs["outputs/placed/coordinates"], outputs["outputs/placed/window_scales"] = torch.ones(2, 18), torch.ones(2, 9)
+    if name == "learned":
+        outputs["outputs/default/logits"] = torch.ones(2, 5)
+    about = {key: value for key, value in about_of(content).items() if key != "weights"}
+    return save(outputs, metadata={METADATA: json.dumps(about)})
+
+
+def about_of(content: bytes) -> dict:
+    return json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][METADATA])
+
+
+@pytest.mark.parametrize("name", ["classifier", "backbone", "placer", "learned"])
+@torch.no_grad()
+def test_files_of_the_first_version_are_compared_as_before(name, tmp_path):
+    model = made(name)
+    model.save_pretrained(tmp_path)
+    (tmp_path / GOLDEN_FILE).write_bytes(as_first_written(name, (tmp_path / GOLDEN_FILE).read_bytes()))
+    assert verify_model(str(tmp_path)).equal
+    model.spot_vit.embeddings.patch_projection.weight *= 1.5
+    found = model.verify(str(tmp_path))
+    assert not found.equal and "DIFFERENT" in str(found)
+
+
+def test_a_model_without_a_place_of_its_own(tmp_path, monkeypatch):
+    made("classifier").save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in (None, ""):
+        with pytest.raises(ValueError, match="`name` must be a directory or a Hub id, as the model was not loaded from one"):
+            made("classifier").verify(name)
+    assert made("classifier").verify(".").equal
+
+
+def test_it_is_compared_with_the_folder_that_it_was_loaded_from(tmp_path):
+    made("classifier").save_pretrained(tmp_path / "inner")
+    tiny_model().save_pretrained(tmp_path)
+    loaded = SpotViTForImageClassification.from_pretrained(tmp_path, subfolder="inner")
+    assert loaded.verify().equal and copy.deepcopy(loaded).verify().equal
+    loaded, _ = SpotViTForImageClassification.from_pretrained(tmp_path, subfolder="inner", output_loading_info=True)
+    assert loaded.verify().equal
+
+
+def test_adapters(tmp_path):
+    peft = pytest.importorskip("peft")
+    made("classifier").save_pretrained(tmp_path)
+    model = SpotViTForImageClassification.from_pretrained(tmp_path)
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="golden outputs are of a model without adapters"):
+        model.verify()
+    model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / GOLDEN_FILE).exists()
+
+
 # ------------------------------------------------------------------------------------------------------- never a stale one
 
 
@@ -253,6 +400,14 @@ def broken(directory, content: bytes | None) -> None:
 
 
 WHOLE = golden_bytes(made("classifier"))
+
+
+def with_about(only: str = "", **changes) -> bytes:
+    about = {key: value for key, value in {**about_of(WHOLE), **changes}.items() if value is not ...}
+    tensors = {key: one for key, one in load(WHOLE).items() if key.startswith(only)}
+    return save(tensors, metadata={METADATA: json.dumps(about)})
+
+
 BROKEN = {
     "none": (None, "has no golden.safetensors to compare with"),
     "empty": (b"", "is broken"),
@@ -260,6 +415,28 @@ BROKEN = {
     "cut_off_within_its_header": (WHOLE[:100], "is broken"),
     "nothing": (b"\0" * 100, "is broken"),
     "another_file": (b"\x1f\x8b" * 500, "is broken"),
+    **{
+        f"{key} is {value!r}": (with_about(**{key: value}), "is broken")
+        for key, values in {
+            "dtype": [None, "foo", "int64", 3, "Tensor"],
+            "versions": [None, [], {"torch": 3}, {"torch": "2\n3"}],
+            "model_class": [None, 3, "a\nb"],
+            "image_size": [None, 3, [32], [32, "32"], [0, 32], [True, 32]],
+            "num_channels": [None, "3", -1],
+            "weights": [3, []],
+        }.items()
+        for value in values
+        if (key, value) != ("weights", None)
+    },
+    "no dtype": (with_about(dtype=...), "is broken (KeyError: 'dtype')"),
+    "no model_class": (with_about(model_class=...), "is broken (KeyError: 'model_class')"),
+    "no versions": (with_about(versions=...), "is broken (KeyError: 'versions')"),
+    "no rule": (with_about(rule=...), "is broken (KeyError: 'rule')"),
+    "metadata_are_a_list": (save(load(WHOLE), metadata={METADATA: "[1]"}), "is broken"),
+    "metadata_are_deep": (save(load(WHOLE), metadata={METADATA: "[" * 100_000}), "is broken"),
+    "no_outputs": (with_about(only="inputs/"), "it holds no outputs"),
+    "no_inputs": (with_about(only="outputs/"), "is broken (KeyError: 'inputs/coordinates')"),
+    "too_large": (b"\0" * (2**24 + 1), "16777217 bytes"),
     "of_another_rule": (WHOLE.replace(b"waves-1", b"waves-2"), "is of another rule, 'waves-2'"),
 }
 
@@ -287,6 +464,32 @@ def test_what_is_no_model(argv, status, words, tiny_vit, capsys):
     assert main(["verify", *(str(tiny_vit) if word == "tiny_vit" else word for word in argv)]) == status
     printed = capsys.readouterr().err
     assert words in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [[10**9, 10**9], [64, 32]])
+def test_images_have_the_size_of_the_models_config(size, saved, tmp_path, capsys):
+    """Not that which a file asks for."""
+    shutil.copytree(saved, tmp_path / "spot")
+    broken(tmp_path / "spot", with_about(image_size=size))
+    shape = [3, *about_of(WHOLE)["image_size"]]
+    assert main(["verify", str(tmp_path / "spot")]) == 1
+    line = capsys.readouterr().out
+    assert f"DIFFERENT: images have the shape {shape}, those of the golden outputs {[3, *size]}" in line
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [(AttributeError("'NoneType' has no\nsuch"), "AttributeError: 'NoneType' has no;"), (KeyError(), "KeyError;")],
+    ids=str,
+)
+def test_code_that_breaks_is_one_line(error, words, saved, monkeypatch, capsys):
+    def forward(self, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr(SpotViTForImageClassification, "forward", forward)
+    assert main(["verify", str(saved)]) == 1
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and f"DIFFERENT: it does not run: {words}" in line
 
 
 # ------------------------------------------------------------------------------------------------------------ remote code

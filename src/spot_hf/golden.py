@@ -6,6 +6,7 @@ Inputs are made by a rule of integer arithmetic, the same everywhere: two images
 default, on the full grid, and through windows of several sizes off the grid. Outputs are in float32, as if weights were.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -32,6 +33,8 @@ METADATA = "spot_hf"  # the only key: several would be in another order in each 
 NUM_IMAGES = 2
 NUM_TOKENS = (9, 6, 4, 2, 1)  # off the grid: the first that a model can have
 NUM_VALUES = 1000  # kept per image of an output, evenly: all logits of ImageNet, and files below 100 kB
+MAX_BYTES = 2**24  # of a file that is read: it may be anybody's
+MAPS = "/feature_maps."
 
 # Of the largest value of an output. Float32 rounds to 6e-8; sums of a few thousand terms in another order, as of another
 # processor or release, through some dozens of layers, differ by up to 1e-5 of it. What is wrong differs by more than 1e-3.
@@ -94,6 +97,8 @@ class _Cases(nn.Module):
         config = model.config
         found: dict[str, torch.Tensor] = {}
         cases: dict[str, Mapping[str, torch.Tensor]] = {"default": {}, "off_grid": tokens}
+        if _looks_by_scores(config):
+            del cases["default"]
         if config.num_tokens is not None:  # or it is the default
             height, width = images.shape[-2:]
             cases["grid"] = {"coordinates": grid(height, width, config.patch_size).to(images.device)[None]}
@@ -104,20 +109,23 @@ class _Cases(nn.Module):
             # Which tokens merge hangs on the last bit of a similarity.
             options = {"merge_tokens": 0.0} if config.merge_tokens else {}
             outputs = type(model).forward(model, **inputs, **options, return_dict=True)
-            found |= {f"{case}/{name}": tensor for name, tensor in _tensors_of(outputs)}
+            found |= {f"{case}/{name}": tensor for name, tensor in _tensors_of(outputs, model)}
         if getattr(model, "placer", None) is not None:
-            placed = type(model).place(model, images, tokens["coordinates"].shape[1], "learned")
-            found |= {f"placed/{name}": tensor for name, tensor in placed.items()}
-            found["placed/scores"] = model.placer(model.placer.thumbnails(images))  # the likeliest of which is all that counts
+            found["placed/scores"] = model.placer(model.placer.thumbnails(images))
         return found
 
 
-def _tensors_of(outputs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _looks_by_scores(config: Any) -> bool:
+    """Whether by default a model looks where its placer's scores are highest: which one is, may hang on the last bit."""
+    return getattr(config, "placement", None) == "learned" and config.num_tokens is not None
+
+
+def _tensors_of(outputs: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for name, value in outputs.items():
         if isinstance(value, torch.Tensor):
             yield name, value
         elif name == "feature_maps":
-            yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
+            yield from ((f"{name}.{stage}", one) for stage, one in zip(model.out_features, value, strict=True))
 
 
 @torch.no_grad()
@@ -151,13 +159,23 @@ def golden_outputs(
 
 
 def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach()
+    if tensor.dim() >= 2:
+        tensor = tensor.flatten(1)
+        kept = min(NUM_VALUES, tensor.shape[1])
+        tensor = tensor[:, torch.arange(kept, device=tensor.device) * tensor.shape[1] // kept]
     tensor = tensor.float() if tensor.is_floating_point() else tensor
-    if tensor.dim() < 2:
-        return tensor.clone()
-    tensor = tensor.flatten(1)
-    kept = min(NUM_VALUES, tensor.shape[1])
-    return tensor[:, torch.arange(kept) * tensor.shape[1] // kept].contiguous()
+    return tensor.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def weights_digest(model: Any, state_dict: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Of names, shapes and at most 1000 values of each weight, in float32: the same in any dtype with as many bits."""
+    digest = hashlib.sha256()
+    for name, own in sorted(model.state_dict().items()):
+        tensor = (state_dict or {}).get(name, own)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(_sample(tensor.reshape(1, -1)).float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -207,15 +225,22 @@ def golden_bytes(model: Any, state_dict: Mapping[str, torch.Tensor] | None = Non
         "model_class": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions_here(),
+        "weights": weights_digest(model, state_dict),
     }
     tensors = {f"inputs/{name}": one for name, one in tokens.items()}
     tensors |= {f"outputs/{name}": one for name, one in outputs.items()}
     return save(tensors, metadata={METADATA: json.dumps(about)})
 
 
+def _has_adapters(model: Any) -> bool:
+    return getattr(model, "_hf_peft_config_loaded", False)
+
+
 def is_whole(model: Any, state_dict: Mapping[str, Any] | None = None) -> bool:
     """Whether a model's weights, or those of `state_dict`, lie in this process and as they are, not sharded, quantised or
-    elsewhere: so that it can compute on its own."""
+    elsewhere, and without adapters: so that it can compute on its own."""
+    if _has_adapters(model):
+        return False
     parameters = dict(model.named_parameters())
     plain = all(type(one) in (nn.Parameter, torch.Tensor) and not one.is_meta for one in parameters.values())
     kept = all(one.is_floating_point() and one.numel() > 0 and not hasattr(one, "ds_id") for one in parameters.values())
@@ -240,6 +265,7 @@ class Verification:
         tolerances (`dict[str, float]`): what is allowed of each: 1e-4 of its largest value.
         problems (`list[str]`): what else is amiss, or cannot be compared.
         written (`dict[str, str]`), here (`dict[str, str]`): versions of `spot_hf`, `torch` and `transformers`, then and now.
+        other_weights (`bool`): whether outputs differ and the model's weights are others than those that they were of.
     """
 
     name: str
@@ -248,6 +274,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     written: dict[str, str] = field(default_factory=dict)
     here: dict[str, str] = field(default_factory=versions_here)
+    other_weights: bool = False
 
     @property
     def equal(self) -> bool:
@@ -266,6 +293,11 @@ class Verification:
                 f"{self.name}: equal: largest difference {self.differences[name]:.1e} ({name}), tolerance "
                 f"{self.tolerances[name]:.1e}, what float32 rounds otherwise on another processor or release; {versions}"
             )
+        if self.other_weights and not self.problems:
+            return (
+                f"{self.name}: OTHER WEIGHTS: golden outputs are of other weights than the model has: {GOLDEN_FILE} was not "
+                f"pushed or copied with them, or they were initialised anew in loading, or changed since; {versions}"
+            )
         lines = [f"{name} by {self.differences[name]:.1e} (tolerance {self.tolerances[name]:.1e})" for name in worst]
         more = [f"{len(lines) - 3} more outputs"] if len(lines) > 3 else []
         return f"{self.name}: DIFFERENT: {', '.join([*self.problems, *lines[:3], *more])}; {versions}"
@@ -275,76 +307,182 @@ def _line(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def read_golden(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Metadata and tensors of the golden file of a directory or Hub id; `OSError`, of one line, where there is none, or it is
-    broken."""
+@dataclass
+class GoldenSource:
+    """From where a model was loaded: `name`, and of `options` those of `from_pretrained` that say where a file lies. A copy,
+    and what is pickled, has no token."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, name: str | os.PathLike, arguments: Mapping[str, Any]) -> "GoldenSource":
+        names = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+        return cls(str(name), {one: arguments[one] for one in names if arguments.get(one) is not None})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "options": {name: one for name, one in self.options.items() if name != "token"}}
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _golden_path(source: GoldenSource) -> Path:
+    name, options = source.name, source.options
+    if not name:
+        raise ValueError("`name` must be a directory or a Hub id, as the model was not loaded from one; got ''")
     lacks = (
         f"{name!r} has no {GOLDEN_FILE} to compare with: it was saved before there were any, or where its weights were not "
         "whole; `save_pretrained` writes one"
     )
-    path = Path(name).expanduser() / GOLDEN_FILE
-    if not path.is_file():
-        if path.parent.is_dir() or name.count("/") != 1:
-            raise FileNotFoundError(lacks)
-        try:
-            path = Path(hf_hub_download(name, GOLDEN_FILE, revision=revision))
-        except LocalEntryNotFoundError:
-            raise FileNotFoundError(f"{GOLDEN_FILE} of {name!r} is not in the cache, and the Hub cannot be reached") from None
-        except EntryNotFoundError:
-            raise FileNotFoundError(lacks) from None
-    content = path.read_bytes()
+    directory = Path(name).expanduser()
+    path = directory / options.get("subfolder", "") / GOLDEN_FILE
+    if path.is_file():
+        return path
+    if directory.is_dir() or name.count("/") != 1:
+        raise FileNotFoundError(lacks)
     try:
+        return Path(hf_hub_download(name, GOLDEN_FILE, **options))
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(f"{GOLDEN_FILE} of {name!r} is not in the cache, and the Hub cannot be reached") from None
+    except EntryNotFoundError:
+        raise FileNotFoundError(lacks) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise OSError(f"{GOLDEN_FILE} of {name!r} cannot be had ({_reason(error)})") from None
+
+
+def _check_golden(about: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """`ValueError`, `KeyError` or `TypeError` where a file of this rule does not hold what it should."""
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and value.isprintable() and len(value) < 100
+
+    size, versions = about["image_size"], about["versions"]
+    dtype = getattr(torch, about["dtype"], None)
+    coordinates, scales = tensors["inputs/coordinates"], tensors["inputs/window_scales"]
+    right = {
+        "image_size": isinstance(size, list) and len(size) == 2 and all(type(one) is int and one > 0 for one in size),
+        "num_channels": type(about["num_channels"]) is int and about["num_channels"] > 0,
+        "model_class": is_text(about["model_class"]),
+        "dtype": isinstance(dtype, torch.dtype) and dtype.is_floating_point,
+        "versions": isinstance(versions, dict) and all(map(is_text, [*versions, *versions.values()])),
+        "weights": about.get("weights") is None or is_text(about["weights"]),
+    }
+    for name, fine in right.items():
+        if not fine:
+            raise ValueError(f"its {name} is {repr(about[name])[:100]}")
+    if coordinates.dim() != 3 or coordinates.shape != (NUM_IMAGES, scales.shape[-1], 2) or scales.shape[:-1] != (NUM_IMAGES,):
+        raise ValueError(f"its inputs have the shapes {tuple(coordinates.shape)} and {tuple(scales.shape)}")
+    if not coordinates.dtype == scales.dtype == torch.float32:
+        raise ValueError(f"its inputs are {coordinates.dtype} and {scales.dtype}, not float32")
+    if not all(map(is_text, tensors)) or not any(name.startswith("outputs/") for name in tensors):
+        raise ValueError("it holds no outputs, or some without a name")
+
+
+def read_golden(source: GoldenSource) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Metadata and tensors of the golden file of a directory or Hub id; `OSError`, of one line, where there is none, or it is
+    broken. `ValueError`: the source has no name."""
+    path, name = _golden_path(source), source.name
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, of at most {MAX_BYTES}")
+        content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA])
         tensors = load(content)
-        known = about["rule"] == RULE and {"inputs/coordinates", "inputs/window_scales"} <= set(tensors)
-        images = golden_images(about["num_channels"], *about["image_size"]) if known else None
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"{GOLDEN_FILE} of {name!r} is broken ({type(error).__name__}: {reason})") from None
-    if images is None:
-        raise OSError(f"{GOLDEN_FILE} of {name!r} is of another rule, {about['rule']!r}: this version of spot_hf has {RULE!r}")
-    return about, {**tensors, "images": images}
+        known = about["rule"] == RULE
+        if known:
+            _check_golden(about, tensors)
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise OSError(f"{GOLDEN_FILE} of {name!r} is broken ({_reason(error)})") from None
+    if not known:
+        rule = repr(about["rule"])[:100]
+        raise OSError(f"{GOLDEN_FILE} of {name!r} is of another rule, {rule}: this version of spot_hf has {RULE!r}")
+    return about, tensors
 
 
-def verify(model: Any, name: str, revision: str | None = None) -> Verification:
-    """
-    Compares what a loaded model computes with the golden file of `name`.
-
-    Args:
-        model ([`SpotPreTrainedModel`]): as it was loaded from there.
-        name (`str`): directory or Hub id.
-        revision (`str`, *optional*): branch, tag or commit of a Hub id.
-
-    Raises:
-        `OSError`: no golden file, or a broken one. `ValueError`: the model's dtype has fewer bits than that it was saved in.
-    """
-    about, tensors = read_golden(name, revision)
+def _check_comparable(model: Any, about: Mapping[str, Any]) -> None:
+    if _has_adapters(model):
+        raise ValueError("golden outputs are of a model without adapters; got one with adapters of PEFT: verify it without")
+    if type(model).__name__ != about["model_class"]:
+        raise ValueError(
+            f"golden outputs are those of a {about['model_class']}; load it with that class to compare; got a "
+            f"{type(model).__name__}"
+        )
     saved = getattr(torch, about["dtype"])
     if torch.finfo(model.dtype).eps > max(torch.finfo(saved).eps, torch.finfo(torch.float32).eps):
         raise ValueError(
             f"`dtype` of the model must be {about['dtype']}, as it was saved, or float32, to be compared; got "
             f"{str(model.dtype).removeprefix('torch.')}: its weights were rounded"
         )
-    found = Verification(name, written=about["versions"])
-    if type(model).__name__ != about["model_class"]:
-        found.problems.append(f"a {type(model).__name__}, saved as a {about['model_class']}")
-    expected = {key.removeprefix("outputs/"): one for key, one in tensors.items() if key.startswith("outputs/")}
-    tokens = {key: tensors[f"inputs/{key}"] for key in ("coordinates", "window_scales")}
-    try:
-        outputs = golden_outputs(model, tensors["images"], tokens)
-    except (ValueError, RuntimeError) as error:
-        found.problems.append(f"it does not run: {str(error).splitlines()[0]}")
-        return found
-    for key in sorted({*expected, *outputs}):
-        if key not in outputs or key not in expected:
+
+
+def _numbered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Feature maps by number, as the first files have them, not by their stage."""
+    numbered: dict[str, torch.Tensor] = {}
+    for key, one in outputs.items():
+        case, maps, _ = key.partition(MAPS)
+        number = sum(name.startswith(case + MAPS) for name in numbered)
+        numbered[f"{case}{MAPS}{number}" if maps else key] = one
+    return numbered
+
+
+def _compare(found: Verification, outputs: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    if any(MAPS in key and key.rpartition(".")[2].isdigit() for key in expected):
+        outputs = _numbered(outputs)
+    shared = set(outputs) & set(expected)
+    maps = {key for key in {*outputs, *expected} if MAPS in key}  # of a backbone's `out_features`, which may be others
+    if maps and not maps & shared:
+        found.problems.append("no feature map is of a stage that the golden outputs have")
+    for key in sorted({*expected, *outputs} - (maps - shared)):
+        if key not in shared:
             found.problems.append(f"{key} is {'new' if key in outputs else 'missing'}")
         elif outputs[key].shape != expected[key].shape:
             found.problems.append(f"{key} has shape {tuple(outputs[key].shape)}, not {tuple(expected[key].shape)}")
         elif expected[key].numel():
-            here, then = outputs[key], expected[key]
-            found.differences[key] = (here.double() - then.double()).abs().max().item()
-            found.tolerances[key] = TOLERANCE * then.abs().max().item() if then.is_floating_point() else 0.0
+            here, then = outputs[key].double(), expected[key].double()
+            found.differences[key] = (here - then).abs().max().item()
+            found.tolerances[key] = TOLERANCE * then.abs().max().item() if expected[key].is_floating_point() else 0.0
+    if not found.differences and not found.problems:
+        found.problems.append("no output has a value to compare")
+
+
+def verify(model: Any, source: GoldenSource) -> Verification:
+    """
+    Compares what a loaded model computes with a golden file.
+
+    Args:
+        model ([`SpotPreTrainedModel`]): as it was loaded from there.
+        source ([`GoldenSource`]): where the file lies.
+
+    Raises:
+        `OSError`: no golden file, or a broken one. `ValueError`: the model is of another class than it was saved with, has
+        adapters, or a dtype of fewer bits than it was saved in; or the source has no name.
+    """
+    about, tensors = read_golden(source)
+    _check_comparable(model, about)
+    found, config = Verification(source.name, written=about["versions"]), model.config
+    shape = [config.num_channels, *config.image_height_width]
+    saved_shape = [about["num_channels"], *about["image_size"]]
+    if shape != saved_shape:
+        found.problems.append(f"images have the shape {shape}, those of the golden outputs {saved_shape}")
+        return found
+    expected = {key.removeprefix("outputs/"): one for key, one in tensors.items() if key.startswith("outputs/")}
+    for key in list(expected):  # what the first files have, and hangs on the last bit
+        case = key.partition("/")[0]
+        if (case == "placed" and key != "placed/scores") or (case == "default" and _looks_by_scores(config)):
+            del expected[key]
+    tokens = {key: tensors[f"inputs/{key}"] for key in ("coordinates", "window_scales")}
+    try:
+        outputs = golden_outputs(model, golden_images(*shape), tokens)
+    except Exception as error:  # of whatever code is beside the weights
+        found.problems.append(f"it does not run: {_reason(error)}")
+        return found
+    _compare(found, outputs, expected)
+    found.other_weights = not found.equal and about.get("weights") not in (None, weights_digest(model))
     return found
 
 
@@ -359,4 +497,4 @@ def write_golden(model: Any, directory: str | os.PathLike, state_dict: Mapping[s
     temporary.replace(path)
 
 
-__all__ = ["GOLDEN_FILE", "Verification", "golden_outputs", "verify", "write_golden"]
+__all__ = ["GOLDEN_FILE", "GoldenSource", "Verification", "golden_outputs", "verify", "write_golden"]

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .budgets import Budgets, check_num_tokens, look_until_sure, resolve_budgets
 from .configuration_spot import CUSTOM_PIPELINES
-from .golden import GOLDEN_FILE, Verification, is_whole, verify, write_golden
+from .golden import GOLDEN_FILE, GoldenSource, Verification, is_whole, verify, write_golden
 from .input_checks import check_model_inputs
 from .placement import place_images
 
@@ -43,6 +43,17 @@ class SpotPreTrainedModel(PreTrainedModel):
     # Writes the README of a saved model. Set by the installed package (`registration.py`): remote code has no templates.
     _write_model_card: Callable | None = None
 
+    golden_source: GoldenSource | None = None  # from where it was loaded
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As of any model of transformers. The model remembers where it is from, for [`verify`]."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.golden_source = GoldenSource.of(pretrained_model_name_or_path, kwargs)
+        return loaded
+
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Like any model's `save_pretrained`, and complete for the Hub: the code that a loader without this package
         needs, a model card where there is none, and always anew what these weights compute, for [`verify`]. Of several
@@ -62,7 +73,7 @@ class SpotPreTrainedModel(PreTrainedModel):
             if is_whole(self, state_dict):
                 write_golden(self, directory, state_dict)
                 return
-            reason = "its weights are not whole in this process"
+            reason = "its weights are not whole in this process, or it has adapters"
         except Exception as error:  # of a subclass that needs other inputs, or for lack of memory
             reason = f"{type(error).__name__}: {error}"
         (Path(directory) / GOLDEN_FILE).unlink(missing_ok=True)
@@ -89,22 +100,31 @@ class SpotPreTrainedModel(PreTrainedModel):
         ```
 
         Args:
-            name (`str`, *optional*): directory or Hub id of the golden outputs; from where the model was loaded by default.
-            revision (`str`, *optional*): branch, tag or commit of a Hub id: that with which the model was loaded.
+            name (`str`, *optional*): directory or Hub id of the golden outputs; from where the model was loaded by default,
+                with the same `revision`, `subfolder`, `token` and `cache_dir`.
+            revision (`str`, *optional*): branch, tag or commit of a Hub id; by default that with which the model was loaded.
 
         Returns:
             [`Verification`]: its `equal` says whether; `str` of it is one line.
 
         Raises:
-            `OSError`: there are none, or they are broken. `ValueError`: the model's dtype has fewer bits than the saved one.
+            `OSError`: there are none, or they are broken. `ValueError`: the model was not loaded from anywhere and no `name`
+            is given; it is of another class than the saved one, has adapters, or a dtype of fewer bits.
         """
-        return verify(self, self.name_or_path if name is None else name, revision)
+        source = self.golden_source or GoldenSource(self.name_or_path)
+        if name is not None and name != source.name:
+            source = GoldenSource(name)
+        if revision is not None:
+            source = GoldenSource(source.name, {**source.options, "revision": revision})
+        return verify(self, source)
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        """The last step of every push: by now transformers has put an empty card in the place of a missing one."""
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
+        """The last step of every push: by now transformers has put an empty card in the place of a missing one. Golden outputs
+        were written before it looked which files are new."""
+        files_timestamps = {name: time for name, time in files_timestamps.items() if name != GOLDEN_FILE}
         if self._write_model_card is not None:
             self._write_model_card(working_dir, repo_id=repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
 
 @dataclass
@@ -229,7 +249,7 @@ class SpotForImageClassification(SpotPlacing):
                 raise ValueError(f"`coordinates` and `num_tokens` exclude each other; got both (num_tokens={chosen})")
             check_model_inputs(self.config, pixel_values, **placed)
             placed = {**self._place(pixel_values, chosen)}  # type: ignore[arg-type]
-        outputs = self.base_model(pixel_values, **placed, windows=windows, **kwargs)
+        outputs = self.base_model(pixel_values, **placed, windows=windows, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
@@ -272,7 +292,7 @@ class SpotForImageClassification(SpotPlacing):
             seen = pixel_values if len(images) == len(pixel_values) else pixel_values[images]
             own = {name: one if len(one) == 1 else one[images] for name, one in looks[number].items()}
             own = own or self._place(seen, budgets.num_tokens[number])
-            return self.classifier(self.base_model(seen, **own, **kwargs).pooler_output)
+            return self.classifier(self.base_model(seen, **own, return_dict=True, **kwargs).pooler_output)
 
         images = torch.arange(len(pixel_values), device=pixel_values.device)
         logits, spent = look_until_sure(classify, images, budgets)

@@ -148,7 +148,8 @@ class SpotViTForPreTraining(SpotViTPreTrainedModel):
         ids_restore = ids_shuffle.argsort(dim=1)
         mask = (ids_restore >= num_visible).float()
         visible = coordinates.gather(1, ids_shuffle[:, :num_visible, None].expand(-1, -1, 2))
-        outputs = self.spot_vit(pixel_values, visible, **{**kwargs, "merge_tokens": 0.0})  # each is restored to its place
+        # No token merges: each is restored to its place.
+        outputs = self.spot_vit(pixel_values, visible, **{**kwargs, "merge_tokens": 0.0}, return_dict=True)
         hidden_states = outputs.last_hidden_state
         if self.config.norm_after_pooling:  # There is no pooled token here: the norm is part of every token.
             hidden_states = self.spot_vit.layernorm(hidden_states)

@@ -185,7 +185,14 @@ class SpotViTForSemanticSegmentation(SpotViTPreTrainedModel):
             assert pixel_values is not None
             coordinates, window_scales = place_images(config.placement, num_tokens, pixel_values, config.patch_size)
         outputs = self.spot_vit(
-            pixel_values, coordinates, coordinates_mask, window_scales, merge_tokens=0.0, windows=windows, **kwargs
+            pixel_values,
+            coordinates,
+            coordinates_mask,
+            window_scales,
+            merge_tokens=0.0,
+            windows=windows,
+            return_dict=True,
+            **kwargs,
         )
         hidden_states = outputs.last_hidden_state[:, config.num_prefix_tokens :]
         if config.norm_after_pooling:  # there is no pooled token here: the norm is part of every token
