@@ -34,7 +34,9 @@ def read_tensors(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
             tensors[module.removesuffix(".MatMul") + ".weight"] = values[node.input[1]].T
         elif module in ("embeddings.Concat_6", "embeddings.Reshape_1"):
             table[module] = values[node.input[0]]
-    tensors["embeddings.position_embeddings"] = np.concatenate([table["embeddings.Concat_6"], table["embeddings.Reshape_1"]], 1)
+    tensors["embeddings.position_embeddings"] = np.concatenate(
+        [table["embeddings.Concat_6"], table["embeddings.Reshape_1"]], 1
+    )
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
