@@ -197,8 +197,10 @@ def test_a_model_that_places_by_itself_does_so_in_onnx_runtime(written, digits_m
     # The positions of a flat density are computed in float64, those of the placer's scores are as close as these: 1e-5.
     for name, value in model.place(images, 9).items():
         torch.testing.assert_close(in_onnx.place(images, 9)[name], value, rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="`window_scales` is no input of this file: `spot-hf export --with_window_scales`"):
-        in_onnx(images, num_tokens=9)
+    for num_tokens in (9, [4, 9]):
+        torch.testing.assert_close(
+            in_onnx(images, num_tokens=num_tokens).logits, model(images, num_tokens=num_tokens).logits, **TOLERANCE
+        )
     with pytest.raises(ValueError, match="`pixel_values` must be of 48 × 48 pixels for the exported placer; got 56 × 48"):
         in_onnx.place(random_images(2, 56, 48), 9)
 

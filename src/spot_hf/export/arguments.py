@@ -26,7 +26,9 @@ class ExportArguments(LabelledSource):
     with_mask: bool = field(
         default=False, metadata={"help": "The graph takes coordinates_mask, for images with different numbers of tokens."}
     )
-    with_window_scales: bool = field(default=False, metadata={"help": "The graph takes window_scales."})
+    with_window_scales: bool = field(
+        default=False, metadata={"help": "The graph takes window_scales, as it does anyway where the model has a placer."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the files of an earlier export."})
     dataset_name: str | None = field(  # type: ignore[assignment]
         default=None,

@@ -70,7 +70,8 @@ def export_model(
         image_processor ([`SpotViTImageProcessor`], *optional*): of a model that is given as such.
         format (`str`): `"onnx"`, `"torch_export"` (`.pt2`) or `"executorch"` (`.pte`).
         quantize (`list[str]`): `"int8"`, `"float16"`: also written, of format onnx.
-        with_mask (`bool`), with_window_scales (`bool`): whether the graph takes `coordinates_mask` and `window_scales`.
+        with_mask (`bool`), with_window_scales (`bool`): whether the graph takes `coordinates_mask` and `window_scales`, as it
+            does anyway where the model has a placer.
         overwrite (`bool`): replace the files of an earlier export.
         arguments ([`ExportArguments`], *optional*): of the command: which split to measure on.
 
@@ -156,6 +157,8 @@ class _Export:
     def __init__(self, model: Any, image_processor: Any, directory: Path, with_mask: bool, with_window_scales: bool):
         self.model, self.image_processor, self.directory = model, image_processor, directory
         self.reference = function_of(model)
+        # A placer's windows cover the image: what it places has scales.
+        with_window_scales = with_window_scales or getattr(model, "placer", None) is not None
         self.inputs = example_inputs(model.config, with_mask, with_window_scales)
         with torch.no_grad():
             self.output_names = list(self.reference(**self.inputs))
