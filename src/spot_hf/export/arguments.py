@@ -37,7 +37,9 @@ class ExportArguments(LabelledSource):
             "directory that load_dataset reads (default: none, only the outputs on two photographs are compared)."
         },
     )
-    num_tokens: list[int] = field(default_factory=lambda: [25], metadata={"help": "Tokens per image of that measurement."})
+    num_tokens: list[int] = field(
+        default_factory=lambda: [25], metadata={"help": "Tokens per image of that measurement, or of format executorch."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Images per forward pass of that measurement."})
     num_workers: int = field(default=1, metadata={"help": "Processes that decode its images."})
     push_to_hub: bool = field(default=False, metadata={"help": "Also upload the result to --hub_model_id."})

@@ -25,7 +25,7 @@ from ..jobs.versions import public_name, weights_digest
 from .arguments import ExportArguments, check_options
 from .comparison import TOLERANCE, cases, differences, measure_split, photographs
 from .errors import ExportError
-from .executorch import check_executorch, write_executorch
+from .executorch import check_executorch, run_executorch, write_executorch
 from .files import (
     EXECUTORCH,
     FILES,
@@ -37,7 +37,7 @@ from .files import (
     check_installed,
     external_data,
 )
-from .graph import PlacerFunction, example_inputs, function_of, torch_program, write_onnx
+from .graph import PlacerFunction, example_inputs, fixed_inputs, function_of, torch_program, write_onnx
 from .quantization import quantize_int8
 from .runtime import OnnxSpotViT, open_session
 
@@ -57,6 +57,7 @@ def export_model(
     quantize: Sequence[str] = (),
     with_mask: bool = False,
     with_window_scales: bool = False,
+    num_tokens: int = 25,
     overwrite: bool = False,
     arguments: ExportArguments | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def export_model(
         quantize (`list[str]`): `"int8"`, `"float16"`: also written, of format onnx.
         with_mask (`bool`), with_window_scales (`bool`): whether the graph takes `coordinates_mask` and `window_scales`, as it
             does anyway where the model has a placer.
+        num_tokens (`int`): of format executorch, whose program is for one image of the model's size and so many tokens.
         overwrite (`bool`): replace the files of an earlier export.
         arguments ([`ExportArguments`], *optional*): of the command: which split to measure on.
 
@@ -83,6 +85,9 @@ def export_model(
             computes something else. `ImportError`: a package is not installed.
     """
     check_options(format, quantize)
+    if format == "executorch" and (with_mask or with_window_scales):
+        given = "with_mask" if with_mask else "with_window_scales"
+        raise ValueError(f"`{given}` is not for `format` executorch, which takes pixel_values and coordinates alone")
     if format == "onnx":
         check_installed("onnx", "onnxscript", "onnxruntime")
     elif format == "executorch":
@@ -106,7 +111,7 @@ def export_model(
             )
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder)
-        export = _Export(model, image_processor, written, with_mask, with_window_scales)
+        export = _Export(model, image_processor, written, with_mask, with_window_scales, num_tokens)
         report = {
             "model": public_name(name) if name else type(model).__name__,
             "revision": source.revision if source else None,
@@ -151,10 +156,12 @@ class _Export:
     Args:
         model, image_processor: what is exported.
         directory (`Path`): where to write.
-        with_mask, with_window_scales: of [`export_model`].
+        with_mask, with_window_scales, num_tokens: of [`export_model`].
     """
 
-    def __init__(self, model: Any, image_processor: Any, directory: Path, with_mask: bool, with_window_scales: bool):
+    def __init__(
+        self, model: Any, image_processor: Any, directory: Path, with_mask: bool, with_window_scales: bool, num_tokens: int
+    ):
         self.model, self.image_processor, self.directory = model, image_processor, directory
         self.reference = function_of(model)
         # A placer's windows cover the image: what it places has scales.
@@ -163,13 +170,13 @@ class _Export:
         with torch.no_grad():
             self.output_names = list(self.reference(**self.inputs))
         self.cases = cases(photographs(image_processor, model.config), model.config, list(self.inputs))
+        self.num_tokens = num_tokens
         self.calls: dict[str, Callable[..., dict[str, torch.Tensor]]] = {"pytorch": self.reference}
 
     def write_onnx(self, quantize: Sequence[str]) -> dict[str, Any]:
         folder = self.directory / FOLDER
         folder.mkdir()
         path = folder / FILES[None]
-        logger.info("tracing %s", type(self.model).__name__)
         write_onnx(self.reference, self.inputs, path)
         found: dict[str, Any] = {"differences": {"float32": self._compare(path, "float32")}}
         _check_equal(found["differences"]["float32"])
@@ -214,8 +221,16 @@ class _Export:
         return {"differences": {"float32": found}}
 
     def write_executorch(self) -> dict[str, Any]:
-        write_executorch(torch_program(self.reference, self.inputs), self.directory / EXECUTORCH)
-        return {}
+        path = self.directory / EXECUTORCH
+        inputs = fixed_inputs(self.model.config, self.num_tokens)
+        write_executorch(torch_program(self.reference, inputs, is_fixed=True), path)
+        photograph = photographs(self.image_processor, self.model.config)[:1]
+        photograph = torch.nn.functional.interpolate(photograph, inputs["pixel_values"].shape[-2:], mode="bilinear")
+        case = f"batch 1, {self.num_tokens} tokens"
+        own = {case: {**inputs, "pixel_values": photograph}}
+        found = differences(run_executorch(path, self.output_names), self.reference, own)
+        _check_equal(found)
+        return {"inputs": list(inputs), "num_tokens": self.num_tokens, "differences": {"float32": found}}
 
 
 def _check_equal(found: dict[str, float]) -> None:
@@ -292,6 +307,7 @@ def run_export(arguments: ExportArguments) -> None:
         quantize=arguments.quantize,
         with_mask=arguments.with_mask,
         with_window_scales=arguments.with_window_scales,
+        num_tokens=arguments.num_tokens[0],
         overwrite=arguments.overwrite,
         arguments=arguments,
     )

@@ -77,6 +77,15 @@ def function_of(model: SpotPreTrainedModel, dtype: torch.dtype = torch.float32) 
     return Function(copied)
 
 
+def fixed_inputs(config: Any, num_tokens: int) -> dict[str, torch.Tensor]:
+    """Of one image of the model's own size, for a program of fixed shapes."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": torch.randn(1, config.num_channels, *config.image_height_width, generator=generator),
+        "coordinates": torch.rand(1, num_tokens, 2, generator=generator),
+    }
+
+
 def example_inputs(config: Any, with_mask: bool = False, with_window_scales: bool = False) -> dict[str, torch.Tensor]:
     """What a graph is traced with."""
     (height, width), side = config.image_height_width, config.patch_size
@@ -116,9 +125,13 @@ def write_onnx(function: nn.Module, inputs: dict[str, torch.Tensor], path: Path)
 
 
 @torch.no_grad()
-def torch_program(function: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
-    """A module's graph as torch has it. Axes of `AXES` are free."""
-    shapes: dict[str, Any] = {name: dict.fromkeys(AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
+def torch_program(
+    function: nn.Module, inputs: dict[str, torch.Tensor], is_fixed: bool = False
+) -> torch.export.ExportedProgram:
+    """A module's graph as torch has it. Axes of `AXES` are free, unless shapes are fixed."""
+    shapes: dict[str, Any] | None = (
+        None if is_fixed else {name: dict.fromkeys(AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
+    )
     with _quiet():
         return torch.export.export(function, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)
 
