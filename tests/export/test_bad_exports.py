@@ -127,3 +127,20 @@ def test_torch_export(saved, tmp_path):
         torch.testing.assert_close(program(**inputs)["logits"], model(**inputs).logits, rtol=0, atol=2e-5)
     report = json.loads((tmp_path / "export_report.json").read_text())
     assert report["format"] == "torch_export" and max(report["differences"]["float32"].values()) < 1e-4
+
+
+def push_and_load(model, directory):
+    import torch
+
+    from spot_hf.cli import main
+    from spot_hf.export import OnnxSpotViT
+
+    command = ["export", "--model", model, "--output_dir", directory, "--push_to_hub", "--hub_model_id", "alice/exported"]
+    status = main(command)
+    loaded = OnnxSpotViT.from_pretrained("alice/exported")
+    return [status, list(loaded(torch.zeros(2, 3, 48, 48), coordinates=torch.full((2, 3, 2), 0.5)).logits.shape)]
+
+
+@has_onnx
+def test_push_and_load_from_the_hub(saved, tmp_path, hub, fresh_process):
+    assert fresh_process(push_and_load, str(saved), str(tmp_path / "out"), hub=hub, token="hf_alice") == [0, [2, 5]]
