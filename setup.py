@@ -41,10 +41,13 @@ INSTALL_REQUIRES = [
 ]
 # ImageNet-C's own code, with its severities, for today's NumPy and scikit-image; it brings OpenCV and numba.
 CORRUPTIONS = ["imagecorruptions-imaug>=1.1.5"]
+# Export to ONNX, by torch's own exporter, and running it.
+ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 EXTRAS = {
     "corruptions": CORRUPTIONS,
     "timm": ["timm>=1.0.11"],  # convolutional networks of timm: to convert them, and to load what was converted
-    "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS],  # aiohttp: the local Hub of the tests
+    "onnx": ONNX,
+    "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS, *ONNX],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
 }

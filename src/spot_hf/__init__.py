@@ -36,6 +36,8 @@ _HOMES = {
     "conversion.convert": ["ConversionReport", "convert_checkpoint"],
     "conversion.errors": ["ConversionError"],
     "conversion.networks": ["wrap_network"],
+    "export.export": ["export_model"],
+    "export.runtime": ["OnnxSpotViT"],
     "oracle.search": ["OracleResult", "SpotOracle"],
     "oracle.arguments": ["OracleArguments"],
     "oracle.run": ["run_oracle"],

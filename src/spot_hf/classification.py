@@ -20,6 +20,7 @@ from .data.failures import FailedImage, check_max_failed_share
 from .data.files import URL, image_files
 from .data.saliency import boxes_of_images
 from .data.source import DECODE_HELP, check_decode_option
+from .export.files import check_quantize
 from .hub.loading import open_model
 from .input_checks import check_outside
 from .jobs.files import write_atomically
@@ -29,6 +30,8 @@ from .zero_shot_pipeline import SpotZeroShotImageClassificationPipeline
 
 
 logger = logging.getLogger(__name__)
+
+RUNTIMES = ("torch", "onnx")
 
 
 @dataclass(kw_only=True)
@@ -82,6 +85,12 @@ class ClassifyArguments(CandidateArguments):
         default=False,
         metadata={"help": "Run the model through torch.compile: for many images, as the first batches take up to a minute."},
     )
+    runtime: str = field(
+        default="torch", metadata={"help": "torch, or onnx: the files that `spot-hf export` wrote beside the model's config."}
+    )
+    quantize: str | None = field(
+        default=None, metadata={"help": "With --runtime onnx: int8 or float16, which of these files (default: float32)."}
+    )
     top_k: int = field(default=5, metadata={"help": "Classes per image."})
     batch_size: int = field(default=8, metadata={"help": "Images per forward pass."})
     max_failed_share: float = field(
@@ -97,6 +106,7 @@ class ClassifyArguments(CandidateArguments):
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
         check_max_failed_share(self.max_failed_share)
         self.check_candidates()
+        self._check_runtime()
         looks = self.looks
         if isinstance(looks, list):
             check_looks(looks)
@@ -118,6 +128,17 @@ class ClassifyArguments(CandidateArguments):
             raise ValueError(f"`boxes_csv` is for the placements salient and others; got `coordinates` {self.coordinates!r}")
         if self.boxes_csv is not None and self.placement is not None:
             check_takes_saliency("boxes_csv", self.placement)
+
+    def _check_runtime(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}; got {self.runtime!r}")
+        if self.runtime == "torch" and self.quantize is not None:
+            raise ValueError(f"`quantize` is for `runtime` onnx; got {self.quantize!r} with {self.runtime!r}")
+        if self.runtime == "onnx":
+            check_quantize(self.quantize)
+            for name in ("compile", "merge_tokens"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` is for `runtime` torch; got {getattr(self, name)!r} with {self.runtime!r}")
 
     @property
     def looks(self) -> int | list[int] | None:
@@ -265,6 +286,8 @@ def _load(arguments: ClassifyArguments) -> SpotImageClassificationPipeline:
     source = open_model(arguments.model, arguments.revision).among(arguments)
     source.check_candidates()
     source.check_classifier()
+    if arguments.runtime == "onnx" and source.candidates is not None:
+        raise ValueError(f"`runtime` onnx is for models with classes of their own; `model` {arguments.model!r} is zero-shot")
     # By the class: `pipeline` would run the repository's copy of this package's own pipeline.
     image_processor = source.load_image_processor(arguments.decode)
     if source.candidates is not None:
@@ -276,6 +299,11 @@ def _load(arguments: ClassifyArguments) -> SpotImageClassificationPipeline:
             candidate_labels=source.candidates.labels,
             hypothesis_template=source.candidates.template,
         )
+    if arguments.runtime == "onnx":
+        from .export.runtime import OnnxSpotViT
+
+        exported: Any = OnnxSpotViT.from_pretrained(source.name, revision=source.revision, quantize=arguments.quantize)
+        return SpotImageClassificationPipeline(model=exported, image_processor=image_processor)
     return SpotImageClassificationPipeline(model=source.load(), image_processor=image_processor, compile=arguments.compile)
 
 

@@ -114,6 +114,11 @@ COMMANDS = {
         "evaluation.model_card:add_results",
         ("evaluation.model_card:CardArguments",),
     ),
+    "export": Command(
+        "Write a SpotViT for ONNX Runtime, torch.export or ExecuTorch, and compare it with PyTorch.",
+        "export.export:run_export",
+        ("export.arguments:ExportArguments",),
+    ),
     "benchmark": Command(
         "Time SpotViT at several token counts against the ordinary ViT, alternately, in one run.",
         "evaluation.benchmark:run_benchmark",
@@ -320,8 +325,9 @@ def _line_of(error: Exception) -> str:
 
 def _status_of(error: Exception) -> int:
     from .conversion.errors import ConversionError
+    from .export.errors import ExportError
 
-    return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError) else 1
+    return 2 if isinstance(error, ValueError) and not isinstance(error, ConversionError | ExportError) else 1
 
 
 def _is_first_process() -> bool:

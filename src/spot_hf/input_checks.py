@@ -371,7 +371,11 @@ def check_model_inputs(
         _check_windows(config, pixel_values, coordinates, windows)
     elif pixel_values is None:
         raise ValueError("`pixel_values` is required: a tensor of shape (batch_size, num_channels, height, width)")
-    elif pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < patch_size:
+    elif (
+        pixel_values.ndim != 4
+        or pixel_values.shape[1] != channels
+        or any(side < patch_size for side in pixel_values.shape[2:])  # not by their minimum, which says which one is smaller
+    ):
         raise ValueError(
             f"`pixel_values` must have shape (batch_size, {channels}, height, width) with height and width of at "
             f"least patch_size={patch_size}; got {tuple(pixel_values.shape)}"

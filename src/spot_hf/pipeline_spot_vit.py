@@ -269,7 +269,8 @@ class SpotImageClassificationPipeline(ImageClassificationPipeline):
         has_own_scales = scales is not None and not (isinstance(scales, (int, float)) and scales == 1)
         if parameters.get("coordinates") is not None or not isinstance(num_tokens, int) or has_own_scales:
             return False
-        if placement in ("learned", "grid") or not self.model.config.has_plain_windows:
+        takes_windows = getattr(self.model, "takes_windows", True) and self.model.config.has_plain_windows
+        if placement in ("learned", "grid") or not takes_windows:
             return False
         prior = get_placement(placement or "isotropic")
         if prior.pixels or prior.scaled:

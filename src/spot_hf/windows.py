@@ -4,6 +4,10 @@ import torch
 from torch import nn
 
 
+# Of the pyramid in a graph for images of any size: windows of up to 128 patches, or 2048 pixels of a ViT/16.
+LEVELS_OF_ANY_SIZE = 7
+
+
 def _snap_to_pixels(positions: torch.Tensor, size: int | torch.Tensor) -> torch.Tensor:
     """Moves positions within float rounding of a pixel's centre onto it, so that a grid cell's window is exactly its patch.
 
@@ -103,9 +107,16 @@ def sample_windows(
         return _sample_bilinear(pixels, center_x + offsets, center_y + offsets, height, width, border)
 
     offsets = offsets * window_scales.to(dtype)[..., None]
-    highest = max(1, (max(height, width) // patch_size - 1).bit_length())  # the level at which a window is the whole image
-    level = window_scales.to(dtype).log2().clamp(0, highest)[..., None]
-    first, last = _levels_read(level, highest)
+    level = window_scales.to(dtype).log2().clamp_min(0)[..., None]
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):  # of an exported graph, for images of any size
+        first, last = 0, LEVELS_OF_ANY_SIZE
+        powers = 2 ** torch.arange(last, device=image.device)
+        highest = (powers < torch.sym_max(height, width) // patch_size).sum().clamp_min(1)
+        level = level.minimum(highest.to(dtype))
+    else:
+        highest = max(1, (max(height, width) // patch_size - 1).bit_length())  # the level at which a window is the whole image
+        level = level.clamp_max(highest)
+        first, last = _levels_read(level, highest)
     pyramid = [image]
     for _ in range(last):
         pyramid.append(_halve(pyramid[-1]))
@@ -187,6 +198,12 @@ def _levels_read(level: torch.Tensor, highest: int) -> tuple[int, int]:
 
 def _halve(image: torch.Tensor) -> torch.Tensor:
     """Means of 2 × 2 pixels. An odd last row or column is averaged alone, as if it were replicated."""
+    if any(isinstance(side, torch.SymInt) for side in image.shape[-2:]):  # even or odd: to ask would fix it in a graph
+        for axis in (-2, -1):
+            even = torch.arange(0, image.shape[axis], 2, device=image.device)
+            odd = (even + 1).clamp_max(image.shape[axis] - 1)
+            image = (image.index_select(axis, even) + image.index_select(axis, odd)) * 0.5
+        return image
     if image.device.type != "cpu" or image.shape[-2] % 2 or image.shape[-1] % 2:
         return nn.functional.avg_pool2d(image, 2, ceil_mode=True, count_include_pad=False)
     cells = image.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2))  # on a CPU 2.5 times as fast, and the same to the last bit

@@ -6,10 +6,12 @@ rounds and ratios of them.
 
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from ..configuration_spot_vit import SpotViTConfig
+from ..export.timing import export_for_timing
 from ..hub.loading import load_weights, open_model
 from ..jobs.files import write_json
 from ..jobs.process import default_device, synchronize
@@ -33,6 +36,8 @@ from .memory import PeakMemory
 
 
 logger = logging.getLogger(__name__)
+
+RUNTIMES = ("torch", "onnx")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +59,10 @@ class BenchmarkArguments:
     repeats: int = field(default=9, metadata={"help": "Rounds; each runs every model once. Medians are reported."})
     device: str = field(default="cpu", metadata={"help": "cpu, or an accelerator that is there, such as cuda."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    runtime: str = field(
+        default="torch",
+        metadata={"help": "onnx: beside PyTorch also ONNX Runtime, in float32 and with int8 weights, exported for this."},
+    )
     compile: bool = field(default=False, metadata={"help": "Compile both models with torch.compile(fullgraph=True)."})
     end_to_end: list[str] | None = field(
         default=None,
@@ -77,6 +86,13 @@ class BenchmarkArguments:
             raise ValueError(f"`num_tokens` must be positive integers; got {self.num_tokens}")
         if self.end_to_end is not None and self.compile:
             raise ValueError("`compile` is not for `end_to_end`, which times pipelines as they are; got both")
+        if self.runtime not in RUNTIMES:
+            raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}; got {self.runtime!r}")
+        if self.runtime == "onnx":
+            given = {"device": self.device, "dtype": self.dtype, "compile": self.compile, "end_to_end": self.end_to_end}
+            for name, expected in {"device": "cpu", "dtype": "float32", "compile": False, "end_to_end": None}.items():
+                if given[name] != expected:
+                    raise ValueError(f"`{name}` must be {expected} with `runtime` onnx; got {given[name]!r}")
         for name in ("batch_size", "num_threads", "repeats", "num_images", "num_large_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {getattr(self, name)}")
@@ -143,6 +159,7 @@ class BenchmarkRow:
         float  # to the ordinary model: median of each round's own ratio, as what slows the machine slows both halves of it
     )
     sampling_share: float | None = None  # of the time, that windows and position embeddings take
+    to_torch: float | None = None  # in ONNX Runtime, the speed-up to the same in PyTorch, likewise
     placer_share: float | None = None  # how much a placer adds to the time, where the model has one
     peak_mib: float | None = None  # of the tensors that live at the same time, without weights and inputs; counted
 
@@ -169,6 +186,7 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         "spot full grid": partial(spot, pixel_values=pixel_values),
     }
     samplings: dict[str, Callable[[], Any]] = {}
+    exported: dict[str, Any] = {}
     for count in arguments.num_tokens:
         coordinates = arguments.coordinates(count)
         passes[f"spot {count}"] = partial(spot, pixel_values=pixel_values, coordinates=coordinates)
@@ -176,16 +194,22 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict[str, Any]:
         if spot.placer is not None:
             samplings[f"placing {count}"] = partial(spot.place, pixel_values, count, "learned")
     peaks = {name: _peak_mib(run) for name, run in passes.items()}
+    if arguments.runtime == "onnx":
+        with tempfile.TemporaryDirectory() as folder:  # what a session has read it keeps
+            exported = export_for_timing(spot, Path(folder), arguments.num_threads)
+        for count in arguments.num_tokens:
+            inputs = {"pixel_values": pixel_values, "coordinates": arguments.coordinates(count)}
+            passes |= {f"{name} {count}": partial(model, **inputs) for name, model in exported.items()}
     if arguments.compile:
         compiled = {model: torch.compile(model, fullgraph=True) for model in {run.func for run in passes.values()}}
         passes = {name: partial(compiled[run.func], **run.keywords) for name, run in passes.items()}
     times = _alternate({**passes, **samplings}, arguments.repeats, arguments.device)
 
     counts = {"ordinary": _num_cells(config), "spot full grid": _num_cells(config)}
-    counts |= {f"spot {count}": count for count in arguments.num_tokens}
+    counts |= {f"{name} {count}": count for count in arguments.num_tokens for name in ("spot", *exported)}
     rows = [_row(name, count, times, arguments.batch_size) for name, count in counts.items()]
     for row in rows:
-        row.peak_mib = peaks[row.name]
+        row.peak_mib = peaks.get(row.name)
     result = {
         **arguments.conditions(),
         "batch_size": arguments.batch_size,
@@ -209,6 +233,7 @@ def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: 
         return median_ratio(timed, name) if timed != name and timed in times else None
 
     speedup = median_ratio("ordinary", name)
+    kind, _, count = name.rpartition(" ")
     ms = statistics.median(times["ordinary"]) / speedup  # so that a table's times and speed-ups agree
     return BenchmarkRow(
         name=name,
@@ -216,6 +241,7 @@ def _row(name: str, num_tokens: int, times: dict[str, list[float]], batch_size: 
         ms=ms,
         images_per_second=1000 * batch_size / ms,
         speedup=speedup,
+        to_torch=median_ratio(f"spot {count}", name) if kind.startswith("onnx") else None,
         sampling_share=share("sampling"),
         placer_share=share("placing"),
     )
@@ -262,17 +288,20 @@ def _num_cells(config: SpotViTConfig) -> int:
 
 
 def _table(result: dict[str, Any], rows: list[BenchmarkRow]) -> str:
+    has_onnx = any(row.to_torch is not None for row in rows)
     lines = [
         f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} "
         f"threads{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
         "",
-        "| model | tokens | ms | images/s | speed-up | sampling and positions | a placer adds | peak MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| model | tokens | ms | images/s | speed-up |{' to PyTorch |' if has_onnx else ''} sampling and positions | a placer adds "
+        "| peak MiB |",
+        f"|---|---:|---:|---:|---:|{'---:|' if has_onnx else ''}---:|---:|---:|",
     ]
     for row in rows:
         shares = [f"{100 * one:.1f} %" if one is not None else "" for one in (row.sampling_share, row.placer_share)]
+        to_torch = "" if not has_onnx else f"{row.to_torch:.2f}× | " if row.to_torch is not None else " | "
         lines.append(
             f"| {row.name} | {row.num_tokens} | {row.ms:.1f} | {row.images_per_second:.1f} | {row.speedup:.2f}× | "
-            f"{' | '.join(shares)} | {row.peak_mib:.0f} |"
+            f"{to_torch}{' | '.join(shares)} | {'' if row.peak_mib is None else f'{row.peak_mib:.0f}'} |"
         )
     return "\n".join(lines)
