@@ -293,8 +293,8 @@ def _table(result: dict[str, Any], rows: list[BenchmarkRow]) -> str:
         f"{result['model']}, batch {result['batch_size']}, {result['dtype']}, {result['device']}, {result['num_threads']} "
         f"threads{', compiled' if result['compile'] else ''}; medians of {result['repeats']} alternating rounds",
         "",
-        f"| model | tokens | ms | images/s | speed-up |{' to PyTorch |' if has_onnx else ''} sampling and positions | a placer adds "
-        "| peak MiB |",
+        f"| model | tokens | ms | images/s | speed-up |{' to PyTorch |' if has_onnx else ''} sampling and positions | "
+        "a placer adds | peak MiB |",
         f"|---|---:|---:|---:|---:|{'---:|' if has_onnx else ''}---:|---:|---:|",
     ]
     for row in rows:
