@@ -13,7 +13,6 @@ import inspect
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,13 +31,13 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.failures import FailedImage, TooManyFailedImagesError, check_failures
 from ..data.labels import likeliest_class
-from ..golden import GOLDEN_FILE
 from ..jobs.files import write_atomically
 from ..modeling_spot_vit import SpotViTForImageClassification
 from ..oracle.objectives import distill_loss, feature_loss
 from .batches import BatchPreparation, TrainingBatch
 from .data import NO_LABEL, DrawSampler, EvaluationImages, TrainingImages, collate
 from .own_datasets import adopt_datasets, evaluation_of
+from .pushing import PushGoldenOutputs
 
 
 EMA_WEIGHTS = "ema.safetensors"
@@ -125,8 +124,8 @@ class SpotTrainer(Trainer):
         self.failed_images: list[FailedImage] = []
         self.failed_eval_images: list[FailedImage] = []
         self.add_callback(_MergeFailedImages(self))
-        self.pushed_checkpoint: Path | None = None
-        self.add_callback(_PushGoldenOutputs(self))
+        self.golden_push = PushGoldenOutputs()
+        self.add_callback(self.golden_push)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer does. Too many images that cannot be read are an error in one line, from worker processes, too."""
@@ -353,11 +352,8 @@ class SpotTrainer(Trainer):
                     parameter.copy_(before)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.pushed_checkpoint = Path(checkpoint_folder)
-        try:
+        with self.golden_push.of(checkpoint_folder):
             super()._push_from_checkpoint(checkpoint_folder)
-        finally:
-            self.pushed_checkpoint = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Our own card is there already: Trainer's would replace it."""
@@ -402,20 +398,6 @@ class _MergeFailedImages(TrainerCallback):
         self.trainer.failed_images = failed
         if isinstance(images, TrainingImages):
             check_failures(failed, len(images), images.max_failed_share)
-
-
-class _PushGoldenOutputs(TrainerCallback):
-    """Where Trainer pushes a checkpoint's weights, which it copies to the output directory, with their golden outputs."""
-
-    def __init__(self, trainer: SpotTrainer):
-        self.trainer = trainer
-
-    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.pushed_checkpoint is not None:
-            there, here = self.trainer.pushed_checkpoint / GOLDEN_FILE, Path(args.output_dir) / GOLDEN_FILE
-            here.unlink(missing_ok=True)
-            if there.is_file():
-                shutil.copy(there, here)
 
 
 def _merged(failed: list[FailedImage]) -> list[FailedImage]:
