@@ -1,6 +1,7 @@
 # Every target that runs Python makes the virtual environment it needs, or reuses it.
 #   make quickstart    the whole story on embedded data, in minutes
 #   make test          the tests, on the newest versions of what we depend on (constraints.txt)
+#   make test-export   the tests that `make test` leaves to this, as each writes graphs for other runtimes
 #   make test-oldest   the tests, on the oldest (constraints-oldest.txt)
 #   make quality       lint, format, types
 #   make conformance   transformers' own test suites, on our classes
@@ -19,7 +20,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONS
 # file, 90 MB, and what reads it: its test skips without them.
 SIDE = $(VENV)/side
 
-.PHONY: quickstart test test-oldest quality conformance clean
+.PHONY: quickstart test test-export test-oldest quality conformance clean
 
 $(VENV)/.base: setup.py $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -46,7 +47,10 @@ quickstart: $(VENV)/.base
 	$(VENV)/bin/spot-hf quickstart
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export" $(TESTS)
+
+test-export: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m export tests/export
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

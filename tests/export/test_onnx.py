@@ -27,6 +27,8 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
 
 
+pytestmark = pytest.mark.export
+
 # Sums in another order, through a few layers and up to 768 terms; logits here are of the order of 10 at the most.
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 LARGE = {"image_size": 224, "patch_size": 16}
