@@ -184,7 +184,7 @@ def test_the_job_from_images_to_an_evaluation(source, tmp_path, monkeypatch, cap
     assert "has a placer, trained without labels on 24 images" in (tmp_path / "whole/README.md").read_text()
     model = SpotViTForImageClassification.from_pretrained(tmp_path / "whole")
     verified = verify_model(str(tmp_path / "whole"))
-    assert verified.equal and {"placed/coordinates", "placed/scores"} <= set(verified.differences)
+    assert verified.equal and "placed/scores" in verified.differences
     assert model.config.placement == "learned" and model.config.placer == {**NEW, **SIZES}
 
     # Killed after a shard of the search: the same weights.

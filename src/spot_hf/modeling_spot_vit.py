@@ -72,11 +72,12 @@ class SpotViTEmbeddings(nn.Module):
         self,
         pixel_values: torch.Tensor | None,
         coordinates: torch.Tensor,
-        height: int,
-        width: int,
         window_scales: torch.Tensor | None = None,
         coordinates_mask: torch.Tensor | None = None,
         windows: torch.Tensor | None = None,
+        *,
+        height: int,
+        width: int,
     ) -> torch.Tensor:
         """As [`SpotViTModel`] takes them, of images of `height` × `width` pixels, to `(batch_size, sequence, hidden_size)`."""
         config = self.config
@@ -445,7 +446,9 @@ class SpotViTModel(SpotViTPreTrainedModel):
         height, width = self.config.image_height_width if pixel_values is None else pixel_values.shape[-2:]
         if coordinates is None:
             coordinates = grid(height, width, self.config.patch_size).to(pixel_values.device)[None]  # type: ignore[union-attr]
-        hidden_states = self.embeddings(pixel_values, coordinates, height, width, window_scales, coordinates_mask, windows)
+        hidden_states = self.embeddings(
+            pixel_values, coordinates, window_scales, coordinates_mask, windows, height=height, width=width
+        )
         positions = self.attention_positions(coordinates, height, width, hidden_states.dtype)
         attention_mask = sizes = None
         if coordinates_mask is not None:

@@ -425,7 +425,8 @@ def test_no_thread_of_gloo_is_left_at_exit(options, tmp_path):
         "import pathlib, sys\n"
         "from spot_hf.cli import main\n"
         "status = main(['train', *sys.argv[1:]])\n"
-        "print('threads:', *{file.read_text().strip() for file in pathlib.Path('/proc/self/task').glob('*/comm')})\n"
+        "names = {file.read_text().strip() for file in pathlib.Path('/proc/self/task').glob('*/comm')}\n"
+        "sys.stdout.write(f\"threads: {' '.join(names)}\\n\")\n"  # in one piece, or two processes' lines become one
         "sys.exit(status)\n"
     )
     said = in_two_processes({**options, "--num_train_epochs": ["1"]}, tmp_path / "run", script)
