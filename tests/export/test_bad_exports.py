@@ -13,6 +13,9 @@ from spot_hf.export import OnnxSpotViT, export_model
 from spot_hf.export.errors import ExportError
 
 
+pytestmark = pytest.mark.export
+
+
 has_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra onnx is not installed")
 
 
