@@ -85,9 +85,8 @@ class SpotZeroShotImageClassificationPipeline(SpotImageClassificationPipeline):
 
     def _text_weights(self) -> tuple[Any, ...]:
         """What changes where the weights that embed texts do: their places in memory, and how often each was written."""
-        weights = [
-            weight for name, weight in self.model.named_parameters() if name.startswith(("text_model.", "text_projection."))
-        ]
+        towers = [one for one in (self.model.text_model, self.model.text_projection) if one is not None]
+        weights = [weight for tower in towers for weight in tower.parameters()]
         return tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights)
 
     def postprocess(  # type: ignore[override]

@@ -54,6 +54,8 @@ def match_names(source: Source, family: Family) -> tuple[dict[str, str], dict[st
 
 # Modules that a source may hold as one.
 FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "kv": ("k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+# What timm calls SwiGLU's: as the layers of a perceptron.
+TIMM_SWIGLU = {"fc1": "gate_up_proj", "fc2": "down_proj"}
 
 
 class Assembly:
@@ -165,9 +167,7 @@ class Assembly:
     def rename_mlp(self) -> None:
         """timm calls the packed gates of SwiGLU `fc1`, as it does the first layer of a perceptron; DINOv3 calls a perceptron's
         layers as it does SwiGLU's."""
-        names = {"fc1": "gate_up_proj", "fc2": "down_proj"}
-        if not self.config.use_swiglu_ffn:
-            names = {"up_proj": "fc1", "down_proj": "fc2"}
+        names = TIMM_SWIGLU if self.config.use_swiglu_ffn else {"up_proj": "fc1", "down_proj": "fc2"}
         for old, new in names.items():
             for name in [name for name in self.state if name.startswith("layers.") and f".mlp.{old}." in name]:
                 renamed = name.replace(f".mlp.{old}.", f".mlp.{new}.")
@@ -255,22 +255,13 @@ def load_state(model: nn.Module, state: Tensors, origins: dict[str, str], source
     return fresh
 
 
-# Parts of a layer that a source may hold as one.
-WHOLES = {
-    "q_proj": ["qkv"],
-    "k_proj": ["qkv", "kv"],
-    "v_proj": ["qkv", "kv"],
-    "gate_proj": ["gate_up_proj", "fc1"],
-    "up_proj": ["gate_up_proj", "fc1"],
-    "down_proj": ["fc2"],
-}
-
-
 def _source_name(target: str, source: Source) -> str:
     """What a parameter is called in the source's files, for a message."""
     module, _, kind = target.rpartition(".")
     parent, _, leaf = module.rpartition(".")
-    modules = [module, *(f"{parent}.{whole}" for whole in WHOLES.get(leaf, []))]
+    wholes = [whole for whole, parts in FUSED.items() if leaf in parts]
+    wholes += [name for name, whole in TIMM_SWIGLU.items() if whole in (leaf, *wholes)]
+    modules = [module, *(f"{parent}.{whole}" for whole in wholes)]
     layer = next((part for part in module.split(".") if part.isdecimal()), "0")
     family, candidates, elsewhere = FAMILIES[detect_family(source)], [], []
     for pattern, to in family.table.items():
