@@ -20,7 +20,7 @@ from .data.failures import FailedImage, check_max_failed_share
 from .data.files import URL, image_files
 from .data.saliency import boxes_of_images
 from .data.source import DECODE_HELP, check_decode_option
-from .export.files import check_quantize
+from .export.files import check_quantize, check_runtime
 from .hub.loading import open_model
 from .input_checks import check_outside
 from .jobs.files import write_atomically
@@ -30,8 +30,6 @@ from .zero_shot_pipeline import SpotZeroShotImageClassificationPipeline
 
 
 logger = logging.getLogger(__name__)
-
-RUNTIMES = ("torch", "onnx")
 
 
 @dataclass(kw_only=True)
@@ -130,8 +128,7 @@ class ClassifyArguments(CandidateArguments):
             check_takes_saliency("boxes_csv", self.placement)
 
     def _check_runtime(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}; got {self.runtime!r}")
+        check_runtime(self.runtime)
         if self.runtime == "torch" and self.quantize is not None:
             raise ValueError(f"`quantize` is for `runtime` onnx; got {self.quantize!r} with {self.runtime!r}")
         if self.runtime == "onnx":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from ..configuration_spot_vit import SpotViTConfig
+from ..export.files import check_runtime
 from ..export.timing import export_for_timing
 from ..hub.loading import load_weights, open_model
 from ..jobs.files import write_json
@@ -36,8 +37,6 @@ from .memory import PeakMemory
 
 
 logger = logging.getLogger(__name__)
-
-RUNTIMES = ("torch", "onnx")
 
 
 @dataclass(kw_only=True)
@@ -86,8 +85,7 @@ class BenchmarkArguments:
             raise ValueError(f"`num_tokens` must be positive integers; got {self.num_tokens}")
         if self.end_to_end is not None and self.compile:
             raise ValueError("`compile` is not for `end_to_end`, which times pipelines as they are; got both")
-        if self.runtime not in RUNTIMES:
-            raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}; got {self.runtime!r}")
+        check_runtime(self.runtime)
         if self.runtime == "onnx":
             given = {"device": self.device, "dtype": self.dtype, "compile": self.compile, "end_to_end": self.end_to_end}
             for name, expected in {"device": "cpu", "dtype": "float32", "compile": False, "end_to_end": None}.items():

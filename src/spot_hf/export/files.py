@@ -12,6 +12,7 @@ EXECUTORCH = "model.pte"
 REPORT = "export_report.json"
 JS_CONFIG = "transformers.js_config"  # of a config.json
 
+RUNTIMES = ("torch", "onnx")  # of commands that run a model
 INSTALL = "pip install 'spot_hf[onnx]'"
 
 
@@ -26,6 +27,12 @@ def check_quantize(quantize: str | None) -> None:
     """`ValueError` where weights are not kept so."""
     if quantize not in FILES:
         raise ValueError(f"`quantize` must be {' or '.join(name for name in FILES if name)}; got {quantize!r}")
+
+
+def check_runtime(runtime: str) -> None:
+    """`ValueError` for one that there is not."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}; got {runtime!r}")
 
 
 def external_data(path: Path) -> Path:
