@@ -119,6 +119,11 @@ COMMANDS = {
         "export.export:run_export",
         ("export.arguments:ExportArguments",),
     ),
+    "demo": Command(
+        "Write a page on which a model's tokens are dragged, in the browser alone, and serve it or make it a Space.",
+        "demo.run:run_demo",
+        ("demo.arguments:DemoArguments",),
+    ),
     "benchmark": Command(
         "Time SpotViT at several token counts against the ordinary ViT, alternately, in one run.",
         "evaluation.benchmark:run_benchmark",

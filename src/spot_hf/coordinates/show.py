@@ -64,20 +64,7 @@ def show_coordinates(arguments: ShowArguments) -> list[Path]:
     _check(arguments)
     if arguments.image:
         return _show_own(arguments)
-    rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split)
-    chosen = _rows_of(rows, arguments)
-    record = load_record(arguments.coordinates, rows.info.config_name, str(rows.split))
-    parameters = record.parameters
-    is_recorded = arguments.dataset_name in (None, parameters["dataset_name"])  # another repository has other commits
-    source = DatasetSource(
-        dataset_name=arguments.dataset_name or record.dataset[0],
-        dataset_config_name=arguments.dataset_config_name or parameters["dataset_config_name"],
-        dataset_split=str(rows.split),
-        dataset_revision=parameters["dataset_revision"] if is_recorded else None,
-        image_column_name=arguments.image_column_name or parameters["image_column_name"],
-        label_column_name=None,
-    )
-    joined = _join(load_images(source), rows.select(chosen))
+    joined, record = joined_rows(arguments)
     processor = SpotViTImageProcessorPil.from_dict({**record.image_processor, "do_rescale": False, "do_normalize": False})
     written: list[Path] = []
     for row in joined:
@@ -89,6 +76,33 @@ def show_coordinates(arguments: ShowArguments) -> list[Path]:
         logger.info("written to %s", path)
         written.append(path)
     return written
+
+
+def joined_rows(arguments: ShowArguments, first: int = 0) -> tuple[Any, Record]:
+    """
+    The rows of a coordinate data set, with their images, and the record of its run.
+
+    Args:
+        arguments ([`ShowArguments`]): of which images.
+        first (`int`): where none are named, the first so many.
+
+    Raises:
+        `ValueError`: no such image. `OSError`: no such data set.
+    """
+    rows = load_coordinates(arguments.coordinates, arguments.config, arguments.split)
+    chosen = _rows_of(rows, arguments) if arguments.image_id else list(range(min(first, len(rows))))
+    record = load_record(arguments.coordinates, rows.info.config_name, str(rows.split))
+    parameters = record.parameters
+    is_recorded = arguments.dataset_name in (None, parameters["dataset_name"])  # another repository has other commits
+    source = DatasetSource(
+        dataset_name=arguments.dataset_name or record.dataset[0],
+        dataset_config_name=arguments.dataset_config_name or parameters["dataset_config_name"],
+        dataset_split=str(rows.split),
+        dataset_revision=parameters["dataset_revision"] if is_recorded else None,
+        image_column_name=arguments.image_column_name or parameters["image_column_name"],
+        label_column_name=None,
+    )
+    return _join(load_images(source), rows.select(chosen)), record
 
 
 def _check(arguments: ShowArguments) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData, SpaceCardData
 from jinja2 import Template
 
 from ..coordinates.records import Record
@@ -368,3 +368,27 @@ def with_section(text: str, name: str, section: str, first: bool = False) -> str
     if pattern.search(text):
         return pattern.sub(lambda _: section, text, count=1)
     return "\n\n".join(part for part in ([section, text] if first else [text, section]) if part)
+
+
+def space_card(page: Mapping[str, Any], headers: Mapping[str, str]) -> str:
+    """
+    The README of a static Space with the page of `spot-hf demo`.
+
+    Args:
+        page: its `site.json`.
+        headers: of HTTP, with which the Space is served.
+    """
+    data = SpaceCardData(
+        title=f"{page['title']}: few tokens",
+        sdk="static",
+        app_file="index.html",
+        emoji="\N{DIRECT HIT}",
+        colorFrom="yellow",
+        colorTo="pink",
+        pinned=False,
+        short_description="Drag a Vision Transformer's tokens",
+        tags=["spot", "vision-transformer"],
+        models=[page["url"].removeprefix("https://huggingface.co/")] if page["url"] else None,
+        custom_headers={name.lower(): value for name, value in headers.items()},
+    )
+    return f"---\n{data}\n---\n\n{_render('demo_card.md', dict(page))}\n"

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,8 @@ def push_folder(
     private: bool = False,
     message: str,
     repo_type: str = "model",
+    space_sdk: str | None = None,
+    ignore: Sequence[str] = (),
     is_temporary: bool = False,
 ) -> str:
     """
@@ -75,7 +77,9 @@ def push_folder(
         repo_id (`str`): such as `user/name`.
         private (`bool`): for a repository that is created.
         message (`str`): of the commit.
-        repo_type (`str`): `"model"` or `"dataset"`.
+        repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
+        space_sdk (`str`, *optional*): of a Space.
+        ignore (`list[str]`): patterns of files that stay here.
         is_temporary (`bool`): whether the folder goes when this fails: then an error does not name it.
 
     Returns:
@@ -86,12 +90,13 @@ def push_folder(
     """
     api = HfApi()
     with _explained(repo_id, None if is_temporary else folder):
-        _retry(lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True), FIRST_ATTEMPTS)
+        kind = {"repo_type": repo_type, "space_sdk": space_sdk}
+        _retry(lambda: api.create_repo(repo_id, **kind, private=private, exist_ok=True), FIRST_ATTEMPTS)
         # A card that is there already may hold a person's own text.
-        keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else None
+        keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else []
         commit = _retry(
             lambda: api.upload_folder(
-                folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message, ignore_patterns=keep
+                folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message, ignore_patterns=[*keep, *ignore]
             )
         )
     return str(commit.commit_url)

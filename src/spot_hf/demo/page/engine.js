@@ -1,0 +1,56 @@
+/** The model's worker, called like functions: `await engine.run({...})`. */
+export class Engine {
+  #worker;
+  #waiting = new Map();
+  #count = 0;
+
+  /** @param {"wasm" | "webgpu"} device by what it computes */
+  constructor(device) {
+    this.device = device;
+    this.#worker = new Worker(new URL(`./worker.js?device=${device}`, import.meta.url), { type: "module" });
+    this.#worker.addEventListener("message", ({ data: { id, value, error } }) => {
+      const { resolve, reject } = this.#waiting.get(id);
+      this.#waiting.delete(id);
+      if (error === undefined) resolve(value);
+      else reject(new Error(error));
+    });
+    this.#worker.addEventListener("error", (event) => {
+      for (const { reject } of this.#waiting.values()) reject(new Error(event.message ?? "the model's worker has failed"));
+      this.#waiting.clear();
+    });
+  }
+
+  load = (given) => this.#call("load", given);
+  setImage = (given) => this.#call("setImage", given, [given.bitmap]);
+  place = (given) => this.#call("place", given);
+  run = (given) => this.#call("run", given);
+  close = () => this.#worker.terminate();
+
+  #call(method, given, transfer = []) {
+    const id = this.#count++;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve, reject });
+      this.#worker.postMessage({ id, method, arguments: given }, transfer);
+    });
+  }
+}
+
+/** Runs a function again and again with the latest arguments only: what comes while one is under way replaces what waits. */
+export function latestOnly(run) {
+  let next = null;
+  let busy = false;
+  return async (...given) => {
+    next = given;
+    if (busy) return;
+    busy = true;
+    try {
+      while (next) {
+        const own = next;
+        next = null;
+        await run(...own);
+      }
+    } finally {
+      busy = false;
+    }
+  };
+}

@@ -1,0 +1,169 @@
+"""
+`spot-hf demo`: exports a model, writes a page on which its tokens are dragged, and serves it or makes it a Space.
+
+```
+spot-hf demo --model runs/spot-vit-tiny --image photos/     # about a minute, then http://127.0.0.1:7860
+```
+"""
+
+import logging
+import shutil
+import tempfile
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..export.export import export_model
+from ..export.files import FILES, FOLDER, PLACER, check_installed
+from ..hub.cards import space_card
+from ..hub.loading import ModelSource, open_model
+from ..hub.uploads import push_folder
+from ..jobs.directory import JobDirectory, Ledger
+from ..jobs.files import LEDGER, replaced_directory, write_json
+from ..jobs.versions import public_name, versions
+from .arguments import DemoArguments
+from .cost import cost_coefficients, placer_cost
+from .examples import Example, examples_of
+from .npm import FILES as RUNTIME_FILES
+from .npm import NOTICE, onnxruntime_web
+from .server import HEADERS, PageServer
+
+
+logger = logging.getLogger(__name__)
+
+PAGE = "site.json"  # what the page knows of its model and its examples
+EXAMPLES = "examples"
+PAGE_FILES = sorted(one.name for one in files(__package__).joinpath("page").iterdir() if one.is_file())
+LARGEST = 2e9  # bytes of an ONNX file, and about what WebAssembly can hold
+
+
+def run_demo(arguments: DemoArguments) -> None:
+    """
+    Writes the page, where it is not there yet, and serves it until it is interrupted, or publishes it.
+
+    Raises:
+        `ValueError`: an argument is wrong, no classifier, or another page in `output_dir`. `OSError`: a port in use, no such
+            file, or the npm registry cannot be reached. [`ExportError`]: a model that cannot be exported.
+    """
+    arguments.check()
+    check_installed("onnx", "onnxscript", "onnxruntime")
+    output_dir = Path(arguments.output_dir).expanduser().resolve()
+    server = None if arguments.no_serve or arguments.push_to_hub else PageServer(output_dir, arguments.port)
+    try:
+        write_page(arguments, output_dir)
+        if arguments.push_to_hub and arguments.hub_space_id:
+            url = push_folder(
+                output_dir,
+                arguments.hub_space_id,
+                private=arguments.hub_private,
+                message=f"Demo of {public_name(arguments.model)}",
+                repo_type="space",
+                space_sdk="static",
+                ignore=[LEDGER],
+            )
+            logger.info("published at %s", url)
+        elif server is not None:
+            logger.info("open %s in a browser (Ctrl+C ends)", server.address)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        logger.info("ended; the page is in %s", arguments.output_dir)
+    finally:
+        if server is not None:
+            server.server_close()
+
+
+def write_page(arguments: DemoArguments, output_dir: Path) -> None:
+    """Writes a folder that any web server serves; one that is there, of the same model and examples, stays."""
+    source = open_model(arguments.model, arguments.revision)
+    source.check_vit()
+    source.check_classifier()
+    examples = examples_of(arguments, list(source.config.id2label.values()))
+    pictures = [example.png() for example in examples]
+    parameters = _parameters(arguments, source, examples, pictures)
+    job = JobDirectory(output_dir)
+    if not arguments.overwrite_output_dir:
+        job.check(parameters)
+        if (output_dir / LEDGER).exists():
+            logger.info("the page is in %s already", arguments.output_dir)
+            return
+    runtime = onnxruntime_web()
+    inputs = [arguments.model, *arguments.image, *([arguments.coordinates] if arguments.coordinates else [])]
+    with replaced_directory(output_dir, arguments.overwrite_output_dir, inputs=inputs) as folder:
+        logger.info("exporting %s ...", public_name(arguments.model))
+        page = {**_page(source, examples), **_write_model(source, folder, arguments.quantize)}
+        for name in PAGE_FILES:
+            (folder / name).write_bytes(files(__package__).joinpath("page", name).read_bytes())
+        (folder / "ort").mkdir()
+        for name in RUNTIME_FILES:
+            shutil.copyfile(runtime / name, folder / "ort" / name)
+        (folder / "ort" / "NOTICE").write_text(NOTICE)
+        (folder / EXAMPLES).mkdir()
+        for number, picture in enumerate(pictures):
+            (folder / EXAMPLES / f"{number}.png").write_bytes(picture)
+        write_json(folder / PAGE, page)
+        (folder / "README.md").write_text(space_card(page, HEADERS), encoding="utf-8")
+        write_json(folder / LEDGER, Ledger(parameters=parameters, versions=versions("onnxruntime")).to_json())
+    size = sum(path.stat().st_size for path in output_dir.rglob("*") if path.is_file())
+    logger.info("written to %s (%.0f MB)", arguments.output_dir, size / 1e6)
+
+
+def _parameters(
+    arguments: DemoArguments, source: ModelSource, examples: list[Example], pictures: list[bytes]
+) -> dict[str, Any]:
+    """Of which pages there are others."""
+    page = sha256()
+    for name in PAGE_FILES:
+        page.update(files(__package__).joinpath("page", name).read_bytes())
+    shown = sha256()
+    for example, picture in zip(examples, pictures, strict=True):
+        shown.update(repr((example.name, example.recording)).encode() + picture)
+    return {
+        **source.recorded(),
+        "quantize": arguments.quantize,
+        "examples_sha256": shown.hexdigest(),
+        "page_sha256": page.hexdigest(),
+    }
+
+
+def _write_model(source: ModelSource, folder: Path, quantize: str | None) -> dict[str, Any]:
+    """Writes the graphs and their configs. What the page has to know of them: where they are, and what a token costs."""
+    model = source.load()
+    size = 4 * model.num_parameters()
+    if size > LARGEST:
+        raise ValueError(
+            f"`model` must have less than {LARGEST / 1e9:.0f} GB of float32 weights for a browser; {source.name!r} has "
+            f"{size / 1e9:.1f} GB"
+        )
+    graphs = {"model": f"{FOLDER}/{FILES[quantize]}"}
+    if source.config.placer is not None:
+        graphs["placer"] = f"{FOLDER}/{PLACER}"
+    with tempfile.TemporaryDirectory() as exported:
+        export_model(
+            model,
+            exported,
+            image_processor=source.load_image_processor(),
+            quantize=[quantize] if quantize else [],
+            with_window_scales=True,
+        )
+        (folder / FOLDER).mkdir()
+        for name in ("config.json", "preprocessor_config.json", *graphs.values()):
+            shutil.move(f"{exported}/{name}", folder / name)
+    return {"files": graphs, "cost": cost_coefficients(model), "placer_cost": placer_cost(model)}
+
+
+def _page(source: ModelSource, examples: list[Example]) -> dict[str, Any]:
+    """Of `site.json`, what is not of the graphs."""
+    is_local = Path(source.name).expanduser().is_dir()
+    return {
+        "title": public_name(source.name),
+        "url": None if is_local else f"https://huggingface.co/{source.name}",
+        "examples": [
+            {
+                "file": f"{EXAMPLES}/{number}.png",
+                "name": example.name,
+                **({"recording": example.recording} if example.recording else {}),
+            }
+            for number, example in enumerate(examples)
+        ],
+    }

@@ -1,0 +1,58 @@
+"""The page, on this machine's loopback address alone."""
+
+import errno
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+HOST = "127.0.0.1"
+# Without these, a browser gives WebAssembly no threads.
+HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+
+class PageServer(ThreadingHTTPServer):
+    """
+    Serves a folder at `http://127.0.0.1:PORT`.
+
+    Args:
+        folder (`Path`): the page.
+        port (`int`): 0 for any that is free: `address` says which.
+
+    Raises:
+        `OSError`: the port is in use.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, port: int):
+        try:
+            super().__init__((HOST, port), partial(_PageHandler, directory=str(folder)))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            reason = "in use" if error.errno == errno.EADDRINUSE else "not for this user"
+            raise OSError(f"`port` {port} of {HOST} is {reason}: give another, or 0 for any that is free") from None
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.server_port}"
+
+
+class _PageHandler(SimpleHTTPRequestHandler):
+    extensions_map = {
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+        ".json": "application/json",
+    }
+
+    def end_headers(self) -> None:
+        for name, value in {**HEADERS, "Cache-Control": "no-cache"}.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing: what a page loads is of no interest."""
