@@ -82,7 +82,6 @@ def test_pixel_values_are_those_of_the_image_processor(compared):
         {"do_rescale": False, **IMAGENET},
         {"do_normalize": False},
         {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 0.7},
-        {"resample": None},
     ]
     recipes = [RECIPES[name] for name in ("squeezed", "cropped", "padded")]
     compared([(noise(61, 45), {**recipe, **one}) for recipe in recipes for one in normalizing])

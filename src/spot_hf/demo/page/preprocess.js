@@ -161,7 +161,7 @@ export function preprocess(rgba, width, height, config) {
     width: Math.min(frame.left + frame.width, frame.resizedWidth) - left,
     height: Math.min(frame.top + frame.height, frame.resizedHeight) - top,
   };
-  const filter = recipe.do_resize ? (recipe.resample ?? 2) : 0;
+  const filter = recipe.do_resize ? recipe.resample : NEAREST;
   const seen = resample(rgba, width, height, frame.resizedWidth, frame.resizedHeight, filter, region);
 
   const size = frame.width * frame.height;
@@ -229,12 +229,13 @@ function toByte(sum) {
 }
 
 /**
- * For each place of an axis from `begin` on, which pixels it averages and with what weights.
+ * For each of `count` places of a resized axis, beyond the `skipped` first ones, which pixels it averages and with what weights.
  *
- * @returns {{first: Int32Array, starts: Int32Array, weights: Int32Array}} of output `i`, the weights are those from
- *   `starts[i]` to `starts[i + 1]`, in units of 2**-22, of the input from `first[i]` on
+ * @returns {{first: Int32Array, starts: Int32Array, weights: Int32Array, begin: number, end: number}} of output `i`, the
+ *   weights are those from `starts[i]` to `starts[i + 1]`, in units of 2**-22, of the input from `first[i]` on; all of them
+ *   read the input from `begin` to `end`
  */
-function axisWeights(size, resizedSize, filter, begin, count) {
+function axisWeights(size, resizedSize, filter, skipped, count) {
   const { reach, weight } = FILTERS[filter];
   const scale = size / resizedSize;
   const stretch = Math.max(scale, 1);
@@ -244,7 +245,7 @@ function axisWeights(size, resizedSize, filter, begin, count) {
   const starts = new Int32Array(count + 1);
   const weights = [];
   for (let i = 0; i < count; i++) {
-    const center = (begin + i + 0.5) * scale;
+    const center = (skipped + i + 0.5) * scale;
     const from = Math.max(0, Math.trunc(center - support + 0.5));
     const to = Math.min(size, Math.trunc(center + support + 0.5));
     const row = [];
@@ -260,12 +261,14 @@ function axisWeights(size, resizedSize, filter, begin, count) {
     first[i] = from;
     starts[i + 1] = weights.length;
   }
-  return { first, starts, weights: Int32Array.from(weights) };
+  const last = count - 1;
+  const end = first[last] + starts[count] - starts[last];
+  return { first, starts, weights: Int32Array.from(weights), begin: first[0], end };
 }
 
 /**
- * Part of a resized image, without the rest: equal to Pillow's `Image.resize` and `crop` to the last bit. As there, rows are
- * resampled first, rounded to 8 bits, and then columns.
+ * Part of a resized image, without the rest: equal to `Image.resize` and `crop` of Pillow 13 to the last bit. As there, one
+ * axis is resampled and rounded to 8 bits before the other. Earlier versions always begin with the rows.
  *
  * @param {Uint8ClampedArray|Uint8Array} rgba  of the image, row by row; length `4 * width * height`
  * @param {number} width  of the image, in pixels
@@ -295,62 +298,83 @@ export function resample(
   const isSameSize = width === resizedWidth && height === resizedHeight;
   if (filter === NEAREST || isSameSize) return pick(rgba, width, height, resizedWidth, resizedHeight, region);
 
-  const down = axisWeights(height, resizedHeight, filter, region.top, region.height);
   const across = axisWeights(width, resizedWidth, filter, region.left, region.width);
-  const last = region.height - 1;
-  const firstRow = down.first[0];
-  const numRows = down.first[last] + down.starts[last + 1] - down.starts[last] - firstRow;
-  const rows = resampleRows(rgba, width, firstRow, numRows, across);
-  return resampleColumns(rows, region.width, firstRow, down);
+  const down = axisWeights(height, resizedHeight, filter, region.top, region.height);
+  const read = { left: across.begin, top: down.begin, width: across.end - across.begin, height: down.end - down.begin };
+  const image = { data: rgba, step: 4, width, left: 0, top: 0 };
+  const isShrunkMoreInHeight = height - resizedHeight > Math.max(0, 2 * (width - resizedWidth));
+  if (isShrunkMoreInHeight) {
+    const columns = resampleColumns(image, read.left, read.width, down);
+    return channelsFirst(resampleRows({ ...columns, top: 0 }, 0, region.height, across));
+  }
+  const rows = resampleRows(image, read.top, read.height, across);
+  return channelsFirst(resampleColumns({ ...rows, left: 0 }, 0, region.width, down));
 }
 
-/** Rows `firstRow` to `firstRow + numRows` with their columns resampled: three bytes a pixel. */
-function resampleRows(rgba, width, firstRow, numRows, { first, starts, weights }) {
+/**
+ * @typedef {Object} Pixels  A rectangle of an image.
+ * @property {Uint8ClampedArray|Uint8Array} data  row by row, `step` bytes a pixel, red, green and blue first
+ * @property {number} step
+ * @property {number} width  in pixels
+ * @property {number} left  of its first pixel, in the image
+ * @property {number} top
+ */
+
+/** `numRows` rows from `firstRow` of the image on, with their columns resampled. */
+function resampleRows({ data, step, width, left, top }, firstRow, numRows, { first, starts, weights }) {
   const columns = first.length;
   const out = new Uint8Array(CHANNELS * columns * numRows);
   let to = 0;
   for (let y = 0; y < numRows; y++) {
-    const row = 4 * width * (firstRow + y);
+    const row = (firstRow - top + y) * width - left;
     for (let x = 0; x < columns; x++) {
       let red = HALF;
       let green = HALF;
       let blue = HALF;
-      let from = row + 4 * first[x];
+      let from = step * (row + first[x]);
       const end = starts[x + 1];
       for (let i = starts[x]; i < end; i++) {
         const weight = weights[i];
-        red = (red + Math.imul(rgba[from], weight)) | 0;
-        green = (green + Math.imul(rgba[from + 1], weight)) | 0;
-        blue = (blue + Math.imul(rgba[from + 2], weight)) | 0;
-        from += 4;
+        red = (red + Math.imul(data[from], weight)) | 0;
+        green = (green + Math.imul(data[from + 1], weight)) | 0;
+        blue = (blue + Math.imul(data[from + 2], weight)) | 0;
+        from += step;
       }
       out[to++] = toByte(red);
       out[to++] = toByte(green);
       out[to++] = toByte(blue);
     }
   }
-  return out;
+  return { data: out, step: CHANNELS, width: columns, left: 0, top: firstRow };
 }
 
-/** What `resampleRows` gave, with its rows resampled: CHW. */
-function resampleColumns(rows, columns, firstRow, { first, starts, weights }) {
-  const stride = CHANNELS * columns;
-  const size = columns * first.length;
-  const out = new Uint8Array(CHANNELS * size);
+/** `numColumns` columns from `firstColumn` of the image on, with their rows resampled: whole rows are added up, which lie
+ * together in memory. */
+function resampleColumns({ data, step, width, left, top }, firstColumn, numColumns, { first, starts, weights }) {
+  const stride = CHANNELS * numColumns;
+  const out = new Uint8Array(stride * first.length);
+  const sums = new Int32Array(stride);
   for (let y = 0; y < first.length; y++) {
-    const row = stride * (first[y] - firstRow);
-    for (let x = 0; x < columns; x++) {
-      for (let c = 0; c < CHANNELS; c++) {
-        let sum = HALF;
-        let from = row + CHANNELS * x + c;
-        for (let i = starts[y]; i < starts[y + 1]; i++) {
-          sum = (sum + Math.imul(rows[from], weights[i])) | 0;
-          from += stride;
-        }
-        out[c * size + y * columns + x] = toByte(sum);
+    sums.fill(HALF);
+    for (let i = starts[y]; i < starts[y + 1]; i++) {
+      const weight = weights[i];
+      let from = step * ((first[y] - top + i - starts[y]) * width + firstColumn - left);
+      for (let to = 0; to < stride; to += CHANNELS) {
+        sums[to] += Math.imul(data[from], weight);
+        sums[to + 1] += Math.imul(data[from + 1], weight);
+        sums[to + 2] += Math.imul(data[from + 2], weight);
+        from += step;
       }
     }
+    for (let to = 0; to < stride; to++) out[y * stride + to] = toByte(sums[to]);
   }
+  return { data: out, step: CHANNELS, width: numColumns, left: firstColumn, top: 0 };
+}
+
+function channelsFirst({ data }) {
+  const size = data.length / CHANNELS;
+  const out = new Uint8Array(data.length);
+  for (let i = 0; i < size; i++) for (let c = 0; c < CHANNELS; c++) out[c * size + i] = data[CHANNELS * i + c];
   return out;
 }
 
