@@ -32,7 +32,7 @@ MODULES = {name.removesuffix(".__init__") if name != "__init__" else "": path fo
 # From the top down: a module imports from its own level and from those below it.
 LEVELS = [
     {"cli", "__main__", "quickstart", "quickstart_report", "classification", "recipes", "registration", ""},
-    {"conversion", "oracle", "training", "evaluation", "export"},
+    {"conversion", "oracle", "training", "evaluation", "export", "demo"},
     {"coordinates", "hub"},
     {"jobs", "data"},
     {
