@@ -229,7 +229,8 @@ function toByte(sum) {
 }
 
 /**
- * For each of `count` places of a resized axis, beyond the `skipped` first ones, which pixels it averages and with what weights.
+ * For each of `count` places of a resized axis, beyond the `skipped` first ones, which pixels it averages and with what
+ * weights.
  *
  * @returns {{first: Int32Array, starts: Int32Array, weights: Int32Array, begin: number, end: number}} of output `i`, the
  *   weights are those from `starts[i]` to `starts[i + 1]`, in units of 2**-22, of the input from `first[i]` on; all of them
