@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -229,3 +230,54 @@ def fresh_process(tmp_path_factory) -> Callable[..., Any]:
         return json.loads((home / "result.json").read_text())
 
     return call
+
+
+# ------------------------------------------------------------------------------------------------ the page of the demo
+
+
+CHROMIUM = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium; skipped where the machine has none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed: make test-browser")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium: there is no `chromium` on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def page_modules(tmp_path_factory) -> Path:
+    """A copy of the page's modules beside a `package.json`, without which Node takes them for CommonJS."""
+    folder = tmp_path_factory.mktemp("page")
+    for module in (ROOT / "src/spot_hf/demo/page").glob("*.js"):
+        shutil.copy(module, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    return folder
+
+
+@pytest.fixture
+def run_node(page_modules, tmp_path) -> Callable[[str, list[dict]], list[Any]]:
+    """Runs a script of tests/demo on a list of cases, in a temporary folder: what it answers to each. Arrays go through
+    files of raw numbers there."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node.js: there is no `node` on the path")
+
+    def run(script: str, cases: list[dict]) -> list[Any]:
+        (tmp_path / "cases.json").write_text(json.dumps(cases))
+        done = subprocess.run(
+            [node, str(ROOT / "tests/demo" / script), str(page_modules)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return run

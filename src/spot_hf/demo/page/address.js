@@ -7,6 +7,7 @@
 
 const STEPS = 65535;
 const SIZE_STEPS = 256;
+const MOST_TOKENS = 1024; // a link must not keep its reader waiting
 
 /** Of a state: `step` is null but where one is shown, and so are `tokens` but where they were moved by hand. */
 export function toHash({ image, placement, numTokens, windows, step, tokens }) {
@@ -61,7 +62,7 @@ export function unpackTokens(text) {
   } catch {
     return undefined;
   }
-  if (bytes.length === 0 || bytes.length % 6) return undefined;
+  if (bytes.length === 0 || bytes.length % 6 || bytes.length / 6 > MOST_TOKENS) return undefined;
   const numbers = new DataView(bytes.buffer);
   return Array.from({ length: bytes.length / 6 }, (_, i) => ({
     x: numbers.getUint16(6 * i) / STEPS,

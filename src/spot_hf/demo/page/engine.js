@@ -3,6 +3,8 @@ export class Engine {
   #worker;
   #waiting = new Map();
   #count = 0;
+  /** Called when work begins or ends. */
+  onChange = () => {};
 
   /** @param {"wasm" | "webgpu"} device by what it computes */
   constructor(device) {
@@ -11,6 +13,7 @@ export class Engine {
     this.#worker.addEventListener("message", ({ data: { id, value, error } }) => {
       const { resolve, reject } = this.#waiting.get(id);
       this.#waiting.delete(id);
+      this.onChange();
       if (error === undefined) resolve(value);
       else reject(new Error(error));
     });
@@ -26,10 +29,16 @@ export class Engine {
   run = (given) => this.#call("run", given);
   close = () => this.#worker.terminate();
 
+  /** Whether anything is under way. */
+  get isBusy() {
+    return this.#waiting.size > 0;
+  }
+
   #call(method, given, transfer = []) {
     const id = this.#count++;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });
+      this.onChange();
       this.#worker.postMessage({ id, method, arguments: given }, transfer);
     });
   }

@@ -41,6 +41,9 @@ async function startEngine(device) {
   const started = device === "wasm" ? engine : new Engine(device);
   const threads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   await started.load({ config, preprocessor, files: site.files, threads });
+  started.onChange = () => {
+    document.body.dataset.working = String(started.isBusy);
+  };
   started.label = device === "wasm" ? `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}` : "WebGPU";
   return started;
 }
@@ -150,12 +153,13 @@ async function showImage(blob, index) {
   await compare();
 }
 
-/** What the full grid says of the image. */
+/** What the full grid says of the image. Its time is that of a second run, as the first one is slower; likewise the tokens'. */
 async function compare() {
   const placed = await engine.place({ placement: "grid", numTokens: numCells, windows: 1 });
+  await engine.run(placed);
   const { logits, milliseconds } = await engine.run(placed);
   full = { probabilities: softmax(logits), milliseconds };
-  showAnswer(last);
+  await answer();
 }
 
 /** The recorded search of the present example, or null. */
@@ -191,11 +195,9 @@ function placeAnew(changes) {
 
 // ------------------------------------------------------------------------------------------------------------ what shows
 
-let last = null;
 let speaking = null;
 
 function showAnswer(found) {
-  last = found;
   const probabilities = softmax(found.logits);
   const numTokens = stage.tokens.length;
   const rows = likeliest(probabilities, TOP);
@@ -208,11 +210,13 @@ function showAnswer(found) {
   element("grid-head").textContent = `full grid, ${numCells}`;
   const isLearned = state.placement === "learned";
   const share = (costOf(site.cost, numTokens) + (isLearned ? site.placer_cost : 0)) / costOf(site.cost, numCells);
-  element("cost").textContent = `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} % of the full grid's`;
-  const grid = full ? `, the full grid ${inMilliseconds(full.milliseconds)}` : "";
-  element("time").textContent = `${inMilliseconds(found.milliseconds)}${grid}`;
+  showFigure("cost", `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`, `of the full grid's`);
+  showFigure("time", inMilliseconds(found.milliseconds), full ? `the full grid: ${inMilliseconds(full.milliseconds)}` : "");
   const [best] = likeliest(probabilities, 1);
-  element("agreement").textContent = full ? verdict(best, likeliest(full.probabilities, 1)[0]) : "–";
+  if (full) {
+    const [gridBest] = likeliest(full.probabilities, 1);
+    showFigure("agreement", best === gridBest ? "the same" : "another one", nameOf(gridBest));
+  }
   if (full) element("answers").setAttribute("aria-busy", "false");
   document.body.dataset.answered = String(Number(document.body.dataset.answered ?? 0) + 1);
   document.body.dataset.milliseconds = found.milliseconds.toFixed(1);
@@ -220,8 +224,16 @@ function showAnswer(found) {
   clearTimeout(speaking);
   speaking = setTimeout(() => {
     element("spoken").textContent =
-      `${counted(numTokens)}: ${nameOf(best)}, ${percent(probabilities[best])}. ${element("agreement").textContent}.`;
+      `${counted(numTokens)}: ${nameOf(best)}, ${percent(probabilities[best])}. ` +
+      `The full grid's class: ${element("agreement").textContent}.`;
   }, SPOKEN_AFTER);
+}
+
+/** A figure, and in small type what it is to be held against. */
+function showFigure(id, figure, beside) {
+  const small = document.createElement("small");
+  small.textContent = beside;
+  element(id).replaceChildren(`${figure} `, small);
 }
 
 function classRows(index, byTokens, byGrid) {
@@ -256,7 +268,6 @@ const nameOf = (index) => (labels[index] ?? `class ${index}`).split(",")[0];
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const counted = (number) => `${number} token${number === 1 ? "" : "s"}`;
 const inMilliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
-const verdict = (own, grid) => (own === grid ? "The same class" : `Another class: the full grid says ${nameOf(grid)}`);
 
 /** Sets the controls by the state. */
 function showControls() {
@@ -290,7 +301,7 @@ function showSelected() {
   const token = stage.tokens[stage.selected];
   if (!token) return;
   element("size").value = token.scale;
-  element("size-shown").textContent = `${token.scale.toFixed(2)} patch${token.scale === 1 ? "" : "es"} wide`;
+  element("size-shown").textContent = `${token.scale.toFixed(2)} patches`;
 }
 
 // --------------------------------------------------------------------------------------------------------- the controls
@@ -298,7 +309,7 @@ function showSelected() {
 const defaults = {
   placement: "isotropic",
   numTokens: [preprocessor.num_tokens, config.num_tokens].find((one) => Number.isInteger(one)) ?? 25,
-  windows: preprocessor.window_scales == null ? "1" : String(preprocessor.window_scales),
+  windows: String(preprocessor.window_scales ?? "cover"),
 };
 
 function buildControls() {
@@ -308,7 +319,7 @@ function buildControls() {
   if (names.includes(wanted)) defaults.placement = wanted;
   const options = names.map((name) => new Option(name === "learned" ? "Where the model itself looks" : PLACEMENTS[name].label, name));
   element("placement").replaceChildren(...options, new Option("Moved by hand", MOVED));
-  const sizes = [["1", "One patch each: small, with gaps"], ["cover", "Large enough to cover the image"]];
+  const sizes = [["cover", "Covering the image"], ["1", "One patch, with gaps"]];
   if (!sizes.some(([value]) => value === defaults.windows)) sizes.push([defaults.windows, `${defaults.windows} patches wide`]);
   const ownSize = new Option("Each of its own size", "");
   element("windows").replaceChildren(...sizes.map(([value, label]) => new Option(label, value)), ownSize);
