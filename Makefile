@@ -2,6 +2,7 @@
 #   make quickstart    the whole story on embedded data, in minutes
 #   make test          the tests, on the newest versions of what we depend on (constraints.txt)
 #   make test-export   the tests that `make test` leaves to this, as each writes graphs for other runtimes
+#   make test-browser  the tests of the page of `spot-hf demo`, in headless Chromium
 #   make test-oldest   the tests, on the oldest (constraints-oldest.txt)
 #   make quality       lint, format, types
 #   make conformance   transformers' own test suites, on our classes
@@ -20,7 +21,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONS
 # file, 90 MB, and what reads it: its test skips without them.
 SIDE = $(VENV)/side
 
-.PHONY: quickstart test test-export test-oldest quality conformance clean
+.PHONY: quickstart test test-export test-browser test-oldest quality conformance clean
 
 $(VENV)/.base: setup.py $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -48,7 +49,7 @@ quickstart: $(VENV)/.base
 	$(VENV)/bin/spot-hf quickstart
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export" $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export and not browser" $(TESTS)
 
 $(VENV)/.export: $(VENV)/.test
 	$(PIP) -e '.[onnx]'
@@ -56,6 +57,17 @@ $(VENV)/.export: $(VENV)/.test
 
 test-export: $(VENV)/.export
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m export tests/export
+
+# Chromium is Debian's package, which root alone can install; ONNX Runtime for browsers comes from the npm registry. Where either
+# cannot be had, the tests skip and say so.
+$(VENV)/.browser: $(VENV)/.export
+	$(PIP) -e '.[browser]'
+	-command -v chromium || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; }
+	-$(VENV)/bin/python -c 'from spot_hf.demo.npm import onnxruntime_web; onnxruntime_web()'
+	touch $@
+
+test-browser: $(VENV)/.browser
+	$(VENV)/bin/python -m pytest -m browser -ra tests/demo
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -47,6 +47,10 @@ EXTRAS = {
     "corruptions": CORRUPTIONS,
     "timm": ["timm>=1.0.11"],  # convolutional networks of timm: to convert them, and to load what was converted
     "onnx": ONNX,
+    "browser": [
+        "playwright",
+        "axe-playwright-python",
+    ],  # tests of the page: drives Chromium, and asks axe what is not accessible
     "test": ["pytest", "pytest-xdist", "aiohttp", "peft", *CORRUPTIONS],  # aiohttp: the local Hub of the tests
     "quality": ["ruff", "mypy"],
     "conformance": ["parameterized"],  # needed by transformers' own test suite

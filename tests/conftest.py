@@ -241,11 +241,16 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium; skipped where the machine has none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed: make test-browser")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = find_chromium()
     if path is None:
         pytest.skip("needs Chromium: there is no `chromium` on the path")
     with sync_api.sync_playwright() as playwright:
@@ -275,7 +280,11 @@ def run_node(page_modules, tmp_path) -> Callable[[str, list[dict]], list[Any]]:
     def run(script: str, cases: list[dict]) -> list[Any]:
         (tmp_path / "cases.json").write_text(json.dumps(cases))
         done = subprocess.run(
-            [node, str(ROOT / "tests/demo" / script), str(page_modules)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [node, str(ROOT / "tests/demo" / script), str(page_modules)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)

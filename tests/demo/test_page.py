@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from browsing import Reference, Visit, assert_equal, run_command, served, write_page
-from conftest import ROOT
+from browsing import FIRST_ANSWER, Reference, Visit, assert_equal, run_command, served, write_page
+from conftest import CHROMIUM, ROOT, find_chromium
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -172,7 +172,9 @@ def test_an_address_shows_what_its_sender_saw(visit):
         np.testing.assert_allclose(found, there.probabilities[label], atol=1e-3)
 
 
-@pytest.mark.parametrize("hash", ["#image=99&placement=nowhere&tokens=0&windows=huge", "#at=%%%", "#at=AAAA", "#tokens=100000"])
+@pytest.mark.parametrize(
+    "hash", ["#image=99&placement=nowhere&tokens=0&windows=huge", "#at=%%%", "#at=AAAA", "#tokens=100000"]
+)
 def test_an_address_that_makes_no_sense(visit, hash):
     assert 1 <= visit(hash).tab.locator(".token").count() <= GRID
 
@@ -187,6 +189,25 @@ def test_a_file_that_is_no_image(visit, tmp_path):
     there.tab.wait_for_function("location.hash.includes('image=1')")
     there.wait()
     assert there.tab.inner_text("#message") == ""
+
+
+def test_by_webgpu(chromium, page, reference):
+    """By a graphics card that Chromium emulates."""
+    emulated = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
+    arguments = [one for one in CHROMIUM if one != "--disable-gpu"]
+    browser = chromium.browser_type.launch(executable_path=find_chromium(), args=[*arguments, *emulated])
+    try:
+        there = Visit(browser, f"{page[1]}?device=webgpu#tokens=9&windows=cover")
+        if not there.tab.evaluate("navigator.gpu && navigator.gpu.requestAdapter().then(Boolean)"):
+            pytest.skip("this Chromium emulates no WebGPU")
+        there.tab.wait_for_function("document.body.dataset.device === 'webgpu'", timeout=FIRST_ANSWER)
+        there.wait()
+        example = page[0] / "examples/0.png"
+        tokens = reference.probabilities(example, num_tokens=9, window_scales="cover")
+        assert_equal(there, tokens, reference.probabilities(example))
+        assert "WebGPU" in there.tab.inner_text("#device") and there.errors == []
+    finally:
+        browser.close()
 
 
 @pytest.mark.parametrize("width", [1400, 900, 360])

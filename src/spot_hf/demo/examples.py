@@ -29,8 +29,8 @@ class Example:
     Attributes:
         name: what it is called, for those who cannot see it.
         image: the image.
-        recording (*optional*): of a search on it: `steps`, positions `(num_steps, num_tokens, 2)`, image frame; `losses`, one per
-            step; and `windowScales` `(num_tokens,)`, in patches.
+        recording (*optional*): of a search on it: `steps`, positions `(num_steps, num_tokens, 2)`, image frame; `losses`, one
+            per step; and `windowScales` `(num_tokens,)`, in patches.
     """
 
     name: str

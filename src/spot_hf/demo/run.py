@@ -10,7 +10,6 @@ import logging
 import shutil
 import tempfile
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "site.json"  # what the page knows of its model and its examples
 EXAMPLES = "examples"
-PAGE_FILES = sorted(one.name for one in files(__package__).joinpath("page").iterdir() if one.is_file())
+PAGE_FILES = {one.name: one for one in sorted(Path(__file__).with_name("page").iterdir())}
 LARGEST = 2e9  # bytes of an ONNX file, and about what WebAssembly can hold
 
 
@@ -47,7 +46,6 @@ def run_demo(arguments: DemoArguments) -> None:
             file, or the npm registry cannot be reached. [`ExportError`]: a model that cannot be exported.
     """
     arguments.check()
-    check_installed("onnx", "onnxscript", "onnxruntime")
     output_dir = Path(arguments.output_dir).expanduser().resolve()
     server = None if arguments.no_serve or arguments.push_to_hub else PageServer(output_dir, arguments.port)
     try:
@@ -65,9 +63,10 @@ def run_demo(arguments: DemoArguments) -> None:
             logger.info("published at %s", url)
         elif server is not None:
             logger.info("open %s in a browser (Ctrl+C ends)", server.address)
-            server.serve_forever()
-    except KeyboardInterrupt:
-        logger.info("ended; the page is in %s", arguments.output_dir)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                logger.info("ended; the page is in %s", arguments.output_dir)
     finally:
         if server is not None:
             server.server_close()
@@ -81,19 +80,19 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     examples = examples_of(arguments, list(source.config.id2label.values()))
     pictures = [example.png() for example in examples]
     parameters = _parameters(arguments, source, examples, pictures)
-    job = JobDirectory(output_dir)
     if not arguments.overwrite_output_dir:
-        job.check(parameters)
+        JobDirectory(output_dir).check(parameters)
         if (output_dir / LEDGER).exists():
             logger.info("the page is in %s already", arguments.output_dir)
             return
+    check_installed("onnx", "onnxscript", "onnxruntime")
     runtime = onnxruntime_web()
     inputs = [arguments.model, *arguments.image, *([arguments.coordinates] if arguments.coordinates else [])]
     with replaced_directory(output_dir, arguments.overwrite_output_dir, inputs=inputs) as folder:
         logger.info("exporting %s ...", public_name(arguments.model))
         page = {**_page(source, examples), **_write_model(source, folder, arguments.quantize)}
-        for name in PAGE_FILES:
-            (folder / name).write_bytes(files(__package__).joinpath("page", name).read_bytes())
+        for name, path in PAGE_FILES.items():
+            shutil.copyfile(path, folder / name)
         (folder / "ort").mkdir()
         for name in RUNTIME_FILES:
             shutil.copyfile(runtime / name, folder / "ort" / name)
@@ -113,8 +112,8 @@ def _parameters(
 ) -> dict[str, Any]:
     """Of which pages there are others."""
     page = sha256()
-    for name in PAGE_FILES:
-        page.update(files(__package__).joinpath("page", name).read_bytes())
+    for path in PAGE_FILES.values():
+        page.update(path.read_bytes())
     shown = sha256()
     for example, picture in zip(examples, pictures, strict=True):
         shown.update(repr((example.name, example.recording)).encode() + picture)

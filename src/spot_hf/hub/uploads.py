@@ -90,13 +90,19 @@ def push_folder(
     """
     api = HfApi()
     with _explained(repo_id, None if is_temporary else folder):
-        kind = {"repo_type": repo_type, "space_sdk": space_sdk}
-        _retry(lambda: api.create_repo(repo_id, **kind, private=private, exist_ok=True), FIRST_ATTEMPTS)
+        _retry(
+            lambda: api.create_repo(repo_id, repo_type=repo_type, space_sdk=space_sdk, private=private, exist_ok=True),
+            FIRST_ATTEMPTS,
+        )
         # A card that is there already may hold a person's own text.
         keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else []
         commit = _retry(
             lambda: api.upload_folder(
-                folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message=message, ignore_patterns=[*keep, *ignore]
+                folder_path=folder,
+                repo_id=repo_id,
+                repo_type=repo_type,
+                commit_message=message,
+                ignore_patterns=[*keep, *ignore],
             )
         )
     return str(commit.commit_url)

@@ -24,11 +24,11 @@ const methods = {
     ort = await import(RUNTIMES[DEVICE]);
     ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
     ort.env.wasm.numThreads = threads;
-    ort.env.logLevel = "error";
     const options = {
       executionProviders: DEVICE === "webgpu" ? ["webgpu", "wasm"] : ["wasm"],
       // To optimise the graph takes a third of the time until the first answer, and makes none of the later ones faster.
       graphOptimizationLevel: "disabled",
+      logSeverityLevel: 3, // errors
     };
     session = await ort.InferenceSession.create(await modelBytes, options);
     if (placerBytes) {
