@@ -259,18 +259,8 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def page_modules(tmp_path_factory) -> Path:
-    """A copy of the page's modules beside a `package.json`, without which Node takes them for CommonJS."""
-    folder = tmp_path_factory.mktemp("page")
-    for module in (ROOT / "src/spot_hf/demo/page").glob("*.js"):
-        shutil.copy(module, folder)
-    (folder / "package.json").write_text('{"type": "module"}')
-    return folder
-
-
 @pytest.fixture
-def run_node(page_modules, tmp_path) -> Callable[[str, list[dict]], list[Any]]:
+def run_node(tmp_path) -> Callable[[str, list[dict]], list[Any]]:
     """Runs a script of tests/demo on a list of cases, in a temporary folder: what it answers to each. Arrays go through
     files of raw numbers there."""
     node = shutil.which("node")
@@ -280,7 +270,7 @@ def run_node(page_modules, tmp_path) -> Callable[[str, list[dict]], list[Any]]:
     def run(script: str, cases: list[dict]) -> list[Any]:
         (tmp_path / "cases.json").write_text(json.dumps(cases))
         done = subprocess.run(
-            [node, str(ROOT / "tests/demo" / script), str(page_modules)],
+            [node, str(ROOT / "tests/demo" / script), str(ROOT / "src/spot_hf/demo/page")],
             cwd=tmp_path,
             capture_output=True,
             text=True,

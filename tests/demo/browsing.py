@@ -81,7 +81,7 @@ class Visit:
         """Until all that was asked is answered."""
         self.tab.wait_for_function(
             "document.getElementById('answers').getAttribute('aria-busy') === 'false' "
-            "&& document.body.dataset.working === 'false'",
+            "&& document.body.dataset.working === 'false' && document.body.dataset.settled === 'true'",
             timeout=FIRST_ANSWER,
         )
 

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-const placements = await import(pathToFileURL(join(process.argv[2], "placements.js")));
+const placements = await import(pathToFileURL(join(process.argv[2], "placements.mjs")));
 const TYPES = { float32: Float32Array, float64: Float64Array };
 
 function filled(value) {

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
 const { frameOf, preprocess, toImageFrame, toModelFrame } = await import(
-  pathToFileURL(join(process.argv[2], "preprocess.js"))
+  pathToFileURL(join(process.argv[2], "preprocess.mjs"))
 );
 
 function answer({ pixels, width, height, config, out, points = [] }) {

@@ -1,9 +1,9 @@
-// Calls functions of address.js, answers.js and engine.js.
+// Calls functions of address.mjs, answers.mjs and engine.mjs.
 import { readFileSync } from "node:fs";
 
 const folder = process.argv[2];
 const modules = Object.fromEntries(
-  await Promise.all(["address", "answers", "engine"].map(async (name) => [name, await import(`${folder}/${name}.js`)])),
+  await Promise.all(["address", "answers", "engine"].map(async (name) => [name, await import(`${folder}/${name}.mjs`)])),
 );
 
 /** A look that answers with given logits, by the number of tokens. */

@@ -43,7 +43,6 @@ class PageServer(ThreadingHTTPServer):
 class _PageHandler(SimpleHTTPRequestHandler):
     extensions_map = {
         **SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
         ".json": "application/json",

@@ -2,11 +2,11 @@
  * The model, in a worker: it holds the image as the model sees it, places tokens on it, and runs ONNX Runtime.
  *
  * Messages are `{id, method, arguments}`; answers `{id, value}` or `{id, error}`. The worker's own address says by what it
- * computes: `worker.js?device=wasm` (WebAssembly) or `?device=webgpu`.
+ * computes: `worker.mjs?device=wasm` (WebAssembly) or `?device=webgpu`.
  */
 
-import { PLACEMENTS, coveringScale, foveate } from "./placements.js";
-import { preprocess } from "./preprocess.js";
+import { PLACEMENTS, coveringScale, foveate } from "./placements.mjs";
+import { preprocess } from "./preprocess.mjs";
 
 const DEVICE = new URL(self.location.href).searchParams.get("device") ?? "wasm";
 const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };

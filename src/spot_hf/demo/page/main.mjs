@@ -1,17 +1,17 @@
 /** The page: what is chosen, what the model is asked, what is shown. */
 
-import { fromHash, toHash } from "./address.js";
-import { costOf, likeliest, lookUntilSure, looksOf, softmax } from "./answers.js";
-import { Engine, latestOnly } from "./engine.js";
-import { PLACEMENTS } from "./placements.js";
-import { frameOf, toModelFrame } from "./preprocess.js";
-import { Stage } from "./stage.js";
+import { fromHash, toHash } from "./address.mjs";
+import { costOf, likeliest, lookUntilSure, looksOf, softmax } from "./answers.mjs";
+import { Engine, latestOnly } from "./engine.mjs";
+import { PLACEMENTS } from "./placements.mjs";
+import { frameOf, toModelFrame } from "./preprocess.mjs";
+import { Stage } from "./stage.mjs";
 
 const TOP = 5;
 const COUNTS = [9, 25, 49];
 const OFFERED = ["isotropic", "foveated_edge", "foveated_center", "center", "uniform"];
 const MOVED = "moved"; // of tokens that were moved by hand, or found by a recorded search
-const SPOKEN_AFTER = 800; // milliseconds without a further change
+const SETTLED_AFTER = 300; // milliseconds without a further change: then it is spoken, and in the address
 const element = (id) => document.getElementById(id);
 
 const [site, config, preprocessor] = await Promise.all(["site.json", "config.json", "preprocessor_config.json"].map(fetchJson));
@@ -39,7 +39,8 @@ const fail = (error) => {
 
 async function startEngine(device) {
   const started = device === "wasm" ? engine : new Engine(device);
-  const threads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  // Half of what a browser calls cores are hyperthreads, and one has the page to draw.
+  const threads = crossOriginIsolated ? Math.max(1, Math.min(4, Math.floor(navigator.hardwareConcurrency / 2))) : 1;
   await started.load({ config, preprocessor, files: site.files, threads });
   started.onChange = () => {
     document.body.dataset.working = String(started.isBusy);
@@ -199,7 +200,7 @@ function placeAnew(changes) {
 
 // ------------------------------------------------------------------------------------------------------------ what shows
 
-let speaking = null;
+let settling = null;
 
 function showAnswer(found) {
   const probabilities = softmax(found.logits);
@@ -224,13 +225,15 @@ function showAnswer(found) {
   if (full) element("answers").setAttribute("aria-busy", "false");
   document.body.dataset.answered = String(Number(document.body.dataset.answered ?? 0) + 1);
   document.body.dataset.milliseconds = found.milliseconds.toFixed(1);
-  history.replaceState(null, "", toHash(state));
-  clearTimeout(speaking);
-  speaking = setTimeout(() => {
+  document.body.dataset.settled = "false";
+  clearTimeout(settling);
+  settling = setTimeout(() => {
+    history.replaceState(null, "", toHash(state)); // which browsers do not like often
+    document.body.dataset.settled = "true";
     element("spoken").textContent =
       `${counted(numTokens)}: ${nameOf(best)}, ${percent(probabilities[best])}. ` +
       `${element("agreement").textContent}.`;
-  }, SPOKEN_AFTER);
+  }, SETTLED_AFTER);
 }
 
 /** A figure, and in small type what it is to be held against. */

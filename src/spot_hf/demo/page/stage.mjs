@@ -16,8 +16,9 @@ export class Stage {
   #overlay;
   #listener;
   #seen = document.createElement("canvas"); // the image at the model's own size
-  #sample = document.createElement("canvas"); // one window
-  #bitmap = null;
+  #bright = document.createElement("canvas"); // the image at the picture's size
+  #dimmed = document.createElement("canvas"); // the same, where no token looks
+  #samples = new WeakMap(); // of each token, a canvas
   #frame = null;
   #patchSize;
   #tokens = [];
@@ -32,7 +33,6 @@ export class Stage {
   constructor({ picture, reading, overlay }, patchSize, listener) {
     [this.#picture, this.#reading, this.#overlay] = [picture, reading, overlay];
     [this.#patchSize, this.#listener] = [patchSize, listener];
-    this.#sample.width = this.#sample.height = patchSize;
     overlay.addEventListener("keydown", (event) => this.#onKey(event));
     overlay.addEventListener("pointerdown", (event) => this.#onPointer(event));
     overlay.addEventListener("dblclick", (event) => {
@@ -55,15 +55,18 @@ export class Stage {
 
   /** Shows an image: an `ImageBitmap`, and the `frame` by which the model sees a part of it. */
   setImage(bitmap, frame) {
-    this.#bitmap?.close();
-    [this.#bitmap, this.#frame] = [bitmap, frame];
+    [this.#frame, this.#samples] = [frame, new WeakMap()];
     const factor = LONGER_SIDE / Math.max(frame.width, frame.height);
-    for (const canvas of [this.#picture, this.#reading]) {
+    for (const canvas of [this.#picture, this.#reading, this.#bright, this.#dimmed]) {
       canvas.width = Math.round(frame.width * factor);
       canvas.height = Math.round(frame.height * factor);
     }
     [this.#seen.width, this.#seen.height] = [frame.width, frame.height];
-    this.#drawImage(this.#seen);
+    for (const canvas of [this.#seen, this.#bright, this.#dimmed]) this.#drawImage(bitmap, canvas);
+    bitmap.close();
+    const dark = this.#dimmed.getContext("2d");
+    dark.fillStyle = `rgb(0 0 0 / ${DIMMED})`;
+    dark.fillRect(0, 0, this.#dimmed.width, this.#dimmed.height);
     this.#overlay.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
     this.#redraw();
   }
@@ -223,7 +226,7 @@ export class Stage {
     this.#isDrawn = false;
     requestAnimationFrame(() => {
       this.#isDrawn = true;
-      if (!this.#bitmap) return;
+      if (!this.#frame) return;
       this.#drawTokens();
       this.#drawPicture();
       this.#drawReading();
@@ -231,13 +234,13 @@ export class Stage {
   }
 
   /** The part of the image that the model sees, over a whole canvas. */
-  #drawImage(canvas) {
+  #drawImage(bitmap, canvas) {
     const { resizedWidth, resizedHeight, left, top, width, height } = this.#frame;
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.fillRect(0, 0, canvas.width, canvas.height);
     const [across, down] = [canvas.width / width, canvas.height / height];
-    context.drawImage(this.#bitmap, -left * across, -top * down, resizedWidth * across, resizedHeight * down);
+    context.drawImage(bitmap, -left * across, -top * down, resizedWidth * across, resizedHeight * down);
   }
 
   /** Left, top and side of each window, in pixels of a canvas. */
@@ -252,17 +255,10 @@ export class Stage {
   #drawPicture() {
     const canvas = this.#picture;
     const context = canvas.getContext("2d");
-    this.#drawImage(canvas);
-    const unseen = new Path2D();
-    unseen.rect(0, 0, canvas.width, canvas.height);
-    context.save();
-    const darkness = new OffscreenCanvas(canvas.width, canvas.height);
-    const dark = darkness.getContext("2d");
-    dark.fillStyle = `rgb(0 0 0 / ${DIMMED})`;
-    dark.fill(unseen);
-    for (const [left, top, side] of this.#windows(canvas)) dark.clearRect(left, top, side, side);
-    context.drawImage(darkness, 0, 0);
-    context.restore();
+    context.drawImage(this.#dimmed, 0, 0);
+    for (const [left, top, side] of this.#windows(canvas)) {
+      context.drawImage(this.#bright, left, top, side, side, left, top, side, side);
+    }
   }
 
   /** Each window as the model has it: as many samples a side as a patch has pixels, small windows above large ones. */
@@ -272,19 +268,27 @@ export class Stage {
     context.imageSmoothingEnabled = false;
     context.fillStyle = "#161616";
     context.fillRect(0, 0, canvas.width, canvas.height);
-    const size = this.#patchSize;
-    const sample = this.#sample.getContext("2d", { willReadFrequently: true });
-    sample.imageSmoothingQuality = "high";
     const goals = this.#windows(canvas);
     const sources = this.#windows(this.#seen);
     const order = [...goals.keys()].sort((a, b) => goals[b][2] - goals[a][2]);
     for (const index of order) {
-      const [left, top, side] = sources[index];
-      sample.clearRect(0, 0, size, size);
-      sample.drawImage(this.#seen, left, top, side, side, 0, 0, size, size);
-      const [x, y, goal] = goals[index];
-      context.drawImage(this.#sample, x, y, goal, goal);
+      const [x, y, side] = goals[index];
+      context.drawImage(this.#sampleOf(this.#tokens[index], sources[index]), x, y, side, side);
     }
+  }
+
+  /** The samples of a token, kept as long as it is. */
+  #sampleOf(token, [left, top, side]) {
+    let sample = this.#samples.get(token);
+    if (!sample) {
+      const size = this.#patchSize;
+      sample = new OffscreenCanvas(size, size);
+      const context = sample.getContext("2d");
+      context.imageSmoothingQuality = "high";
+      context.drawImage(this.#seen, left, top, side, side, 0, 0, size, size);
+      this.#samples.set(token, sample);
+    }
+    return sample;
   }
 
   #drawTokens() {

@@ -19,7 +19,7 @@
  * @property {number} width
  * @property {number} patchSize  of the model, in pixels
  */
-import { roundToEven } from "./preprocess.js";
+import { roundToEven } from "./preprocess.mjs";
 
 /** The logarithm of how much more is looked at what is most salient than at what is not salient. */
 const STRENGTH = 2.2;

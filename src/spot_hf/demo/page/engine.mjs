@@ -9,7 +9,7 @@ export class Engine {
   /** @param {"wasm" | "webgpu"} device by what it computes */
   constructor(device) {
     this.device = device;
-    this.#worker = new Worker(new URL(`./worker.js?device=${device}`, import.meta.url), { type: "module" });
+    this.#worker = new Worker(new URL(`./worker.mjs?device=${device}`, import.meta.url), { type: "module" });
     this.#worker.addEventListener("message", ({ data: { id, value, error } }) => {
       const { resolve, reject } = this.#waiting.get(id);
       this.#waiting.delete(id);
