@@ -163,7 +163,8 @@ def test_files_are_where_the_hub_expects_them(written, digits_model):
     graphs = {f"onnx/{name}.onnx" for name in ("model", "model_quantized", "model_fp16", "placer")}
     assert files == {*graphs, "config.json", "preprocessor_config.json", "export_report.json", "README.md"}
     config = json.loads((written / "config.json").read_text())
-    assert config["transformers.js_config"] == {"dtype": "q8"} and "auto_map" not in config
+    assert config["transformers.js_config"] == {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp32"}}}
+    assert "auto_map" not in config
     assert config["num_tokens"] == [4, 9] and config["confidence"] == [0.3]  # the thresholds
     assert "auto_map" not in json.loads((written / "preprocessor_config.json").read_text())
     assert "OnnxSpotViT" in (written / "README.md").read_text()
