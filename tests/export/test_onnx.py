@@ -25,6 +25,8 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
+from spot_hf.export.graph import rename_external_data  # noqa: E402
+from spot_hf.export.runtime import open_session  # noqa: E402
 
 
 pytestmark = pytest.mark.export
@@ -125,6 +127,17 @@ def test_features_masks_and_window_scales(encoder):
             kept = mask if "coordinates_mask" in more else torch.ones_like(mask)
             kept = torch.cat([kept.new_ones(batch_size, model.config.num_prefix_tokens), kept], dim=1)
             torch.testing.assert_close(found.last_hidden_state[kept], expected.last_hidden_state[kept], **TOLERANCE)
+
+
+def test_weights_beside_a_graph_are_named_as_on_the_hub(tmp_path):
+    """As torch leaves them where they are large: `torch.onnx.export` alone knows how large."""
+    path = tmp_path / "model.onnx"
+    program = torch.onnx.export(torch.nn.Linear(32, 32), (torch.ones(2, 32),), dynamo=True, verbose=False)
+    program.save(path, external_data=True)
+    expected = open_session(path).run(None, {"input": np.ones((2, 32), np.float32)})[0]
+    rename_external_data(path)
+    assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
+    assert np.array_equal(open_session(path).run(None, {"input": np.ones((2, 32), np.float32)})[0], expected)
 
 
 # ------------------------------------------------------------------------------------------------- by the command line

@@ -1,4 +1,4 @@
-"""transformers.js, the npm package, on exported files: pixels, logits and limits are those that docs/transformers_js.md states.
+"""transformers.js, the npm package, on exported files: pixels, logits and limits are as docs/transformers_js.md says.
 
 `make test-node` installs what they need. transformers_js.mjs answers, in Node, what is asked here."""
 
@@ -9,7 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -19,6 +25,7 @@ from PIL import Image
 from tiny import POSITION_KINDS, random_coordinates, random_images, tiny_model, tiny_processor
 
 from spot_hf import (
+    SpotImageClassificationPipeline,
     SpotViTForImageClassification,
     SpotViTImageProcessorPil,
     SpotViTModel,
@@ -35,6 +42,7 @@ from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
 
 pytestmark = pytest.mark.node
 
+PACKAGE = "@huggingface/transformers"
 NODE = Path(os.environ.get("SPOT_NODE", Path(sys.prefix) / "node"))
 # Sums in another order, as of ONNX Runtime in Python: test_onnx.py.
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -45,8 +53,8 @@ def folder(tmp_path_factory) -> Path:
     """Where a script finds the npm package and the module of `examples/`."""
     if shutil.which("node") is None:
         pytest.skip("needs Node.js: no `node` here")
-    if not (NODE / "node_modules" / "@huggingface" / "transformers").is_dir():
-        pytest.skip(f"needs the npm package @huggingface/transformers in {NODE}: `make test-node` installs it")
+    if not (NODE / "node_modules" / PACKAGE).is_dir():
+        pytest.skip(f"needs the npm package {PACKAGE} in {NODE}: `make test-node` installs it")
     directory = tmp_path_factory.mktemp("node")
     (directory / "node_modules").symlink_to(NODE / "node_modules")
     for path in (ROOT / "examples/transformers_js/spot_vit.mjs", ROOT / "tests/export/transformers_js.mjs"):
@@ -250,9 +258,10 @@ def code(language: str) -> str:
 
 def expected_rows(directory: Path, picture: str) -> list[dict]:
     """Of Python's pipeline at 25 tokens, float32."""
-    from transformers import pipeline
-
-    classifier = pipeline("spot-image-classification", model=str(directory), trust_remote_code=False)
+    classifier = SpotImageClassificationPipeline(
+        model=SpotViTForImageClassification.from_pretrained(directory).eval(),
+        image_processor=SpotViTImageProcessorPil.from_pretrained(directory),
+    )
     return classifier(picture, num_tokens=25, placement="isotropic", top_k=3)
 
 
@@ -263,10 +272,80 @@ def check_rows(printed: str, expected: list[dict]) -> None:
     assert np.allclose([float(score) for _, score in rows], [row["score"] for row in expected], rtol=0, atol=1e-4)
 
 
-def test_the_script_of_the_document(digits, pictures, folder):
+def test_the_program_for_node(digits, pictures, folder):
     (folder / "classify.mjs").write_text(code("js"), encoding="utf-8")
-    for picture in (pictures[3], pictures[5]):
-        check_rows(run_node(folder, "classify.mjs", digits, picture), expected_rows(digits, picture))
+    check_rows(run_node(folder, "classify.mjs", digits, pictures[3]), expected_rows(digits, pictures[3]))
+
+
+# Chooses a file, as a person does, and sends what the page says.
+CHOOSE = """
+<script type="module">
+  const blob = await (await fetch("photo.png")).blob();
+  const files = new DataTransfer();
+  files.items.add(new File([blob], "photo.png", { type: "image/png" }));
+  const [input, output] = [document.querySelector("input"), document.querySelector("pre")];
+  const report = (text) => fetch("answer", { method: "POST", body: text });
+  addEventListener("unhandledrejection", ({ reason }) => report(`error: ${reason}`));
+  while (!input.onchange) await new Promise((done) => setTimeout(done, 50));
+  new MutationObserver(() => report(output.textContent)).observe(output, { childList: true });
+  input.files = files.files;
+  input.dispatchEvent(new Event("change"));
+</script>
+"""
+
+
+def test_the_page_for_browsers(digits, pictures, folder, tmp_path):
+    """As it stands in the document, but that the package and the model come from here."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium: no `chromium` here")
+    page = code("html")
+    settings = """
+  import { env } from "@huggingface/transformers";
+  Object.assign(env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: "/" });
+  env.backends.onnx.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";
+"""
+    version = json.loads((ROOT / "tests/export/package.json").read_text(encoding="utf-8"))["dependencies"][PACKAGE]
+    for old, new in (
+        (f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{version}", f"/node_modules/{PACKAGE}/dist/transformers.min.js"),
+        ("user/spot-vit-tiny-onnx", "model"),
+        ('<script type="module">', f'<script type="module">{settings}'),
+    ):
+        assert page.count(old) == 1
+        page = page.replace(old, new)
+    (folder / "index.html").write_text(page + CHOOSE, encoding="utf-8")
+    (folder / "model").symlink_to(digits)
+    shutil.copy(pictures[3], folder / "photo.png")
+    with serve(folder) as (url, answers):
+        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", f"{url}/index.html"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                printed = answers.get(timeout=120)
+            finally:
+                process.terminate()
+    check_rows(printed, expected_rows(digits, pictures[3]))
+
+
+@contextmanager
+def serve(directory: Path) -> Iterator[tuple[str, Queue]]:
+    """A folder on loopback, and what pages there POST."""
+    answers: Queue = Queue()
+
+    class Handler(SimpleHTTPRequestHandler):
+        extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+        def do_POST(self):
+            answers.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(directory))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", answers
+        server.shutdown()
 
 
 @torch.no_grad()

@@ -123,10 +123,10 @@ def write_onnx(function: nn.Module, inputs: dict[str, torch.Tensor], path: Path)
         )
         assert program is not None
         program.save(path)
-    _rename_external_data(path)
+    rename_external_data(path)
 
 
-def _rename_external_data(path: Path) -> None:
+def rename_external_data(path: Path) -> None:
     """Where torch put large weights beside the graph, under the name that they have on the Hub."""
     written, renamed = path.with_name(path.name + ".data"), external_data(path)
     if not written.exists():
