@@ -3,6 +3,7 @@
 #   make test          the tests, on the newest versions of what we depend on (constraints.txt)
 #   make test-export   the tests that `make test` leaves to this, as each writes graphs for other runtimes
 #   make test-browser  the tests of the page of `spot-hf demo`, in headless Chromium
+#   make test-node     those that run transformers.js, the npm package, in Node and in Chromium, where these are
 #   make test-oldest   the tests, on the oldest (constraints-oldest.txt)
 #   make quality       lint, format, types
 #   make conformance   transformers' own test suites, on our classes
@@ -21,7 +22,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install -q -c $(CONS
 # file, 90 MB, and what reads it: its test skips without them.
 SIDE = $(VENV)/side
 
-.PHONY: quickstart test test-export test-browser test-oldest quality conformance clean
+.PHONY: quickstart test test-export test-browser test-node test-oldest quality conformance clean
 
 $(VENV)/.base: setup.py $(CONSTRAINTS)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -49,7 +50,7 @@ quickstart: $(VENV)/.base
 	$(VENV)/bin/spot-hf quickstart
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export and not browser" $(TESTS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not export and not browser and not node" $(TESTS)
 
 $(VENV)/.export: $(VENV)/.test
 	$(PIP) -e '.[onnx]'
@@ -68,6 +69,15 @@ $(VENV)/.browser: $(VENV)/.export
 
 test-browser: $(VENV)/.browser
 	$(VENV)/bin/python -m pytest -m browser -ra tests/demo
+
+# No scripts: one of them would download CUDA libraries.
+$(VENV)/.node: $(VENV)/.export tests/export/package-lock.json
+	mkdir -p $(VENV)/node
+	cp tests/export/package.json tests/export/package-lock.json $(VENV)/node
+	npm ci --prefix $(VENV)/node --ignore-scripts --no-audit --no-fund && touch $@ || echo "no npm packages: the tests skip"
+
+test-node: $(VENV)/.node
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m node tests/export
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

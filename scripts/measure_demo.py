@@ -4,8 +4,9 @@ How long the page of `spot-hf demo` takes, in headless Chromium, and pictures of
     spot-hf demo --model MODEL --output_dir runs/demo --no_serve
     python scripts/measure_demo.py --page runs/demo --output_dir docs/results        # half a minute
 
-Needs `make test-browser`'s environment. Prints medians, as JSON: seconds from the page's address to its first answer, of several
-new tabs with empty caches; and milliseconds from a movement of the mouse to the answer that is shown, while a token is dragged.
+Needs `make test-browser`'s environment. Prints medians, as JSON: seconds from the page's address to its first answer, of
+several new tabs with empty caches; and milliseconds from a movement of the mouse to the answer that is shown, while a token is
+dragged.
 """
 
 import json

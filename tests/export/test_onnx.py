@@ -25,6 +25,8 @@ pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
+from spot_hf.export.graph import rename_external_data  # noqa: E402
+from spot_hf.export.runtime import open_session  # noqa: E402
 
 
 pytestmark = pytest.mark.export
@@ -127,6 +129,17 @@ def test_features_masks_and_window_scales(encoder):
             torch.testing.assert_close(found.last_hidden_state[kept], expected.last_hidden_state[kept], **TOLERANCE)
 
 
+def test_weights_beside_a_graph_are_named_as_on_the_hub(tmp_path):
+    """As torch leaves them where they are large: `torch.onnx.export` alone knows how large."""
+    path = tmp_path / "model.onnx"
+    program = torch.onnx.export(torch.nn.Linear(32, 32), (torch.ones(2, 32),), dynamo=True, verbose=False)
+    program.save(path, external_data=True)
+    expected = open_session(path).run(None, {"input": np.ones((2, 32), np.float32)})[0]
+    rename_external_data(path)
+    assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
+    assert np.array_equal(open_session(path).run(None, {"input": np.ones((2, 32), np.float32)})[0], expected)
+
+
 # ------------------------------------------------------------------------------------------------- by the command line
 
 
@@ -163,7 +176,8 @@ def test_files_are_where_the_hub_expects_them(written, digits_model):
     graphs = {f"onnx/{name}.onnx" for name in ("model", "model_quantized", "model_fp16", "placer")}
     assert files == {*graphs, "config.json", "preprocessor_config.json", "export_report.json", "README.md"}
     config = json.loads((written / "config.json").read_text())
-    assert config["transformers.js_config"] == {"dtype": "q8"} and "auto_map" not in config
+    assert config["transformers.js_config"] == {"dtype": "q8", "device_config": {"webgpu": {"dtype": "fp32"}}}
+    assert "auto_map" not in config
     assert config["num_tokens"] == [4, 9] and config["confidence"] == [0.3]  # the thresholds
     assert "auto_map" not in json.loads((written / "preprocessor_config.json").read_text())
     assert "OnnxSpotViT" in (written / "README.md").read_text()

@@ -274,7 +274,10 @@ def _write_beside(
 
 def _js_config(folder: Path) -> dict[str, Any]:
     """What transformers.js reads of a config: its default file, and which have weights beside them."""
-    found: dict[str, Any] = {"dtype": JS_DTYPES["int8"] if (folder / FILES["int8"]).exists() else JS_DTYPES[None]}
+    found: dict[str, Any] = {"dtype": JS_DTYPES[None]}
+    if (folder / FILES["int8"]).exists():
+        # WebGPU has no kernels for products of integers.
+        found = {"dtype": JS_DTYPES["int8"], "device_config": {"webgpu": found}}
     external = {file: 1 for file in FILES.values() if external_data(folder / file).exists()}
     return {**found, **({"use_external_data_format": external} if external else {})}
 

@@ -36,5 +36,5 @@ def check_runtime(runtime: str) -> None:
 
 
 def external_data(path: Path) -> Path:
-    """Where the weights of an ONNX file lie, where they are too large for it."""
-    return path.with_name(path.name + ".data")
+    """Where the weights of an ONNX file lie, where they are too large for it: where transformers.js looks for them."""
+    return path.with_name(path.name + "_data")

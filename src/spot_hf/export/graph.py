@@ -16,6 +16,7 @@ from torch import nn
 
 from ..modeling_spot import SpotPreTrainedModel
 from .errors import ExportError
+from .files import external_data
 
 
 OPSET = 20  # the first with Gelu
@@ -122,6 +123,23 @@ def write_onnx(function: nn.Module, inputs: dict[str, torch.Tensor], path: Path)
         )
         assert program is not None
         program.save(path)
+    rename_external_data(path)
+
+
+def rename_external_data(path: Path) -> None:
+    """Where torch put large weights beside the graph, under the name that they have on the Hub."""
+    written, renamed = path.with_name(path.name + ".data"), external_data(path)
+    if not written.exists():
+        return
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = renamed.name
+    onnx.save(model, path)
+    written.rename(renamed)
 
 
 @torch.no_grad()
