@@ -39,6 +39,7 @@ CODE = {
     "version.py",
     "decoding.py",
     "windows.py",
+    "handler.py",
 }
 
 
