@@ -7,6 +7,12 @@ Expected answers are those of the package's own pipelines.
 import base64
 import importlib.util
 import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +37,15 @@ from spot_hf.hub.models import TIMM, save_model
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def answers(directory, requests, clients):
-    """In its process: `[status, answer]` to each request `{"file" or "json", "type", "query"}`, and what the Hub's own client
-    reads from its calls `[method, arguments]`."""
+def answers(directory, requests, clients, commands):
+    """In its process: `[status, answer]` to each request `{"file" or "json", "type", "query"}`; what the Hub's client reads
+    from its calls `[method, image, arguments]`; and what commands of a shell print, of which `$ENDPOINT` is the address."""
     import asyncio
     import importlib.util
     import io
     import json
+    import os
+    import subprocess
     import sys
     import threading
     import urllib.error
@@ -117,7 +125,9 @@ def answers(directory, requests, clients):
             result = getattr(client, method)(Path(image).read_bytes(), **arguments)
             plain = [{"label": one.label, "score": one.score, "mask": str(getattr(one, "mask", ""))} for one in result]
             read_by_clients.append(plain)
-    return found, read_by_clients
+    environment = {**os.environ, "ENDPOINT": url, "HF_TOKEN": "hf_me"}
+    printed = [subprocess.check_output(["bash", "-c", one], env=environment, text=True, timeout=120) for one in commands]
+    return found, read_by_clients, printed
 
 
 def base64_of(file: str | Path) -> str:
@@ -137,10 +147,11 @@ def close(value: Any) -> Any:
 def ask(fresh_process):
     """Answers of a saved model: of each request, which has to succeed."""
 
-    def call(directory: Path, requests: list[dict[str, Any]], clients=()):
-        found, read = fresh_process(answers, str(directory), requests, list(clients), without_spot_hf=True)
+    def call(directory: Path, requests: list[dict[str, Any]], clients=(), commands=()):
+        arguments = (str(directory), requests, list(clients), list(commands))
+        found, read, printed = fresh_process(answers, *arguments, without_spot_hf=True)
         assert [status for status, _ in found] == [200] * len(requests), found
-        return [answer for _, answer in found], read
+        return [answer for _, answer in found], read, [json.loads(one) for one in printed]
 
     return call
 
@@ -199,10 +210,33 @@ def test_a_classifier(classifier, photos, ask, tmp_path):
         ),
     ]
     client = ("image_classification", photo, {"top_k": 2})
-    found, (read,) = ask(directory, [request for request, _ in cases], [client])
+    found, (read,), _ = ask(directory, [request for request, _ in cases], [client])
     for (request, expected), answer in zip(cases, found, strict=True):
         assert answer == close(expected), request
     assert [{"label": one["label"], "score": one["score"]} for one in read] == close(ours(photo, top_k=2))
+
+
+def commands_of(directory: Path, photo: str, tmp_path: Path) -> list[str]:
+    """Those of the card, for that photograph."""
+    Image.open(photo).save(tmp_path / "photo.jpg")
+    (block,) = re.findall(r"```bash\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    return [f"cd {tmp_path}; {one}" for one in block.strip().split("\n\n")]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_cards_commands(classifier, photos, ask, tmp_path):
+    """Of a classifier here; those of a zero-shot model have labels, too."""
+    from tiny_texts import save_source
+
+    directory, ours = classifier
+    _, _, (in_address, in_body) = ask(directory, [], (), commands_of(directory, photos[0], tmp_path))
+    jpeg, places = str(tmp_path / "photo.jpg"), [[0.25, 0.5], [0.75, 0.5]]
+    assert in_address == close(ours(jpeg, num_tokens=4, placement="isotropic"))
+    assert in_body == close(ours(jpeg, coordinates=places))
+
+    convert_checkpoint(str(save_source(tmp_path / "source")), tmp_path / "model")
+    _, _, printed = ask(tmp_path / "model", [], (), commands_of(tmp_path / "model", photos[0], tmp_path))
+    assert [{one["label"] for one in answer} for answer in printed] == [{"a cat", "a dog"}] * 2
 
 
 def test_what_convert_writes(classifier):
@@ -226,10 +260,10 @@ def test_a_model_that_places_by_itself(photos, ask, tmp_path):
     """With its placer, and thresholds that `spot-hf calibrate` would have found."""
     calibration = {
         "num_tokens": [4, 9, 36],
-        "temperature": 0.5,
+        "temperature": [2.0, 1.5, 1.0],
         "points": [
-            {"confidence": [0.3, 0.3], "mean_tokens": 9.5, "accuracy": 0.5},
-            {"confidence": [0.6, 0.6], "mean_tokens": 30.0, "accuracy": 0.7},
+            {"confidence": [0.0, 0.0], "mean_tokens": 4.0, "accuracy": 50.0},
+            {"confidence": [0.3, 0.3], "mean_tokens": 20.0, "accuracy": 60.0},
         ],
     }
     placer = {"thumbnail_size": 16, "head": "heatmap", "hidden_size": 8}
@@ -248,7 +282,7 @@ def test_a_model_that_places_by_itself(photos, ask, tmp_path):
         {"coordinates": [[0.5, 0.5]]},
     ]
     requests = [{"json": {"inputs": base64_of(photo), "parameters": {**call, **where}}} for call in calls]
-    found, _ = ask(tmp_path / "model", requests)
+    found, _, _ = ask(tmp_path / "model", requests)
     for call, answer in zip(calls, found, strict=True):
         assert answer == close(ours(photo, **call, **where)), call
     counts = [len(answer["coordinates"]) for answer in found]
@@ -273,7 +307,8 @@ def test_a_zero_shot_model(photos, ask, tmp_path):
         {"json": {"inputs": base64_of(photo), "parameters": more}},
         {"file": photo, "type": "image/png", "query": {"candidate_labels": "cat, dog, eel", "top_k": "1"}},
     ]
-    found, (read,) = ask(tmp_path / "model", requests, [("zero_shot_image_classification", photo, labels)])
+    client = ("zero_shot_image_classification", photo, labels)
+    found, (read,), _ = ask(tmp_path / "model", requests, [client])
     assert found == close([ours(photo, **labels), ours(photo, **more), ours(photo, **labels, top_k=1)])
     assert [{"label": one["label"], "score": one["score"]} for one in read] == close(ours(photo, **labels))
 
@@ -296,7 +331,7 @@ def test_a_segmentation_model(photos, ask, tmp_path):
         {"json": {"inputs": base64_of(photo), "parameters": placed}},
         {"json": {"inputs": [base64_of(photo), base64_of(photos[1])]}},
     ]
-    (one, at_places, two), (read,) = ask(tmp_path / "model", requests, [("image_segmentation", photo, {})])
+    (one, at_places, two), (read,), _ = ask(tmp_path / "model", requests, [("image_segmentation", photo, {})])
     expected = ours(photo, **placed)
     assert at_places["coordinates"] == close(expected["coordinates"]) and at_places["window_scales"]
     assert_same_segments(at_places["segments"], expected["segments"])
@@ -326,7 +361,7 @@ def test_a_convolutional_network(photos, ask, tmp_path):
         {"file": photo, "type": "image/png"},
         {"json": {"inputs": base64_of(photo), "parameters": placed}},
     ]
-    found, _ = ask(tmp_path / "model", requests)
+    found, _, _ = ask(tmp_path / "model", requests)
     assert found == close([ours(photo), ours(photo, **placed)])
     assert (tmp_path / "model" / "handler.py").exists() and "timm" not in (tmp_path / "model/requirements.txt").read_text()
 
@@ -340,7 +375,7 @@ def test_an_encoder_gives_features(photos, ask, tmp_path):
         {"file": photos[0], "type": "image/png"},
         {"json": {"inputs": base64_of(photos[0]), "parameters": {**placed, "pool": False}}},
     ]
-    (pooled, tokens), _ = ask(tmp_path / "model", requests)
+    (pooled, tokens), _, _ = ask(tmp_path / "model", requests)
     with torch.no_grad():
         expected = model(**processor(image, return_tensors="pt"))
         at_places = model(**processor(image, return_tensors="pt", **placed))
@@ -414,6 +449,7 @@ BAD_INPUTS = {
     ),
     "of another type": ({"inputs": 7}, "`inputs` must be an image: a file's bytes, or these in base64; got int"),
     "a row": ({"inputs": {"image": "x"}}, "`inputs` must be an image: a file's bytes, or these in base64; got dict"),
+    "too many": ({"inputs": [png(4, 4)] * 65}, "`inputs` may be at most 64 images; got 65"),
     "none": ({"inputs": []}, "`inputs` must have an image; got an empty list"),
     "the second": (
         {"inputs": [png(4, 4), "?"]},
@@ -429,15 +465,19 @@ BAD_INPUTS = {
     ),
     "a bomb": (
         {"inputs": png(12000, 12000)},
-        "the images of a request may have 134,217,728 pixels together; got 12000 × 12000 at `inputs`",
+        "this model takes 134,217,728 pixels in all images of a request together; got 12000 × 12000 at `inputs`",
     ),
     "a bomb that Pillow refuses": (
         {"inputs": png(20000, 20000)},
         NO_IMAGE,
     ),
+    "a line, which a recipe would blow up": (
+        {"inputs": png(40400, 400)},
+        "`inputs` may be at most 100 times as wide as it is high, or as high as wide; got 40400 × 400",
+    ),
     "together": (
         {"inputs": [png(9000, 8000), png(9000, 8000)]},
-        "the images of a request may have 134,217,728 pixels together; got 9000 × 8000 at `inputs[1]`",
+        "this model takes 134,217,728 pixels in all images of a request together; got 9000 × 8000 at `inputs[1]`",
     ),
 }
 
@@ -466,14 +506,14 @@ BAD_PARAMETERS = {
     "no number": ({"num_tokens": "many"}, "`num_tokens` must be a number, or a list of them; got 'many'"),
     "true": ({"num_tokens": True}, "`num_tokens` must be a number, or a list of them; got True"),
     "zero": ({"num_tokens": 0}, "`num_tokens` must be "),
-    "too many": ({"num_tokens": 4097}, "`num_tokens` must be at most 4096 tokens in an image; got 4097"),
+    "too many": ({"num_tokens": 4097}, "`num_tokens` may be at most 4096 tokens in an image; got 4097"),
     "too many at the end": (
         {"num_tokens": [4, 99999], "confidence": 0.5},
-        "`num_tokens` must be at most 4096 tokens in an image; got 99999",
+        "`num_tokens` may be at most 4096 tokens in an image; got 100003",
     ),
     "too many positions": (
         {"coordinates": [[0.5, 0.5]] * 4097},
-        "`coordinates` must be at most 4096 tokens in an image; got 4097",
+        "`coordinates` may be at most 4096 tokens in an image; got 4097",
     ),
     "a path of positions": (
         {"coordinates": "/etc/passwd"},
@@ -485,6 +525,11 @@ BAD_PARAMETERS = {
         "`coordinates` must be a number, or a list of them; got list of 1",
     ),
     "too deep": ({"coordinates": "[" * 100_000}, "`coordinates` must be a number, or a list of them; got "),
+    "half a seed": ({"seed": 0.5}, "`seed` must be an integer; got 0.5"),
+    "too many positions of the second": (
+        {"coordinates": [[[0.5, 0.5]], [[0.5, 0.5]] * 4097]},
+        "`coordinates` may be at most 4096 tokens in an image; got 4097",
+    ),
     "too large": ({"seed": 10**400}, "`seed` must be a number, or a list of them; got "),
     "two say where": ({"coordinates": [[0.5, 0.5]], "num_tokens": 9}, "`coordinates` and `num_tokens` exclude each other"),
     "no confidence": ({"num_tokens": [4, 9]}, "`confidence` is needed with several `num_tokens`"),
@@ -492,6 +537,7 @@ BAD_PARAMETERS = {
     "another word": ({"window_scales": "fit"}, "`window_scales` must be a number, or a list of them; got 'fit'"),
     "no positive number": ({"top_k": 0}, "`top_k` must be a positive integer; got 0"),
     "a saliency map's path": ({"saliency": "map.png"}, "`saliency` must be a number, or a list of them; got 'map.png'"),
+    "no function": ({"function_to_apply": "exp"}, "`function_to_apply` must be one of softmax, sigmoid, none; got 'exp'"),
     "no flag": ({"return_coordinates": 1}, "`return_coordinates` must be true or false; got 1"),
     "not JSON's": ({"seed": {"a": 1}}, "`seed` must be a number, or a list of them; got dict of 1"),
 }
@@ -508,7 +554,7 @@ def test_parameters_that_are_not_accepted(case, handler):
 BAD_LABELS = {
     "none": ({}, "`candidate_labels` must be a list of different texts; got None"),
     "twice": ({"candidate_labels": ["a", "a"]}, "`candidate_labels` must be a list of different texts; got 'a' twice"),
-    "too many": ({"candidate_labels": ["a"] * 1001}, "`candidate_labels` must be at most 1000; got 1001"),
+    "too many": ({"candidate_labels": ["a"] * 1001}, "`candidate_labels` may be at most 1000; got 1001"),
     "no place": ({"hypothesis_template": "a cat"}, "`hypothesis_template` must be a text with one place {} for a label"),
     "inside of a label": ({"hypothesis_template": "{.__class__}"}, "`hypothesis_template` must be a text with one place {}"),
     "a bomb": ({"hypothesis_template": "{:>999999999}"}, "`hypothesis_template` must be a text with one place {} for a label"),
@@ -539,7 +585,7 @@ def test_errors_are_answers_with_status_400(classifier, fresh_process):
         {"json": {"inputs": "/etc/hostname"}},
         {"json": {"inputs": base64.b64encode(png(9, 9)).decode(), "parameters": {"placement": "os:getcwd", "num_tokens": 4}}},
     ]
-    found, _ = fresh_process(answers, str(classifier[0]), requests, [], without_spot_hf=True)
+    found, _, _ = fresh_process(answers, str(classifier[0]), requests, [], [], without_spot_hf=True)
     assert [status for status, _ in found] == [400, 400]
     assert found[0][1]["error"].startswith("`inputs` ") and found[1][1]["error"].startswith("`placement` must be a name")
 
@@ -548,3 +594,50 @@ def test_a_library_that_is_too_old_is_named(classifier, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "4.51.3")
     with pytest.raises(ImportError, match=r"Write transformers>=5.10.1 into `requirements.txt`, beside `handler.py`"):
         handler_of(*classifier)
+
+
+def test_the_hubs_emulator_of_endpoints(classifier, photos, tmp_path):
+    """Hugging Face's own: `pip install hf-endpoints-emulator "starlette<1"`, into a folder that PYTHONPATH names."""
+    pytest.importorskip("hf_endpoints_emulator", reason="hf-endpoints-emulator is not installed")
+    directory, ours = classifier
+    script = tmp_path / "ask.py"
+    script.write_text(EMULATED)
+    environment = {
+        **os.environ,
+        "HANDLER_PATH": str(directory / "handler.py"),
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run([sys.executable, script, photos[0]], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    image, text, bad = json.loads(done.stdout.splitlines()[-1])
+    assert image == [200, close(ours(photos[0]))]
+    assert text == [200, close(ours(photos[0], num_tokens=4, return_coordinates=True))]
+    assert bad == [400, {"error": no_base64("https://example.com/photo.jpg")}]
+
+
+EMULATED = """
+import base64, json, sys, threading, time, urllib.error, urllib.request
+import uvicorn
+from hf_endpoints_emulator.emulator import app
+
+server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+threading.Thread(target=server.run, daemon=True).start()
+while not server.started:
+    time.sleep(0.1)
+url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+photo = open(sys.argv[1], "rb").read()
+placed = {"inputs": base64.b64encode(photo).decode(), "parameters": {"num_tokens": 4, "return_coordinates": True}}
+answers = []
+for kind, body in (
+    ("image/png", photo),
+    ("application/json", json.dumps(placed).encode()),
+    ("application/json", b'{"inputs": "https://example.com/photo.jpg"}'),
+):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": kind}), timeout=120) as answer:
+            answers.append([answer.status, json.load(answer)])
+    except urllib.error.HTTPError as error:
+        answers.append([error.code, json.load(error)])
+print(json.dumps(answers))
+"""

@@ -38,9 +38,13 @@ FEATURES = "image-feature-extraction"  # of all others
 # Those of Pillow's that need no other program, and that the toolkit knows.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 2**27  # of all images of a request: 400 MB when decoded
-MAX_TOKENS = 4096  # per image: attention grows by the square
+MAX_SCORES = 2**30  # of a segmentation, one per class and pixel: 4 GB
+MAX_RATIO = 100  # of an image's sides: recipes that resize the short one make the long one longer
+MAX_IMAGES = 64
+MAX_TOKENS = 4096  # per image, in all looks: attention grows by the square
 MAX_LABELS = 1000  # a text is embedded for each
 MAX_NUMBER = 2.0**63
+FUNCTIONS = ("softmax", "sigmoid", "none")
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 NUMBERS, TEXT, FLAG, LABELS, TEMPLATE = "numbers", "text", "flag", "labels", "template"
@@ -99,14 +103,17 @@ class EndpointHandler:
         self.task = next((task for ending, task in TASKS.items() if architecture.endswith(ending)), FEATURES)
         device = 0 if torch.cuda.is_available() else -1
         self.pipeline: Any = pipeline(self.task, model=str(path) or ".", device=device, trust_remote_code=True)
+        self.max_pixels = MAX_PIXELS
+        if self.task == "spot-image-segmentation":
+            self.max_pixels = min(MAX_PIXELS, MAX_SCORES // self.pipeline.model.config.num_labels)
         self._lock = threading.Lock()  # a zero-shot pipeline keeps the texts of its last call
 
     def __call__(self, data: dict[str, Any]) -> list[Any]:
         """
         Args:
-            data (`dict`): the body of a request. `"inputs"`: an image, as a file's `bytes`, the same in base64, with or without
-                `data:image/...;base64,` before it, or a `PIL.Image`; or a list of these. `"parameters"` (*optional*): by name,
-                what the model's pipeline takes, see `PARAMETERS`.
+            data (`dict`): the body of a request. `"inputs"`: an image, as a file's `bytes`, these in base64, with or without
+                `data:image/...;base64,` before them, or a `PIL.Image`; or a list of these. `"parameters"` (*optional*): by
+                name, what the model's pipeline takes, see `PARAMETERS`.
 
         Returns:
             `list`: what the pipeline answers, of lists, dicts, texts and numbers alone: a mask is a PNG file in base64. Of a
@@ -123,7 +130,7 @@ class EndpointHandler:
                 f"a request may have `inputs` and `parameters`; got {unknown[0]!r}: does it belong into `parameters`?"
             )
         parameters = self._read_parameters(data.get("parameters"))
-        images = _read_images(data["inputs"])
+        images = _read_images(data["inputs"], self.max_pixels)
         if self.task == FEATURES:
             pool = parameters.pop("pool", True)
             parameters = {"image_processor_kwargs": parameters, "pool": pool}
@@ -145,24 +152,24 @@ class EndpointHandler:
 # ------------------------------------------------------------------------------------------------------------------ inputs
 
 
-def _read_images(inputs: Any) -> Any:
+def _read_images(inputs: Any, max_pixels: int) -> Any:
     if not isinstance(inputs, list):
-        return _read_image(inputs, "inputs", MAX_PIXELS)
+        return _read_image(inputs, "inputs", 0, max_pixels)
     if not inputs:
         raise ValueError("`inputs` must have an image; got an empty list")
+    if len(inputs) > MAX_IMAGES:
+        raise ValueError(f"`inputs` may be at most {MAX_IMAGES} images; got {len(inputs)}")
     images: list[Image.Image] = []
-    left = MAX_PIXELS
     for index, one in enumerate(inputs):
-        image = _read_image(one, f"inputs[{index}]", left)
-        left -= image.width * image.height
-        images.append(image)
+        before = sum(image.width * image.height for image in images)
+        images.append(_read_image(one, f"inputs[{index}]", before, max_pixels))
     return images
 
 
-def _read_image(given: Any, name: str, max_pixels: int) -> Image.Image:
-    """An image, decoded: whatever is wrong with it is found here."""
+def _read_image(given: Any, name: str, before: int, max_pixels: int) -> Image.Image:
+    """An image, decoded: whatever is wrong with it is found here. `before`: how many pixels the request has already."""
     if isinstance(given, Image.Image):
-        _check_size(given, name, max_pixels)
+        _check_size(given, name, before, max_pixels)
         return given
     content = _from_base64(given, name) if isinstance(given, str) else given
     if not isinstance(content, (bytes, bytearray)):
@@ -172,7 +179,7 @@ def _read_image(given: Any, name: str, max_pixels: int) -> Image.Image:
         image = Image.open(BytesIO(content), formats=FORMATS)
     except Exception as error:  # any of Pillow's, and of what its plugins stumble over
         raise ValueError(f"{accepted}: {_reason(error)}") from None
-    _check_size(image, name, max_pixels)
+    _check_size(image, name, before, max_pixels)
     try:
         image.load()
     except Exception as error:
@@ -190,10 +197,15 @@ def _from_base64(text: str, name: str) -> bytes:
         ) from None
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    if image.width * image.height > max_pixels:
+def _check_size(image: Image.Image, name: str, before: int, max_pixels: int) -> None:
+    width, height = image.size
+    if before + width * height > max_pixels:
         raise ValueError(
-            f"the images of a request may have {MAX_PIXELS:,} pixels together; got {image.width} × {image.height} at `{name}`"
+            f"this model takes {max_pixels:,} pixels in all images of a request together; got {width} × {height} at `{name}`"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"`{name}` may be at most {MAX_RATIO} times as wide as it is high, or as high as wide; got {width} × {height}"
         )
 
 
@@ -215,10 +227,14 @@ def _read(name: str, value: Any, kind: str) -> Any:
         raise ValueError(f"`{name}` must be a text; got {_shorten(value)}")
     if kind == TEXT and not re.fullmatch(r"\w{1,40}", value, re.ASCII):
         raise ValueError(f"`{name}` must be a name of letters, digits and underscores; got {_shorten(value)}")
+    if name == "seed" and not isinstance(value, int):
+        raise ValueError(f"`seed` must be an integer; got {_shorten(value)}")
+    if name == "function_to_apply" and value not in FUNCTIONS:
+        raise ValueError(f"`{name}` must be one of {', '.join(FUNCTIONS)}; got {value!r}")
     if kind == TEMPLATE and (value.count("{}") != 1 or set("{}") & set(value.replace("{}", ""))):
         raise ValueError(f"`{name}` must be a text with one place {{}} for a label, and no other brace; got {_shorten(value)}")
     if kind == LABELS and isinstance(value, list) and len(value) > MAX_LABELS:
-        raise ValueError(f"`{name}` must be at most {MAX_LABELS}; got {len(value)}")
+        raise ValueError(f"`{name}` may be at most {MAX_LABELS}; got {len(value)}")
     if name in ("num_tokens", "coordinates"):
         _check_number_of_tokens(name, value)
     return value
@@ -241,15 +257,17 @@ def _are_numbers(value: Any, depth: int = 3) -> bool:
 
 
 def _check_number_of_tokens(name: str, value: Any) -> None:
+    """As far as there are numbers and sets where they belong: of the rest, the pipeline says what is wrong."""
     if name == "num_tokens":
-        counts = value if isinstance(value, list) else [value]
+        several = value if isinstance(value, list) else [value]
+        count = sum(one for one in several if isinstance(one, (int, float)))
     else:  # one set, or one per image
         sets = value if isinstance(value, list) else []
-        is_one = not (sets and isinstance(sets[0], list) and sets[0] and isinstance(sets[0][0], list))
-        counts = [len(one) for one in ([sets] if is_one else sets) if isinstance(one, list)]
-    for count in counts:
-        if isinstance(count, (int, float)) and count > MAX_TOKENS:
-            raise ValueError(f"`{name}` must be at most {MAX_TOKENS} tokens in an image; got {count}")
+        first = sets[0] if sets else None
+        are_several = isinstance(first, list) and bool(first) and isinstance(first[0], list)
+        count = max(len(one) for one in sets if isinstance(one, list)) if are_several else len(sets)
+    if count > MAX_TOKENS:
+        raise ValueError(f"`{name}` may be at most {MAX_TOKENS} tokens in an image; got {count}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- answers
