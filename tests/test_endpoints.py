@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny import tiny_model, tiny_processor
 from transformers import pipeline
 
@@ -384,6 +384,27 @@ def test_an_encoder_gives_features(photos, ask, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_every_form_of_an_image(classifier, handler, tmp_path):
+    """Of a photograph that its file says to turn: also as what the toolkit makes of the file, in which it is not turned yet."""
+    _, ours = classifier
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 255, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
+    content, text = (tmp_path / "turned.jpg").read_bytes(), base64_of(tmp_path / "turned.jpg")
+    decoded = Image.open(io.BytesIO(content)).convert("RGB")
+    expected = ours(str(tmp_path / "turned.jpg"))
+    assert expected != ours(Image.fromarray(np.asarray(decoded)))
+    for given in (content, bytearray(content), text, f"data:image/jpeg;base64,{text}", decoded):
+        assert handler({"inputs": given}) == expected, type(given)
+    assert handler({"inputs": [content, text, decoded], "options": {"use_cache": False}}) == [expected] * 3
+    for mode, format in (("L", "PNG"), ("RGBA", "WEBP"), ("P", "GIF"), ("CMYK", "TIFF"), ("1", "BMP")):
+        file = tmp_path / f"{mode}.{format.lower()}"
+        decoded.convert(mode).save(file)
+        assert handler({"inputs": file.read_bytes()}) == ours(str(file)), mode
 
 
 @pytest.fixture(scope="module")

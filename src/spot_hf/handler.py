@@ -67,8 +67,8 @@ CLASSES = {
     "function_to_apply": TEXT,
     "return_coordinates": FLAG,
 }
-# What a request to each pipeline may have as its `parameters`. The last three of segmentation are what clients of the stock
-# pipeline send along.
+# What a request to each pipeline may have as its `parameters`. The last four of segmentation are the stock pipeline's, which
+# the Hub's client can send along.
 PARAMETERS = {
     "spot-image-classification": CLASSES,
     "spot-zero-shot-image-classification": {**CLASSES, "candidate_labels": LABELS, "hypothesis_template": TEMPLATE},

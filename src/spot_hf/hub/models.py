@@ -11,6 +11,7 @@ from .loading import MODEL_CLASSES
 from .uploads import check_repo_id, push_folder
 
 
+REQUIREMENTS_FILE = "requirements.txt"  # what an endpoint of the Hub installs before it runs `handler.py`
 TIMM = "timm>=1.0.11"
 
 
@@ -89,9 +90,9 @@ def save_model(
     image_processor.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    network = getattr(model.config, "network_config", None)
+    network = getattr(model.config, "network_config", None)  # of a SpotCNN
     needs = [*REQUIREMENTS, *([TIMM] if getattr(network, "model_type", None) == "timm_wrapper" else [])]
-    path = Path(directory) / "requirements.txt"
+    path = Path(directory) / REQUIREMENTS_FILE
     if not path.exists():
         path.write_text("".join(f"{one}\n" for one in needs), encoding="utf-8")
 
