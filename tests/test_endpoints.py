@@ -387,7 +387,7 @@ def test_an_encoder_gives_features(photos, ask, tmp_path):
 
 
 def test_every_form_of_an_image(classifier, handler, tmp_path):
-    """Of a photograph that its file says to turn: also as what the toolkit makes of the file, in which it is not turned yet."""
+    """Of a photograph that its file says to turn: also as what the toolkit makes of it, in which it is not turned yet."""
     _, ours = classifier
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
