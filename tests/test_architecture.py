@@ -41,7 +41,7 @@ LEVELS = [
         "placer", "input_checks", "pipeline_spot_vit", "segmentation_spot_vit", "segmentation_pipeline", "segmentation_maps",
         "zero_shot_spot_vit", "zero_shot_pipeline",
         "configuration_spot", "modeling_spot", "configuration_spot_cnn", "modeling_spot_cnn", "golden", "version",
-        "backbone_spot_vit",
+        "backbone_spot_vit", "handler",
     },
 ]  # fmt: skip
 SHIPPED = LEVELS[-1]

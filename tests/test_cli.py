@@ -51,6 +51,7 @@ def test_convert_reports_and_writes(tiny_vit, tmp_path, capsys):
         "segmentation_maps.py", "segmentation_pipeline.py", "segmentation_spot_vit.py",
         "zero_shot_pipeline.py", "zero_shot_spot_vit.py",
         "configuration_spot.py", "modeling_spot.py", "golden.py", "golden.safetensors", "version.py", "backbone_spot_vit.py",
+        "handler.py", "requirements.txt",
     }  # fmt: skip
     assert [path.name for path in output.parent.iterdir()] == ["spot"]
     config = json.loads((output / "config.json").read_text())

@@ -39,6 +39,7 @@ CODE = {
     "version.py",
     "decoding.py",
     "windows.py",
+    "handler.py",
 }
 
 
@@ -203,7 +204,7 @@ def test_stock_pipeline_in_bfloat16_keeps_coordinates_in_float32(process, reques
 def test_saving_what_was_loaded_gives_the_same_files(converted, loaded, reloaded, saved):
     first, second, third = (directory_contents(directory) for directory in (converted[0], *saved))
     # Written by the installed package alone: remote code has neither a report nor templates of cards.
-    for name in ("conversion_report.json", "README.md"):
+    for name in ("conversion_report.json", "README.md", "requirements.txt"):
         first.pop(name)
     assert set(first) == {*CODE, "config.json", "golden.safetensors", "model.safetensors", "preprocessor_config.json"}
     assert first == second == third

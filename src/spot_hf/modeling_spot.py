@@ -20,6 +20,10 @@ from .input_checks import check_model_inputs
 from .placement import place_images
 
 
+if TYPE_CHECKING:
+    # Saving a model copies the files that this one imports: also what an endpoint of the Hub runs.
+    from .handler import EndpointHandler  # noqa: F401
+
 logger = logging.get_logger(__name__)
 
 

@@ -204,10 +204,13 @@ def test_in_place_also_the_code_and_the_processor_are_renewed(source, model):
 
     for name in ("budgets.py", "merging.py"):
         (model / name).unlink()
+    for name in ("handler.py", "requirements.txt"):
+        (model / name).unlink(missing_ok=True)
     (model / "modeling_spot_vit.py").write_text("# of an earlier version\n")
     SpotViTImageProcessorPil.from_pretrained(model, num_tokens=4, placement="isotropic").save_pretrained(model)
     calibrate(model, source)
     assert (model / "budgets.py").is_file() and "SpotViTForImageClassification" in (model / "modeling_spot_vit.py").read_text()
+    assert (model / "handler.py").is_file() and (model / "requirements.txt").is_file()
     processor = SpotViTImageProcessorPil.from_pretrained(model)
     assert processor.num_tokens is None and processor.placement is None
     assert verify_model(str(model)).equal

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from tiny import random_images, tiny_model
+from tiny_networks import save_network
 
-from spot_hf import SpotViTForImageClassification, convert_checkpoint
+from spot_hf import SpotViTForImageClassification, SpotViTForSemanticSegmentation, SpotViTModel, convert_checkpoint
 
 
 def card(directory) -> str:
@@ -45,6 +46,25 @@ def test_a_model_of_ones_own_claims_no_source(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     text = card(tmp_path)
     assert "not converted: trained as a SpotViT" in text and "1e-4" not in text and "More Information Needed" not in text
+
+
+@pytest.mark.parametrize(
+    ("model_class", "is_shown"),
+    [(SpotViTForImageClassification, True), (SpotViTForSemanticSegmentation, False), (SpotViTModel, False)],
+)
+def test_how_to_deploy_a_model(model_class, is_shown, tmp_path):
+    """What can be done with it, and no more; requests to an endpoint are run by `test_endpoints.py`."""
+    tiny_model(model_class=model_class).save_pretrained(tmp_path)
+    text = card(tmp_path)
+    assert 'curl "$ENDPOINT?num_tokens=9&placement=isotropic"' in text
+    assert "spot-hf export --model" in text and "OnnxSpotViT.from_pretrained(" in text
+    assert ("spot-hf demo --model" in text) == is_shown
+
+
+def test_a_network_is_not_exported(tmp_path):
+    convert_checkpoint(save_network(tmp_path / "source"), tmp_path / "spot")
+    text = card(tmp_path / "spot")
+    assert "$ENDPOINT" in text and "spot-hf export" not in text and "spot-hf demo" not in text
 
 
 def test_a_persons_card_stays(tmp_path):

@@ -21,6 +21,7 @@ CODE = {
     "version.py",
     "decoding.py",
     "windows.py",
+    "handler.py",
     "positions.py",
     "pretraining_spot_vit.py",
     "segmentation_maps.py",

@@ -29,7 +29,7 @@ from ..data.source import load_images, parts_overlap, pinned
 from ..golden import GOLDEN_FILE
 from ..hub.cards import with_section
 from ..hub.loading import open_model
-from ..hub.models import save_model
+from ..hub.models import REQUIREMENTS_FILE, save_model
 from ..jobs.files import check_output_dir, write_atomically
 from ..jobs.process import default_device
 from ..jobs.versions import public_name
@@ -345,11 +345,12 @@ def _write(arguments: CalibrateArguments, model: Any, image_processor: Any, cali
 
 def _update(directory: Path, model: Any, image_processor: Any) -> None:
     """Of a model's directory all but the weights and the card: also the code, which an earlier version may have written and
-    remote code runs. The config comes last."""
+    remote code runs, and what an endpoint has to install, where nothing says that. The config comes last."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, image_processor, folder, repo_id=directory.name)
         files = [
             *sorted(Path(folder).glob("*.py")),
+            *([] if (directory / REQUIREMENTS_FILE).exists() else [Path(folder) / REQUIREMENTS_FILE]),
             *(Path(folder) / name for name in ("preprocessor_config.json", GOLDEN_FILE, "config.json")),
         ]
         for path in files:

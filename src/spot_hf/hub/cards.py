@@ -192,6 +192,7 @@ def _fields(model: "SpotViTPreTrainedModel") -> dict[str, Any]:
         "num_cells": rows * columns,
         "image_size": f"{height} × {width}",
         "head": head,
+        "model_type": config.model_type,
         "is_sigmoid": head == "text_model" and config.text_activation == "sigmoid",
         "auto_class": TASKS[head][1],
         "few": _few(config, rows * columns),

@@ -4,10 +4,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..handler import REQUIREMENTS
 from ..placement import BUILT_IN
 from .cards import write_model_card
 from .loading import MODEL_CLASSES
 from .uploads import check_repo_id, push_folder
+
+
+REQUIREMENTS_FILE = "requirements.txt"  # what an endpoint of the Hub installs before it runs `handler.py`
+TIMM = "timm>=1.0.11"
 
 
 def push_model(
@@ -69,7 +74,8 @@ def save_model(
     tokenizer: Any = None,
     measured: str | None = None,
 ) -> None:
-    """Writes a whole model into a directory: weights, config, code, image processor, card and, where given, tokenizer."""
+    """Writes a whole model into a directory: weights, config, code, image processor, card, what an endpoint of the Hub has to
+    install, and, where given, the tokenizer."""
     # Before the model is saved, which writes a card that knows less where there is none.
     Path(directory).mkdir(parents=True, exist_ok=True)
     write_model_card(
@@ -84,6 +90,11 @@ def save_model(
     image_processor.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+    network = getattr(model.config, "network_config", None)  # of a SpotCNN
+    needs = [*REQUIREMENTS, *([TIMM] if getattr(network, "model_type", None) == "timm_wrapper" else [])]
+    path = Path(directory) / REQUIREMENTS_FILE
+    if not path.exists():
+        path.write_text("".join(f"{one}\n" for one in needs), encoding="utf-8")
 
 
 def check_whole_model(model: Any, argument: str) -> None:
