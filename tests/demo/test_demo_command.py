@@ -51,10 +51,17 @@ def test_options(saved, tmp_path, capsys, options, message):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "message"), [(SpotViTModel, "has no classifier"), (SpotViTForSemanticSegmentation, "segments images")]
+    ("changes", "message"),
+    [
+        ({"model_class": SpotViTModel}, "has no classifier"),
+        ({"model_class": SpotViTForSemanticSegmentation}, "segments images"),
+        ({"problem_type": "multi_label_classification"}, "`model` must pick one of several classes"),
+        ({"num_labels": 1}, "`model` must pick one of several classes"),
+        ({"num_channels": 1}, "`model` must see colours"),
+    ],
 )
-def test_models_that_classify_nothing(model_class, message, tmp_path, capsys):
-    model = save(tmp_path / "model", model_class=model_class)
+def test_models_that_a_page_cannot_show(changes, message, tmp_path, capsys):
+    model = save(tmp_path / "model", **changes)
     assert message in refused(capsys, "--model", model, "--output_dir", str(tmp_path / "out"), "--no_serve")
 
 

@@ -75,8 +75,7 @@ def run_demo(arguments: DemoArguments) -> None:
 def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     """Writes a folder that any web server serves; one that is there, of the same model and examples, stays."""
     source = open_model(arguments.model, arguments.revision)
-    source.check_vit()
-    source.check_classifier()
+    _check_model(source)
     examples = examples_of(arguments, list(source.config.id2label.values()))
     pictures = [example.png() for example in examples]
     parameters = _parameters(arguments, source, examples, pictures)
@@ -105,6 +104,20 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
         write_json(folder / LEDGER, Ledger(parameters=parameters, versions=versions("onnxruntime")).to_json())
     size = sum(path.stat().st_size for path in output_dir.rglob("*") if path.is_file())
     logger.info("written to %s (%.0f MB)", arguments.output_dir, size / 1e6)
+
+
+def _check_model(source: ModelSource) -> None:
+    """`ValueError` for a model of which the page could not show what it says."""
+    source.check_vit()
+    source.check_classifier()
+    config = source.config
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"`model` must pick one of several classes; {source.name!r} has num_labels={config.num_labels} and "
+            f"problem_type={config.problem_type!r}"
+        )
+    if config.num_channels != 3:
+        raise ValueError(f"`model` must see colours; {source.name!r} has num_channels={config.num_channels}")
 
 
 def _parameters(
