@@ -8,9 +8,9 @@ from pathlib import Path
 from .files import check_installed
 
 
-# So many weights of an output share a scale, and so do the activations that meet them. One scale for all activations of a layer,
-# as ONNX Runtime's dynamic quantization has, is spoilt by the few large ones after a ViT's GELU, and lets an image's result
-# depend on its batch mates. docs/results/export.md has the comparison.
+# So many weights of an output share a scale, and so do the activations that meet them. One scale for all activations of a
+# layer, as ONNX Runtime's dynamic quantization has, is spoilt by the few large ones after a ViT's GELU, and lets an image's
+# result depend on its batch mates. docs/results/export.md has the comparison.
 BLOCK_SIZE = 32
 # Of the operator: products in int8.
 ACCURACY_LEVEL = 4
