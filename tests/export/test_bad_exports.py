@@ -11,6 +11,7 @@ from spot_hf import SpotViTForImageClassification
 from spot_hf.cli import main
 from spot_hf.export import OnnxSpotViT, export_model
 from spot_hf.export.errors import ExportError
+from spot_hf.export.executorch import run_executorch
 
 
 pytestmark = pytest.mark.export
@@ -130,6 +131,21 @@ def test_torch_export(saved, tmp_path):
         torch.testing.assert_close(program(**inputs)["logits"], model(**inputs).logits, rtol=0, atol=2e-5)
     report = json.loads((tmp_path / "export_report.json").read_text())
     assert report["format"] == "torch_export" and max(report["differences"]["float32"].values()) < 1e-4
+
+
+@torch.no_grad()
+def test_executorch(saved, tmp_path):
+    """A program for as many tokens as were asked for, of one image."""
+    pytest.importorskip("executorch.runtime", reason="executorch is not installed")
+    command = ["export", "--model", str(saved), "--output_dir", str(tmp_path), "--format", "executorch", "--num_tokens", "4"]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "export_report.json").read_text())
+    assert report["num_tokens"] == 4 and max(report["differences"]["float32"].values()) < 1e-4
+    inputs = {"pixel_values": random_images(1), "coordinates": random_coordinates(1, 4)}
+    found = run_executorch(tmp_path / "model.pte", ["logits"])(**inputs)["logits"]
+    model = SpotViTForImageClassification.from_pretrained(saved).eval()
+    # Other kernels, the same float32 arithmetic: logits here are of the order of 1.
+    torch.testing.assert_close(found, model(**inputs).logits, rtol=0, atol=2e-5)
 
 
 def push_and_load(model, directory):

@@ -26,6 +26,7 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
 from spot_hf.export.graph import rename_external_data  # noqa: E402
+from spot_hf.export.quantization import BLOCK_SIZE  # noqa: E402
 from spot_hf.export.runtime import open_session  # noqa: E402
 
 
@@ -198,11 +199,32 @@ def test_the_report_has_differences_and_accuracy(written):
     assert report["files"]["onnx/model.onnx"] == (written / "onnx/model.onnx").stat().st_size
 
 
-def test_positions_stay_float32_in_int8(written):
+def test_int8_is_of_the_weights_of_layers_alone(written, digits_model):
+    """In blocks, with products in int8; positions and attention stay float32."""
     graph = onnx.load(written / "onnx" / "model_quantized.onnx").graph
     nodes = [node for node in graph.node if any("position_embeddings" in one.value for one in node.metadata_props)]
-    assert any(node.op_type == "MatMul" for node in nodes)
-    assert any(node.op_type == "MatMulInteger" for node in graph.node)
+    assert any(node.op_type == "MatMul" for node in nodes) and not any(node.op_type == "MatMulNBits" for node in nodes)
+    smaller = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    config = SpotViTForImageClassification.from_pretrained(digits_model).config
+    assert len(smaller) == 1 + 6 * config.num_hidden_layers  # patches; queries, keys, values, outputs, two of the MLP
+    for node in smaller:
+        values = {one.name: one.i for one in node.attribute}
+        assert (values["bits"], values["block_size"], values["accuracy_level"]) == (8, BLOCK_SIZE, 4)
+    weights = {one.name for one in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node not in nodes]
+    assert len(products) == 2 * config.num_hidden_layers and not any(weights & set(node.input) for node in products)
+
+
+def test_int8_does_not_depend_on_batch_mates(written):
+    """One scale for a whole batch would: a mate with values 1,000 times as large leaves nothing of an image."""
+    in_onnx = OnnxSpotViT.from_pretrained(written, quantize="int8")
+    images, coordinates = random_images(3), random_coordinates(3, 9)
+    images[1] *= 1000
+    together = in_onnx(images, coordinates=coordinates).logits
+    for number in range(3):
+        alone = in_onnx(images[number, None], coordinates=coordinates[number, None]).logits[0]
+        # Float32 sums in another order, and what that rounds otherwise to 8 bits, of logits of the order of 1.
+        torch.testing.assert_close(together[number], alone, rtol=0, atol=1e-3)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ class ExportArguments(LabelledSource):
     format: str = field(default="onnx", metadata={"help": f"One of {', '.join(FORMATS)}."})
     quantize: list[str] = field(
         default_factory=list,
-        metadata={"help": "Also write the model with smaller weights: int8 (dynamic), float16, or both. Of format onnx."},
+        metadata={"help": "Also write the model with smaller weights: int8, float16, or both. Of format onnx."},
     )
     with_mask: bool = field(
         default=False, metadata={"help": "The graph takes coordinates_mask, for images with different numbers of tokens."}

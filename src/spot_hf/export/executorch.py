@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .errors import ExportError
+from .graph import quiet
 
 
 def check_executorch() -> None:
@@ -20,10 +21,11 @@ def write_executorch(program: torch.export.ExportedProgram, path: Path) -> None:
     """Lowers a program to XNNPACK and writes it. [`ExportError`] where it cannot be lowered."""
     check_executorch()
     try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        with quiet():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
 
-        lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+            lowered: Any = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     except ImportError as error:
         raise ImportError(f"`format` executorch needs the package executorch with all that it requires: {error}") from None
     except Exception as error:

@@ -109,7 +109,7 @@ def write_onnx(function: nn.Module, inputs: dict[str, torch.Tensor], path: Path)
     shapes = {name: AXES[name] for name in inputs}
     if isinstance(function, PlacerFunction):
         shapes = {"pixel_values": {0: "batch_size"}}
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             function,
             (),
@@ -150,19 +150,21 @@ def torch_program(
     shapes: dict[str, Any] | None = (
         None if is_fixed else {name: dict.fromkeys(AXES[name], torch.export.Dim.DYNAMIC) for name in inputs}
     )
-    with _quiet():
+    with quiet():
         return torch.export.export(function, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporters say of themselves."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters, and those that build on them, say of themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
