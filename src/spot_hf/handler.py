@@ -43,6 +43,7 @@ MAX_RATIO = 100  # of an image's sides: recipes that resize the short one make t
 MAX_IMAGES = 64
 MAX_TOKENS = 4096  # per image, in all looks: attention grows by the square
 MAX_LABELS = 1000  # a text is embedded for each
+MAX_TEXT = 1000  # letters of a label, or of what is put around it
 MAX_NUMBER = 2.0**63
 FUNCTIONS = ("softmax", "sigmoid", "none")
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
@@ -225,6 +226,8 @@ def _read(name: str, value: Any, kind: str) -> Any:
         raise ValueError(f"`{name}` must be a number, or a list of them; got {_shorten(value)}")
     if kind in (TEXT, TEMPLATE) and not isinstance(value, str):
         raise ValueError(f"`{name}` must be a text; got {_shorten(value)}")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"`{name}` may be at most {MAX_TEXT} letters; got {len(value)}")
     if kind == TEXT and not re.fullmatch(r"\w{1,40}", value, re.ASCII):
         raise ValueError(f"`{name}` must be a name of letters, digits and underscores; got {_shorten(value)}")
     if name == "seed" and not isinstance(value, int):
@@ -235,9 +238,15 @@ def _read(name: str, value: Any, kind: str) -> Any:
         raise ValueError(f"`{name}` must be a text with one place {{}} for a label, and no other brace; got {_shorten(value)}")
     if kind == LABELS and isinstance(value, list) and len(value) > MAX_LABELS:
         raise ValueError(f"`{name}` may be at most {MAX_LABELS}; got {len(value)}")
+    if kind == LABELS and any(isinstance(one, str) and len(one) > MAX_TEXT for one in _listed(value)):
+        raise ValueError(f"`{name}` must be texts of at most {MAX_TEXT} letters; got {max(map(len, _listed(value)))}")
     if name in ("num_tokens", "coordinates"):
         _check_number_of_tokens(name, value)
     return value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _from_query(text: str, kind: str) -> Any:
@@ -259,7 +268,9 @@ def _are_numbers(value: Any, depth: int = 3) -> bool:
 def _check_number_of_tokens(name: str, value: Any) -> None:
     """As far as there are numbers and sets where they belong: of the rest, the pipeline says what is wrong."""
     if name == "num_tokens":
-        several = value if isinstance(value, list) else [value]
+        several = _listed(value)
+        if any(isinstance(one, (int, float)) and one < 1 for one in several):
+            raise ValueError(f"`num_tokens` must be positive integers; got {_shorten(value)}")
         count = sum(one for one in several if isinstance(one, (int, float)))
     else:  # one set, or one per image
         sets = value if isinstance(value, list) else []

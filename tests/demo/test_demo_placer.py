@@ -75,10 +75,27 @@ def test_the_page_as_a_space(model, page, hub):
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"published at {hub.url}/spaces/alice/page/commit/" in done.stdout
     space = hub.repos["space", "alice/page"]
-    files, _ = space.tree(space.resolve("main")[1])
+
+    def published() -> dict[str, bytes]:
+        files, _ = space.tree(space.resolve("main")[1])
+        return {name: space.get(blob) for name, (_, blob) in files.items()}
+
+    files = published()
+    assert files["README.md"] == (page / "README.md").read_bytes()  # not the one that the Hub writes into a new Space
+    local = [str(directory), str(directory.parent)]
+    for path in page.rglob("*"):
+        if path.suffix in (".json", ".md", ".html"):
+            assert not any(name in path.read_text() for name in local), path
     here = {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
     assert set(files) - {".gitattributes"} == here - {"run.json"}  # which knows local names
     data = SpaceCard(Path(page / "README.md").read_text()).data.to_dict()
     assert (data["sdk"], data["app_file"]) == ("static", "index.html")
     assert data["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
     assert json.loads((page / "site.json").read_text())["files"] == {"model": "onnx/model.onnx", "placer": "onnx/placer.onnx"}
+
+    # A person's own words stay, and examples that are no longer there go.
+    (page / "README.md").write_text((page / "README.md").read_text() + "Changed here.\n")
+    (page / "examples/0.png").rename(page / "examples/renamed.png")
+    assert subprocess.run(command, env={**os.environ, **to_hub}, capture_output=True, timeout=300).returncode == 0
+    assert published()["README.md"] == files["README.md"]
+    assert {name for name in published() if name.startswith("examples/")} == {"examples/renamed.png"}

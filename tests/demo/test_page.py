@@ -130,12 +130,12 @@ def test_the_keyboard_does_it_all(visit, page, reference):
     pressed("a")
     there.wait()
     assert len(there.tokens) == 4
-    assert "Token 4 of 4" in there.tab.locator(".token:focus").get_attribute("aria-label")
+    assert "Token 4 of 4" in there.tab.locator(".token:focus").get_attribute("aria-label")  # where the next key goes
     example = page[0] / "examples/0.png"
     assert_equal(there, reference.probabilities(example, tokens=there.tokens), reference.probabilities(example))
     spoken = there.tab.locator("#spoken")
-    there.tab.wait_for_function("document.getElementById('spoken').textContent.startsWith('4 tokens: ')")
-    assert "%" in spoken.inner_text()
+    there.tab.wait_for_function("document.getElementById('spoken').textContent.startsWith('4 tokens say ')")
+    assert "%" in spoken.inner_text() and "the full grid" in spoken.inner_text()
 
 
 def test_buttons_and_what_is_shown(visit):
@@ -177,6 +177,51 @@ def test_an_address_shows_what_its_sender_saw(visit):
 )
 def test_an_address_that_makes_no_sense(visit, hash):
     assert 1 <= visit(hash).tab.locator(".token").count() <= GRID
+
+
+def test_images_that_are_asked_for_at_once(visit, page, reference):
+    """The last one counts, and what it says is not what is said of another."""
+    there = visit("#tokens=9")
+    there.tab.evaluate("for (const number of [1, 2, 3, 4]) document.querySelectorAll('#examples button')[number].click()")
+    there.tab.wait_for_function("location.hash.includes('image=4')")
+    there.wait()
+    example = page[0] / "examples/4.png"
+    assert_equal(there, reference.probabilities(example, num_tokens=9, window_scales="cover"), reference.probabilities(example))
+
+
+def test_moving_a_token_while_others_are_placed(visit):
+    there = visit("#image=0&tokens=4&windows=1")
+    there.tab.evaluate(
+        """() => {
+            const placement = document.getElementById('placement');
+            placement.value = 'foveated_center';
+            placement.dispatchEvent(new Event('change'));
+            document.getElementById('add').click();
+        }"""
+    )
+    there.wait()
+    assert len(there.tokens) == 5 and (there.tokens[:, 2] == 1).all()
+    assert there.tab.locator("#placement option:checked").inner_text() == "Moved by hand"
+    assert there.tab.locator(".token").count() == 5
+
+
+def test_nothing_can_be_moved_before_the_model_is_there(chromium, page):
+    tab = chromium.new_page()
+    tab.route("**/*.onnx", lambda route: None)  # never comes
+    tab.goto(page[1])
+    tab.wait_for_function("document.querySelectorAll('#examples img').length > 0")
+    assert all(tab.locator(f"#{part}").evaluate("one => one.inert") for part in ("place", "stage", "answers"))
+    tab.close()
+
+
+def test_a_page_that_lacks_its_model_says_so(chromium, page):
+    tab = chromium.new_page()
+    tab.route("**/*.onnx", lambda route: route.fulfill(status=404))
+    tab.goto(page[1])
+    tab.wait_for_function("document.getElementById('message').textContent !== ''")
+    assert "onnx/model.onnx: 404" in tab.inner_text("#message")
+    assert tab.inner_text("#device").startswith("The model could not be loaded.")
+    tab.close()
 
 
 def test_a_file_that_is_no_image(visit, tmp_path):

@@ -55,6 +55,18 @@ def test_probabilities(run_node):
     assert call(run_node, "answers", "likeliest", found, 5) == logits.topk(5).indices.tolist()
 
 
+def test_names_are_short_where_they_stay_different(run_node):
+    given = {"0": "tench, Tinca tinca", "1": "crane", "2": "crane, bird", "3": ", none", "4": 5}
+    found = call(run_node, "answers", "shortNames", given)
+    assert {index: name["short"] for index, name in found.items()} == {**given, "0": "tench", "4": "5"}
+    assert found["0"]["whole"] == "tench, Tinca tinca"
+
+
+def test_tokens_beyond_the_edge_are_packed_at_it(run_node):
+    text = call(run_node, "address", "packTokens", [{"x": -0.2, "y": 1.2, "scale": 1e9}])
+    assert call(run_node, "address", "unpackTokens", text) == [{"x": 0, "y": 1, "scale": 65535 / 256}]
+
+
 def test_costs(run_node):
     assert call(run_node, "answers", "costOf", [3, 20, 100], 7) == 3 + 20 * 7 + 100 * 49
 

@@ -19,7 +19,10 @@ class DemoArguments:
     )
     image: list[str] = field(
         default_factory=list,
-        metadata={"help": "Examples: files or directories (default: two photographs, or digits, that scikit-learn brings)."},
+        metadata={
+            "help": "Examples: files or directories (default: two photographs, or digits, that scikit-learn brings). They are "
+            "published with the page, under their names."
+        },
     )
     coordinates: str | None = field(
         default=None, metadata={"help": "Coordinate data set, a directory or a Hub id: its searches are shown step by step."}
@@ -47,6 +50,8 @@ class DemoArguments:
             check_quantize(self.quantize)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"`port` must be in 0 to 65535; got {self.port}")
+        if self.hub_private and not self.push_to_hub:
+            raise ValueError("`hub_private` goes with `push_to_hub`; got it alone")
         if self.coordinates is None:
             for name in ("image_id", "config", "split", "dataset_name", "dataset_config_name", "image_column_name"):
                 if getattr(self, name):

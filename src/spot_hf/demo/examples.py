@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .arguments import DemoArguments
 # What is larger is made smaller: a page has to load. Files are PNG, without what a photograph's file knows of its owner.
 LONGEST = 1024
 FIRST_ROWS = 4
+MOST_IMAGES = 32
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -54,7 +56,10 @@ def examples_of(arguments: DemoArguments, class_names: Sequence[str]) -> list[Ex
         `ValueError`: no such image. `OSError`: no such file, or none that can be read.
     """
     found = list(_recorded(arguments)) if arguments.coordinates is not None else []
-    found += [Example(Path(name).stem, _read(name)) for name in image_files(arguments.image, "image")]
+    files = list(image_files(arguments.image, "image"))
+    if len(files) > MOST_IMAGES:
+        raise ValueError(f"`image` may be at most {MOST_IMAGES} files, which a page shows all at once; got {len(files)}")
+    found += [Example(Path(name).stem, _read(name)) for name in files]
     if found:
         return found
     if sorted(class_names) == DIGITS:
@@ -94,7 +99,7 @@ def _recorded(arguments: DemoArguments) -> Iterator[Example]:
         losses = row["losses"] if len(steps) == len(row["losses"]) else [row["losses"][0], min(row["losses"])]
         recording = {
             "steps": np.asarray(steps, dtype=np.float64).round(5).tolist(),
-            "losses": [round(float(loss), 4) for loss in losses],
+            "losses": [round(float(loss), 4) if isfinite(loss) else None for loss in losses],
         }
         if row.get("window_scales"):
             recording["windowScales"] = [round(float(scale), 4) for scale in row["window_scales"]]

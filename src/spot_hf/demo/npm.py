@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tarfile
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -43,7 +44,7 @@ def onnxruntime_web() -> Path:
     try:
         with urlopen(address, timeout=60) as response:
             content = response.read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise OSError(f"{address} cannot be downloaded: {error} (the variable {REGISTRY} names another registry)") from None
     if base64.b64encode(hashlib.sha512(content).digest()).decode() != INTEGRITY:
         raise OSError(f"{address} is not the {PACKAGE} {VERSION} that it should be: its digest is another one")

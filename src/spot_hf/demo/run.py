@@ -6,6 +6,7 @@ spot-hf demo --model runs/spot-vit-tiny --image photos/     # about a minute, th
 ```
 """
 
+import json
 import logging
 import shutil
 import tempfile
@@ -19,13 +20,13 @@ from ..hub.cards import space_card
 from ..hub.loading import ModelSource, open_model
 from ..hub.uploads import push_folder
 from ..jobs.directory import JobDirectory, Ledger
-from ..jobs.files import LEDGER, replaced_directory, write_json
+from ..jobs.files import LEDGER, check_output_dir, replaced_directory, write_json
 from ..jobs.versions import public_name, versions
 from .arguments import DemoArguments
 from .cost import cost_coefficients, placer_cost
 from .examples import Example, examples_of
 from .npm import FILES as RUNTIME_FILES
-from .npm import NOTICE, onnxruntime_web
+from .npm import NOTICE, PACKAGE, VERSION, onnxruntime_web
 from .server import HEADERS, PageServer
 
 
@@ -33,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 PAGE = "site.json"  # what the page knows of its model and its examples
 EXAMPLES = "examples"
+RUNTIME = "ort"
 PAGE_FILES = {one.name: one for one in sorted(Path(__file__).with_name("page").iterdir())}
-LARGEST = 2e9  # bytes of an ONNX file, and about what WebAssembly can hold
+LARGEST = 1.5 * 2**30  # bytes of weights that torch writes into an ONNX file, and not beside it
 
 
 def run_demo(arguments: DemoArguments) -> None:
@@ -59,6 +61,7 @@ def run_demo(arguments: DemoArguments) -> None:
                 repo_type="space",
                 space_sdk="static",
                 ignore=[LEDGER],
+                replace=[f"{EXAMPLES}/*", f"{FOLDER}/*", f"{RUNTIME}/*", "*.mjs"],
             )
             logger.info("published at %s", url)
         elif server is not None:
@@ -79,11 +82,15 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     examples = examples_of(arguments, list(source.config.id2label.values()))
     pictures = [example.png() for example in examples]
     parameters = _parameters(arguments, source, examples, pictures)
-    if not arguments.overwrite_output_dir:
-        JobDirectory(output_dir).check(parameters)
-        if (output_dir / LEDGER).exists():
-            logger.info("the page is in %s already", arguments.output_dir)
-            return
+    if not arguments.overwrite_output_dir and (output_dir / LEDGER).exists():
+        if JobDirectory(output_dir).ledger.parameters != parameters:
+            raise ValueError(
+                f"`output_dir` {arguments.output_dir!r} holds another page, of another model, other examples or another version "
+                "of spot_hf: give another directory, or `overwrite_output_dir` to replace it"
+            )
+        logger.info("the page is in %s already", arguments.output_dir)
+        return
+    check_output_dir(output_dir, arguments.overwrite_output_dir)
     check_installed("onnx", "onnxscript", "onnxruntime")
     runtime = onnxruntime_web()
     inputs = [arguments.model, *arguments.image, *([arguments.coordinates] if arguments.coordinates else [])]
@@ -92,10 +99,10 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
         page = {**_page(source, examples), **_write_model(source, folder, arguments.quantize)}
         for name, path in PAGE_FILES.items():
             shutil.copyfile(path, folder / name)
-        (folder / "ort").mkdir()
+        (folder / RUNTIME).mkdir()
         for name in RUNTIME_FILES:
-            shutil.copyfile(runtime / name, folder / "ort" / name)
-        (folder / "ort" / "NOTICE").write_text(NOTICE)
+            shutil.copyfile(runtime / name, folder / RUNTIME / name)
+        (folder / RUNTIME / "NOTICE").write_text(NOTICE)
         (folder / EXAMPLES).mkdir()
         for number, picture in enumerate(pictures):
             (folder / EXAMPLES / f"{number}.png").write_bytes(picture)
@@ -118,6 +125,8 @@ def _check_model(source: ModelSource) -> None:
         )
     if config.num_channels != 3:
         raise ValueError(f"`model` must see colours; {source.name!r} has num_channels={config.num_channels}")
+    if getattr(source.load_image_processor(), "do_pad", None):
+        raise ValueError(f"`model` must not pad images; the image processor of {source.name!r} has do_pad=True")
 
 
 def _parameters(
@@ -135,6 +144,7 @@ def _parameters(
         "quantize": arguments.quantize,
         "examples_sha256": shown.hexdigest(),
         "page_sha256": page.hexdigest(),
+        PACKAGE: VERSION,
     }
 
 
@@ -144,7 +154,7 @@ def _write_model(source: ModelSource, folder: Path, quantize: str | None) -> dic
     size = 4 * model.num_parameters()
     if size > LARGEST:
         raise ValueError(
-            f"`model` must have less than {LARGEST / 1e9:.0f} GB of float32 weights for a browser; {source.name!r} has "
+            f"`model` must have less than {LARGEST / 1e9:.1f} GB of float32 weights for a browser; {source.name!r} has "
             f"{size / 1e9:.1f} GB"
         )
     graphs = {"model": f"{FOLDER}/{FILES[quantize]}"}
@@ -159,8 +169,11 @@ def _write_model(source: ModelSource, folder: Path, quantize: str | None) -> dic
             with_window_scales=True,
         )
         (folder / FOLDER).mkdir()
-        for name in ("config.json", "preprocessor_config.json", *graphs.values()):
+        for name in ("preprocessor_config.json", *graphs.values()):
             shutil.move(f"{exported}/{name}", folder / name)
+        config = json.loads(Path(exported, "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # a path of this machine
+    write_json(folder / "config.json", config)
     return {"files": graphs, "cost": cost_coefficients(model), "placer_cost": placer_cost(model)}
 
 

@@ -1,6 +1,7 @@
 """The page, on this machine's loopback address alone."""
 
 import errno
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +36,11 @@ class PageServer(ThreadingHTTPServer):
             reason = "in use" if error.errno == errno.EADDRINUSE else "not for this user"
             raise OSError(f"`port` {port} of {HOST} is {reason}: give another, or 0 for any that is free") from None
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A tab that was closed is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}"
@@ -47,6 +53,13 @@ class _PageHandler(SimpleHTTPRequestHandler):
         ".wasm": "application/wasm",
         ".json": "application/json",
     }
+
+    def send_head(self) -> Any:
+        """Only to pages of this address: a name of somebody else may come to point at it, for a page of theirs to read it."""
+        if self.headers.get("Host", "").rsplit(":", 1)[0] not in (HOST, "localhost"):
+            self.send_error(403)
+            return None
+        return super().send_head()
 
     def end_headers(self) -> None:
         for name, value in {**HEADERS, "Cache-Control": "no-cache"}.items():

@@ -67,6 +67,7 @@ def push_folder(
     repo_type: str = "model",
     space_sdk: str | None = None,
     ignore: Sequence[str] = (),
+    replace: Sequence[str] = (),
     is_temporary: bool = False,
 ) -> str:
     """
@@ -80,6 +81,7 @@ def push_folder(
         repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
         space_sdk (`str`, *optional*): of a Space.
         ignore (`list[str]`): patterns of files that stay here.
+        replace (`list[str]`): patterns of files that go from the repository, where they are not in the folder.
         is_temporary (`bool`): whether the folder goes when this fails: then an error does not name it.
 
     Returns:
@@ -95,7 +97,7 @@ def push_folder(
             FIRST_ATTEMPTS,
         )
         # A card that is there already may hold a person's own text.
-        keep = ["README.md"] if _retry(lambda: api.file_exists(repo_id, "README.md", repo_type=repo_type)) else []
+        keep = ["README.md"] if _retry(lambda: _has_card(api, repo_id, repo_type)) else []
         commit = _retry(
             lambda: api.upload_folder(
                 folder_path=folder,
@@ -103,9 +105,21 @@ def push_folder(
                 repo_type=repo_type,
                 commit_message=message,
                 ignore_patterns=[*keep, *ignore],
+                delete_patterns=list(replace) or None,
             )
         )
     return str(commit.commit_url)
+
+
+def _has_card(api: HfApi, repo_id: str, repo_type: str) -> bool:
+    """Whether a repository has one that is not what the Hub writes into a new Space: ours says how a Space is served."""
+    if not api.file_exists(repo_id, "README.md", repo_type=repo_type):
+        return False
+    if repo_type != "space":
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        path = api.hf_hub_download(repo_id, "README.md", repo_type=repo_type, local_dir=folder)
+        return "custom_headers" in Path(path).read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ coordinate data sets

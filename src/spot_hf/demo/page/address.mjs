@@ -7,7 +7,7 @@
 
 const STEPS = 65535;
 const SIZE_STEPS = 256;
-const MOST_TOKENS = 1024; // a link must not keep its reader waiting
+export const MOST_TOKENS = 1024; // a link must not keep its reader waiting
 
 /** Of a state: `step` is null but where one is shown, and so are `tokens` but where they were moved by hand. */
 export function toHash({ image, placement, numTokens, windows, step, tokens }) {
@@ -45,10 +45,11 @@ function wholeNumber(text) {
 /** @param {{x: number, y: number, scale: number}[]} tokens positions in [0, 1], sizes in patches */
 export function packTokens(tokens) {
   const numbers = new DataView(new ArrayBuffer(6 * tokens.length));
+  const whole = (value, least) => Math.min(STEPS, Math.max(least, Math.round(value)));
   tokens.forEach(({ x, y, scale }, i) => {
-    numbers.setUint16(6 * i, Math.round(x * STEPS));
-    numbers.setUint16(6 * i + 2, Math.round(y * STEPS));
-    numbers.setUint16(6 * i + 4, Math.min(STEPS, Math.max(1, Math.round(scale * SIZE_STEPS))));
+    numbers.setUint16(6 * i, whole(x * STEPS, 0));
+    numbers.setUint16(6 * i + 2, whole(y * STEPS, 0));
+    numbers.setUint16(6 * i + 4, whole(scale * SIZE_STEPS, 1));
   });
   const text = String.fromCharCode(...new Uint8Array(numbers.buffer));
   return btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

@@ -13,6 +13,18 @@ export function likeliest(probabilities, count) {
   return [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, count);
 }
 
+/**
+ * Of each class its name: `whole`, and `short`, of several synonyms the first, where no other class has the same.
+ * @param id2label of a config, by the class's number
+ */
+export function shortNames(id2label) {
+  const firstOf = (name) => String(name).split(",")[0].trim() || String(name);
+  const count = {};
+  for (const name of Object.values(id2label)) count[firstOf(name)] = (count[firstOf(name)] ?? 0) + 1;
+  const named = (name) => ({ whole: String(name), short: count[firstOf(name)] > 1 ? String(name) : firstOf(name) });
+  return Object.fromEntries(Object.entries(id2label).map(([index, name]) => [index, named(name)]));
+}
+
 /** The cost of a forward pass with so many tokens, by the coefficients of a polynomial in their number. */
 export function costOf(coefficients, numTokens) {
   return coefficients.reduce((total, one, power) => total + one * numTokens ** power, 0);

@@ -3,6 +3,7 @@ export class Engine {
   #worker;
   #waiting = new Map();
   #count = 0;
+  #reason = null; // why there is no worker any more
   /** Called when work begins or ends. */
   onChange = () => {};
 
@@ -11,6 +12,7 @@ export class Engine {
     this.device = device;
     this.#worker = new Worker(new URL(`./worker.mjs?device=${device}`, import.meta.url), { type: "module" });
     this.#worker.addEventListener("message", ({ data: { id, value, error } }) => {
+      if (!this.#waiting.has(id)) return;
       const { resolve, reject } = this.#waiting.get(id);
       this.#waiting.delete(id);
       this.onChange();
@@ -18,8 +20,7 @@ export class Engine {
       else reject(new Error(error));
     });
     this.#worker.addEventListener("error", (event) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(event.message ?? "the model's worker has failed"));
-      this.#waiting.clear();
+      this.#end(event.message ?? "the model's worker has failed");
     });
   }
 
@@ -27,7 +28,19 @@ export class Engine {
   setImage = (given) => this.#call("setImage", given, [given.bitmap]);
   place = (given) => this.#call("place", given);
   run = (given) => this.#call("run", given);
-  close = () => this.#worker.terminate();
+
+  /** Ends the worker. What is under way fails. */
+  close() {
+    this.#worker.terminate();
+    this.#end("the model is no longer there");
+  }
+
+  #end(reason) {
+    this.#reason = reason;
+    for (const { reject } of this.#waiting.values()) reject(new Error(reason));
+    this.#waiting.clear();
+    this.onChange();
+  }
 
   /** Whether anything is under way. */
   get isBusy() {
@@ -35,6 +48,7 @@ export class Engine {
   }
 
   #call(method, given, transfer = []) {
+    if (this.#reason !== null) return Promise.reject(new Error(this.#reason));
     const id = this.#count++;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject });

@@ -4,11 +4,13 @@
  * A token is `{x, y, scale}`: its centre in [0, 1] of the model's input, and the side of its window in patches.
  */
 
+import { MOST_TOKENS } from "./address.mjs";
+
 const SVG = "http://www.w3.org/2000/svg";
 const DIMMED = 0.62; // how dark the image is where no token looks
 const LONGER_SIDE = 640; // pixels of the pictures
-const SMALLEST = 0.25;
-const LARGEST = 14;
+const IS_TOUCHED = matchMedia("(pointer: coarse)").matches; // by fingers, which need more room
+const SMALLEST = 0.25; // patches
 
 export class Stage {
   #picture;
@@ -22,6 +24,7 @@ export class Stage {
   #frame = null;
   #patchSize;
   #tokens = [];
+  #drag = null; // what ends with the tokens that it moves
   #selected = 0;
   #isDrawn = true;
 
@@ -37,7 +40,7 @@ export class Stage {
     overlay.addEventListener("pointerdown", (event) => this.#onPointer(event));
     overlay.addEventListener("dblclick", (event) => {
       const place = this.#place(event);
-      if (this.#tokenAt(place) === -1) this.add(place);
+      if (this.#frame && this.#tokenAt(place) === -1) this.add(place, true);
     });
     overlay.addEventListener("focusin", ({ target }) => {
       const node = target.closest(".token");
@@ -51,6 +54,11 @@ export class Stage {
 
   get selected() {
     return this.#selected;
+  }
+
+  /** Of a window that is the whole image, in patches. */
+  get largest() {
+    return Math.max(this.#frame.width, this.#frame.height) / this.#patchSize;
   }
 
   /** Shows an image: an `ImageBitmap`, and the `frame` by which the model sees a part of it. */
@@ -73,6 +81,7 @@ export class Stage {
 
   /** Shows tokens. */
   setTokens(tokens, selected = 0) {
+    this.#drag = null;
     this.#tokens = tokens;
     this.#selected = Math.min(selected, tokens.length - 1);
     this.#redraw();
@@ -87,13 +96,14 @@ export class Stage {
 
   /** Gives the selected token another size, in patches. */
   resize(scale) {
-    this.#changeSelected({ scale: clamp(scale, SMALLEST, LARGEST) });
+    this.#changeSelected({ scale: clamp(scale, SMALLEST, this.largest) });
   }
 
   /** Adds a token; where no place is said, where the image is least looked at. */
-  add(place = this.#emptiestPlace()) {
+  add(place = this.#emptiestPlace(), focus = false) {
+    if (this.#tokens.length === MOST_TOKENS) return;
     const scale = this.#tokens[this.#selected]?.scale ?? 1;
-    this.#change([...this.#tokens, { ...place, scale }], this.#tokens.length, true);
+    this.#change([...this.#tokens, { ...place, scale }], this.#tokens.length, focus);
   }
 
   /** Removes the selected token; the last one stays. */
@@ -136,10 +146,7 @@ export class Stage {
 
   #place(event) {
     const box = this.#overlay.getBoundingClientRect();
-    return {
-      x: clamp((event.clientX - box.left) / box.width, 0, 1),
-      y: clamp((event.clientY - box.top) / box.height, 0, 1),
-    };
+    return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
   }
 
   /** The token whose window holds a place, and of several the one with the nearest centre; -1 where there is none. */
@@ -155,7 +162,7 @@ export class Stage {
   }
 
   #onPointer(event) {
-    if (!this.#frame || event.button !== 0) return;
+    if (!this.#frame || event.button !== 0 || !event.isPrimary) return;
     const isHandle = event.target.classList.contains("handle");
     const index = isHandle ? this.#selected : this.#tokenAt(this.#place(event));
     if (index === -1) return;
@@ -165,7 +172,9 @@ export class Stage {
     this.#overlay.children[index].focus({ preventScroll: true });
     const start = this.#place(event);
     const token = this.#tokens[index];
+    const own = (this.#drag = {});
     const move = (moved) => {
+      if (moved.pointerId !== event.pointerId || this.#drag !== own) return;
       const now = this.#place(moved);
       if (isHandle) {
         const { width, height } = this.#frame;
@@ -175,7 +184,8 @@ export class Stage {
         this.#changeSelected({ x: clamp(token.x + now.x - start.x, 0, 1), y: clamp(token.y + now.y - start.y, 0, 1) });
       }
     };
-    const end = () => {
+    const end = (ended) => {
+      if (ended.pointerId !== event.pointerId) return;
       this.#overlay.removeEventListener("pointermove", move);
       this.#overlay.removeEventListener("pointerup", end);
       this.#overlay.removeEventListener("pointercancel", end);
@@ -211,8 +221,8 @@ export class Stage {
       "-": () => this.resize(token.scale / 1.1),
       Delete: () => this.remove(),
       Backspace: () => this.remove(),
-      Insert: () => this.add(),
-      a: () => this.add(),
+      Insert: () => this.add(undefined, true),
+      a: () => this.add(undefined, true),
     };
     if (!token || !actions[event.key]) return;
     event.preventDefault();
@@ -304,7 +314,7 @@ export class Stage {
       setAttributes(rectangle, { x: -side / 2, y: -side / 2, width: side, height: side });
       setAttributes(dot, { r: width / 120 });
       const isSelected = i === this.#selected;
-      const grip = width / 36;
+      const grip = Math.max(width / 36, (IS_TOUCHED ? 22 : 0) * (width / (this.#overlay.clientWidth || width)));
       setAttributes(handle, { x: side / 2 - grip / 2, y: side / 2 - grip / 2, width: grip, height: grip });
       node.classList.toggle("selected", isSelected);
       node.tabIndex = isSelected ? 0 : -1;

@@ -50,16 +50,18 @@ const methods = {
 
   /**
    * Places tokens by a prior.
-   * @returns {{coordinates: Float32Array, windowScales: Float32Array}} `(x, y)` of each token in [0, 1], and its size in patches
+   * @returns {{coordinates: Float32Array, windowScales: Float32Array, milliseconds: number}} `(x, y)` of each token in [0, 1],
+   *   its size in patches, and how long it took
    */
   async place({ placement, numTokens, windows }) {
+    const start = performance.now();
     const placed = placement === "learned" ? await learned(numTokens) : PLACEMENTS[placement].place(numTokens, image);
-    const scaled = placement === "learned" || PLACEMENTS[placement].scaled;
-    if (windows === "cover" && !scaled) {
+    if (placement !== "learned" && !PLACEMENTS[placement].scaled) {
       const { height, width, patchSize } = image;
-      placed.windowScales.fill(coveringScale(placed.windowScales.length, height, width, patchSize));
+      const covering = coveringScale(placed.windowScales.length, height, width, patchSize);
+      placed.windowScales.fill(windows === "cover" ? covering : windows);
     }
-    return placed;
+    return { ...placed, milliseconds: performance.now() - start };
   },
 
   /** Classifies the image by its tokens: `{logits: Float32Array, milliseconds}`. */
@@ -94,10 +96,16 @@ async function fetchBytes(address) {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-self.addEventListener("message", async ({ data: { id, method, arguments: given } }) => {
+async function serve({ id, method, arguments: given }) {
   try {
     self.postMessage({ id, value: await methods[method](given) });
   } catch (error) {
     self.postMessage({ id, error: String(error.message ?? error) });
   }
+}
+
+// One after the other: ONNX Runtime's sessions do not take two calls at once, and an answer is about the image before it.
+let last = Promise.resolve();
+self.addEventListener("message", ({ data }) => {
+  last = last.then(() => serve(data));
 });
