@@ -28,7 +28,13 @@ def in_node(model: str, files: list[str], num_tokens: int, node: Path) -> list[d
     """Of each file, `pixel_values` and `logits` by each maker of pixels."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "node_modules").symlink_to(node.resolve() / "node_modules")
-        for path in (ROOT / "scripts/compare_transformers_js.mjs", ROOT / "examples/transformers_js/spot_vit.mjs"):
+        page = ROOT / "src/spot_hf/demo/page"
+        for path in (
+            ROOT / "scripts/compare_transformers_js.mjs",
+            ROOT / "examples/transformers_js/spot_vit.mjs",
+            page / "placements.mjs",
+            page / "preprocess.mjs",
+        ):
             shutil.copy(path, folder)
         given = json.dumps({"directory": str(Path(model).resolve()), "files": files, "num_tokens": num_tokens})
         command = ["node", "compare_transformers_js.mjs"]
