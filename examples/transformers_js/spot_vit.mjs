@@ -1,6 +1,6 @@
 /**
- * SpotViT's pixels and positions as tensors of transformers.js, in Node and in browsers. The rules are those of the demo's page:
- * copy `placements.mjs` and `preprocess.mjs` of `src/spot_hf/demo/page/` beside this file.
+ * SpotViT's pixels and positions as tensors of transformers.js, in Node and in browsers. What is computed is in
+ * `preprocess.mjs` and `placements.mjs` of `src/spot_hf/demo/page/`: copy them beside this file.
  *
  * Points are `[x, y]`. In the image frame, 0 and 1 are the edges of the original image; in the model frame, those of
  * `pixel_values`, which a recipe with a centre crop makes of a part of it.
@@ -21,7 +21,7 @@ export const frameOf = (image, processor) => frame(image.width, image.height, pr
 /** Points in the image frame to the model frame. */
 export const toModelFrame = (points, of) => points.map(([x, y]) => pointToModelFrame(of, x, y));
 
-/** `coordinates`, float32, `(batch_size, num_tokens, 2)`: of a list of points in the model frame for each image, equally long. */
+/** `coordinates`, float32, `(batch_size, num_tokens, 2)`: of a list of points in the model frame for each image. */
 export const coordinates = (...sets) => tensor(sets.map((points) => points.flat()), sets[0].length, 2);
 
 /**
@@ -40,8 +40,8 @@ export function place(name, numTokens, pixel_values, { patch_size: patchSize }, 
 /** The same by a placer's `densities`, `(batch_size, rows, columns)`. */
 export function placeByDensities(densities, numTokens, pixel_values, { patch_size: patchSize }) {
   const [[, rows, columns], [height, width]] = [densities.dims, pixel_values.dims.slice(2)];
-  const placeOne = ({ data }) => foveate({ data: Float64Array.from(data), rows, columns }, numTokens, height, width, patchSize);
-  return inputs(Array.from(densities, placeOne));
+  const all = Array.from(densities, ({ data }) => ({ data: Float64Array.from(data), rows, columns }));
+  return inputs(all.map((density) => foveate(density, numTokens, height, width, patchSize)));
 }
 
 const inputs = (placed) => ({
@@ -49,4 +49,7 @@ const inputs = (placed) => ({
   window_scales: tensor(placed.map((one) => one.windowScales), placed[0].windowScales.length),
 });
 
-const tensor = (rows, ...dims) => new Tensor("float32", Float32Array.from(rows.flatMap((row) => [...row])), [rows.length, ...dims]);
+/** Float32, `(rows.length, ...dims)`. */
+function tensor(rows, ...dims) {
+  return new Tensor("float32", Float32Array.from(rows.flatMap((row) => [...row])), [rows.length, ...dims]);
+}

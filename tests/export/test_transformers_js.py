@@ -403,6 +403,8 @@ def test_limits(digits, ask):
     inputs = {"pixel_values": random_images(1)}
     assert "Missing the following inputs: coordinates" in ask("error", call="model", directory=digits, inputs=inputs)
     assert any('Unknown model class "spot_vit", attempting to construct from base class' in one for one in ask.warnings)
+    message = ask("error", call="place", inputs=inputs, options={"name": "sobol"})
+    assert message.startswith("`name` must be one of isotropic, ") and message.endswith('; got "sobol"')
 
 
 def test_which_file_is_the_default(digits, ask, tmp_path):

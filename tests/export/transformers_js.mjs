@@ -80,10 +80,11 @@ const TASKS = {
     return { predictions: await classifier(image), pixel_values: toJson(pixel_values) };
   },
 
-  /** What transformers.js says of what it cannot do. */
+  /** What transformers.js, or spot_vit.mjs, says of what it cannot do. */
   async error({ call, directory, inputs, options }) {
     try {
       if (call === "pipeline") await transformers.pipeline("image-classification", directory);
+      else if (call === "place") place(options.name, 9, toTensor(inputs.pixel_values), { patch_size: 8 });
       else if (call === "model") await (await AutoModel.from_pretrained(directory, options))(mapValues(inputs, toTensor));
       else await transformers[call].from_pretrained(directory);
     } catch (error) {
