@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +57,7 @@ def compare(model: str, files: list[str], num_tokens: int, node: Path) -> dict[s
             of_logits, same = np.abs(found["logits"] - logits).max(), np.argmax(found["logits"]) == logits.argmax()
             rows.setdefault(name, []).append((of_pixels.mean(), of_pixels.max(), of_logits, bool(same)))
     names = ("mean_pixel_difference", "max_pixel_difference", "max_logit_difference", "same_class")
-    reduce = (np.mean, np.max, np.max, np.mean)
+    reduce: tuple[Callable[..., Any], ...] = (np.mean, np.max, np.max, np.mean)
     return {
         maker: {name: float(one(values)) for name, one, values in zip(names, reduce, zip(*of, strict=True), strict=True)}
         for maker, of in rows.items()
