@@ -1,7 +1,7 @@
 // Of compare_transformers_js.py: pixels and logits of the files that stdin names, one JSON object per line.
 import { readFileSync } from "node:fs";
 import { AutoImageProcessor, AutoModel, LogLevel, env, load_image } from "@huggingface/transformers";
-import { coordinates, isotropic, pixelValues } from "./spot_vit.mjs";
+import { pixelValues, place } from "./spot_vit.mjs";
 
 const { directory, files, num_tokens } = JSON.parse(readFileSync(0, "utf8"));
 env.allowRemoteModels = false;
@@ -14,8 +14,8 @@ for (const file of files) {
   const pixels = { "transformers.js": (await processor(image)).pixel_values, pixelValues: pixelValues(image, processor) };
   const answer = {};
   for (const [name, pixel_values] of Object.entries(pixels)) {
-    const ratio = pixel_values.dims[3] / pixel_values.dims[2];
-    const { logits } = await model({ pixel_values, coordinates: coordinates(isotropic(num_tokens, ratio)) });
+    const { coordinates } = place("isotropic", num_tokens, pixel_values, model.config);
+    const { logits } = await model({ pixel_values, coordinates });
     answer[name] = { pixel_values: Array.from(pixel_values.data), logits: Array.from(logits.data) };
   }
   console.log(JSON.stringify(answer));

@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,13 @@ def in_node(model: str, files: list[str], num_tokens: int, node: Path) -> list[d
     """Of each file, `pixel_values` and `logits` by each maker of pixels."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "node_modules").symlink_to(node.resolve() / "node_modules")
-        for path in (ROOT / "scripts/compare_transformers_js.mjs", ROOT / "examples/transformers_js/spot_vit.mjs"):
+        page = ROOT / "src/spot_hf/demo/page"
+        for path in (
+            ROOT / "scripts/compare_transformers_js.mjs",
+            ROOT / "examples/transformers_js/spot_vit.mjs",
+            page / "placements.mjs",
+            page / "preprocess.mjs",
+        ):
             shutil.copy(path, folder)
         given = json.dumps({"directory": str(Path(model).resolve()), "files": files, "num_tokens": num_tokens})
         command = ["node", "compare_transformers_js.mjs"]
@@ -49,7 +57,7 @@ def compare(model: str, files: list[str], num_tokens: int, node: Path) -> dict[s
             of_logits, same = np.abs(found["logits"] - logits).max(), np.argmax(found["logits"]) == logits.argmax()
             rows.setdefault(name, []).append((of_pixels.mean(), of_pixels.max(), of_logits, bool(same)))
     names = ("mean_pixel_difference", "max_pixel_difference", "max_logit_difference", "same_class")
-    reduce = (np.mean, np.max, np.max, np.mean)
+    reduce: tuple[Callable[..., Any], ...] = (np.mean, np.max, np.max, np.mean)
     return {
         maker: {name: float(one(values)) for name, one, values in zip(names, reduce, zip(*of, strict=True), strict=True)}
         for maker, of in rows.items()

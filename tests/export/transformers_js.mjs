@@ -1,14 +1,14 @@
-// What test_transformers_js.py asks of transformers.js: a list of questions as JSON, from stdin; answers as JSON, to stdout.
+// What test_transformers_js.py asks of transformers.js: a question a line from stdin, an answer a line to stdout, in JSON.
 // Tensors are `{type, dims, data}`, their bytes in base64.
-import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
 import * as transformers from "@huggingface/transformers";
-import { coordinates, frameOf, isotropic, pixelValues, toModelFrame } from "./spot_vit.mjs";
+import { coordinates, frameOf, pixelValues, place, placeByDensities, toModelFrame } from "./spot_vit.mjs";
 
 const { AutoImageProcessor, AutoModel, ImageClassificationPipeline, Tensor, cat, env, load_image } = transformers;
 const ARRAYS = { float32: Float32Array, bool: Uint8Array };
 
 env.allowRemoteModels = false;
-const warnings = [];
+let warnings;
 console.warn = (...words) => warnings.push(words.join(" "));
 
 const toTensor = ({ type, dims, data }) => {
@@ -37,7 +37,21 @@ const TASKS = {
     return loaded.map((image) => toModelFrame(points, frameOf(image, processor)));
   },
 
-  isotropic: ({ counts }) => counts.map(([numTokens, aspectRatio]) => isotropic(numTokens, aspectRatio)),
+  /** Logits at what placements place on pixels, and by the placer of the model as "learned". */
+  async placements({ directory, pixel_values, num_tokens, placements }) {
+    const model = await AutoModel.from_pretrained(directory, { dtype: "fp32" });
+    const placer = await AutoModel.from_pretrained(directory, { dtype: "fp32", model_file_name: "placer" });
+    const pixels = toTensor(pixel_values);
+    const answers = {};
+    for (const name of placements) {
+      const placed =
+        name === "learned"
+          ? placeByDensities((await placer({ pixel_values: pixels })).densities, num_tokens, pixels, model.config)
+          : place(name, num_tokens, pixels, model.config);
+      answers[name] = mapValues({ ...placed, ...(await model({ pixel_values: pixels, ...placed })) }, toJson);
+    }
+    return answers;
+  },
 
   /** What a model gives for inputs, one after another. */
   async outputs({ directory, dtype, calls }) {
@@ -66,10 +80,11 @@ const TASKS = {
     return { predictions: await classifier(image), pixel_values: toJson(pixel_values) };
   },
 
-  /** What transformers.js says of what it cannot do. */
+  /** What transformers.js, or spot_vit.mjs, says of what it cannot do. */
   async error({ call, directory, inputs, options }) {
     try {
       if (call === "pipeline") await transformers.pipeline("image-classification", directory);
+      else if (call === "place") place(options.name, 9, toTensor(inputs.pixel_values), { patch_size: 8 });
       else if (call === "model") await (await AutoModel.from_pretrained(directory, options))(mapValues(inputs, toTensor));
       else await transformers[call].from_pretrained(directory);
     } catch (error) {
@@ -79,6 +94,9 @@ const TASKS = {
   },
 };
 
-const answers = [];
-for (const { task, ...given } of JSON.parse(readFileSync(0, "utf8"))) answers.push(await TASKS[task](given));
-process.stdout.write(JSON.stringify({ answers, warnings }));
+for await (const line of createInterface({ input: process.stdin })) {
+  const { task, ...given } = JSON.parse(line);
+  warnings = [];
+  const answer = await TASKS[task](given);
+  process.stdout.write(`${JSON.stringify({ answer, warnings })}\n`);
+}
