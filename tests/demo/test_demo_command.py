@@ -90,7 +90,7 @@ def test_a_directory_of_something_else(saved, tmp_path, capsys):
 def test_a_page_of_another_model(saved, tmp_path, capsys):
     (tmp_path / "run.json").write_text('{"parameters": {"model": "another"}}')
     error = refused(capsys, "--model", saved, "--output_dir", str(tmp_path), "--no_serve")
-    assert "holds another page, of another model, other examples or another version of spot_hf" in error
+    assert "holds another page: of another model, other examples or another version of spot_hf" in error
 
 
 def test_too_many_images(saved, tmp_path, capsys):

@@ -186,7 +186,9 @@ def test_images_that_are_asked_for_at_once(visit, page, reference):
     there.tab.wait_for_function("location.hash.includes('image=4')")
     there.wait()
     example = page[0] / "examples/4.png"
-    assert_equal(there, reference.probabilities(example, num_tokens=9, window_scales="cover"), reference.probabilities(example))
+    assert_equal(
+        there, reference.probabilities(example, num_tokens=9, window_scales="cover"), reference.probabilities(example)
+    )
 
 
 def test_moving_a_token_while_others_are_placed(visit):

@@ -24,7 +24,7 @@ onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
-from spot_hf.export import OnnxSpotViT, export_model  # noqa: E402
+from spot_hf.export import OnnxSpotViT, export_model, quantization  # noqa: E402
 from spot_hf.export.graph import rename_external_data  # noqa: E402
 from spot_hf.export.quantization import BLOCK_SIZE  # noqa: E402
 from spot_hf.export.runtime import open_session  # noqa: E402
@@ -139,6 +139,28 @@ def test_weights_beside_a_graph_are_named_as_on_the_hub(tmp_path):
     rename_external_data(path)
     assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "model.onnx_data"}
     assert np.array_equal(open_session(path).run(None, {"input": np.ones((2, 32), np.float32)})[0], expected)
+
+
+def test_int8_weights_beside_a_graph_are_named_likewise(tmp_path, monkeypatch):
+    path, smaller = tmp_path / "model.onnx", tmp_path / "model_quantized.onnx"
+    program = torch.onnx.export(torch.nn.Linear(64, 64, bias=False), (torch.ones(2, 3, 64),), dynamo=True, verbose=False)
+    program.save(path)
+    monkeypatch.setattr(quantization, "LARGEST_FILE", 100)  # bytes
+    quantization.quantize_int8(path, smaller)
+    assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "model_quantized.onnx", "model_quantized.onnx_data"}
+    inputs = {open_session(path).get_inputs()[0].name: np.ones((2, 3, 64), np.float32)}
+    expected, found = open_session(path).run(None, inputs)[0], open_session(smaller).run(None, inputs)[0]
+    # Of 64 weights below 1/8, each rounded to 1/127 of that; of inputs that are all 1, nothing is rounded.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=64 / 8 / 127)
+
+
+@torch.no_grad()
+def test_a_model_that_places_evenly_by_itself(tmp_path):
+    """Its windows cover the image: the graph takes their scales, asked or not."""
+    model = tiny_model(num_tokens=9)
+    export_model(model, tmp_path, image_processor=tiny_processor())
+    in_onnx, images = OnnxSpotViT.from_pretrained(tmp_path), random_images(2)
+    torch.testing.assert_close(in_onnx(images).logits, model(images).logits, **TOLERANCE)
 
 
 # ------------------------------------------------------------------------------------------------- by the command line

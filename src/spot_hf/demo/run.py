@@ -85,8 +85,8 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     if not arguments.overwrite_output_dir and (output_dir / LEDGER).exists():
         if JobDirectory(output_dir).ledger.parameters != parameters:
             raise ValueError(
-                f"`output_dir` {arguments.output_dir!r} holds another page, of another model, other examples or another version "
-                "of spot_hf: give another directory, or `overwrite_output_dir` to replace it"
+                f"`output_dir` {arguments.output_dir!r} holds another page: of another model, other examples or another "
+                "version of spot_hf. Give another directory, or `overwrite_output_dir` to replace it"
             )
         logger.info("the page is in %s already", arguments.output_dir)
         return

@@ -27,7 +27,8 @@ class ExportArguments(LabelledSource):
         default=False, metadata={"help": "The graph takes coordinates_mask, for images with different numbers of tokens."}
     )
     with_window_scales: bool = field(
-        default=False, metadata={"help": "The graph takes window_scales, as it does anyway where the model has a placer."}
+        default=False,
+        metadata={"help": "The graph takes window_scales, as it does anyway where the model places its tokens."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the files of an earlier export."})
     dataset_name: str | None = field(  # type: ignore[assignment]

@@ -72,7 +72,7 @@ def export_model(
         format (`str`): `"onnx"`, `"torch_export"` (`.pt2`) or `"executorch"` (`.pte`).
         quantize (`list[str]`): `"int8"`, `"float16"`: also written, of format onnx.
         with_mask (`bool`), with_window_scales (`bool`): whether the graph takes `coordinates_mask` and `window_scales`, as it
-            does anyway where the model has a placer.
+            does anyway where the model places tokens by itself: has a placer, or `config.num_tokens`.
         num_tokens (`int`): of format executorch, whose program is for one image of the model's size and so many tokens.
         overwrite (`bool`): replace the files of an earlier export.
         arguments ([`ExportArguments`], *optional*): of the command: which split to measure on.
@@ -164,8 +164,9 @@ class _Export:
     ):
         self.model, self.image_processor, self.directory = model, image_processor, directory
         self.reference = function_of(model)
-        # A placer's windows cover the image: what it places has scales.
-        with_window_scales = with_window_scales or getattr(model, "placer", None) is not None
+        # Windows of a model that places its tokens by itself cover the image: they have scales.
+        places = getattr(model, "placer", None) is not None or model.config.num_tokens is not None
+        with_window_scales = with_window_scales or places
         self.inputs = example_inputs(model.config, with_mask, with_window_scales)
         with torch.no_grad():
             self.output_names = list(self.reference(**self.inputs))

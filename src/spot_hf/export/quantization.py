@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .files import check_installed
+from .graph import rename_external_data
 
 
 # So many weights of an output share a scale, and so do the activations that meet them. One scale for all activations of a
@@ -46,6 +47,7 @@ def quantize_int8(path: Path, target: Path) -> None:
         quantizer.process()
         num_bytes = sum(len(tensor.raw_data) for tensor in quantizer.model.model.graph.initializer)
         quantizer.model.save_model_to_file(str(target), use_external_data_format=num_bytes > LARGEST_FILE)
+    rename_external_data(target)
 
 
 @contextmanager

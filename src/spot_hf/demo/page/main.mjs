@@ -321,7 +321,7 @@ function showAnswer({ logits, milliseconds, numTokens, probabilities = softmax(l
   settling = setTimeout(() => {
     history.replaceState(null, "", toHash(state)); // which browsers do not like often
     document.body.dataset.settled = "true";
-    if (!full) return;
+    if (gridBest === null) return;
     const grid = best === gridBest ? "so does the full grid" : `the full grid says ${names[gridBest].short}`;
     element("spoken").textContent = `${shownTokens} say ${names[best].short}, ${percent(probabilities[best])}; ${grid}.`;
   }, SETTLED_AFTER);
