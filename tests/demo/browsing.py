@@ -49,7 +49,12 @@ def write_page(model: str | Path, output_dir: Path, *words: str) -> Path:
 def served(model: str | Path, output_dir: Path, *words: str):
     """Its address, of the command's own server. It ends as Ctrl+C ends it."""
     command = [sys.executable, "-u", "-m", "spot_hf", "demo", "--model", str(model), "--output_dir", str(output_dir)]
-    process = subprocess.Popen([*command, "--port", "0", *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--port", "0", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # what runs in the background ignores it
+    )
     try:
         assert process.stdout is not None
         lines = []
@@ -63,7 +68,10 @@ def served(model: str | Path, output_dir: Path, *words: str):
             pytest.fail("".join(lines))
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
 
 
 class Visit:
