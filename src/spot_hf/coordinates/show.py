@@ -26,7 +26,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class ShowArguments:
+class RecordedImages:
+    """Which part of a coordinate data set, and where its images lie."""
+
+    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
+    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images (default: as recorded)."})
+
+
+@dataclass(kw_only=True)
+class ShowArguments(RecordedImages):
     coordinates: str = field(
         metadata={"help": f"A coordinate data set: a directory or a Hub id. Or, with --image and --model, a {OWN_COORDINATES}"}
     )
@@ -37,13 +50,6 @@ class ShowArguments:
         metadata={"help": "For these: the SpotViT that sees them, a directory or a Hub id. Its weights are not read."},
     )
     output_dir: str = field(metadata={"help": "Where the pictures are written."})
-    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
-    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Where the images lie (default: the Hub id that the coordinates name)."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images (default: as recorded)."})
 
 
 def show_coordinates(arguments: ShowArguments) -> list[Path]:

@@ -1,13 +1,14 @@
 """Arguments of `spot-hf demo`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from ..coordinates.show import RecordedImages
 from ..export.files import check_quantize
 from ..hub.uploads import check_push
 
 
 @dataclass(kw_only=True)
-class DemoArguments:
+class DemoArguments(RecordedImages):
     """Of which model, with which examples, and where the page goes."""
 
     model: str = field(metadata={"help": "A SpotViT classifier: a directory or a Hub id."})
@@ -30,13 +31,6 @@ class DemoArguments:
     image_id: list[str] = field(
         default_factory=list, metadata={"help": "Which of its images, by the column image_id (default: the first four)."}
     )
-    config: str | None = field(default=None, metadata={"help": "Config of the coordinates, where there are several."})
-    split: str | None = field(default=None, metadata={"help": "Split of the coordinates, where there are several."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Where their images lie (default: the Hub id that the coordinates name)."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Config of that data set."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images (default: as recorded)."})
     port: int = field(default=7860, metadata={"help": "Of 127.0.0.1, where the page is served; 0 for any that is free."})
     no_serve: bool = field(default=False, metadata={"help": "Write the page, and do not serve it."})
     push_to_hub: bool = field(default=False, metadata={"help": "Make it a static Space, --hub_space_id, and do not serve it."})
@@ -53,6 +47,6 @@ class DemoArguments:
         if self.hub_private and not self.push_to_hub:
             raise ValueError("`hub_private` goes with `push_to_hub`; got it alone")
         if self.coordinates is None:
-            for name in ("image_id", "config", "split", "dataset_name", "dataset_config_name", "image_column_name"):
+            for name in ("image_id", *(one.name for one in fields(RecordedImages))):
                 if getattr(self, name):
                     raise ValueError(f"`{name}` needs `coordinates`; got {getattr(self, name)!r} alone")

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers.image_utils import load_image
 
-from ..coordinates.show import ShowArguments, joined_rows
+from ..coordinates.show import RecordedImages, ShowArguments, joined_rows
 from ..data.digits import load_digits
 from ..data.files import image_files
 from .arguments import DemoArguments
@@ -82,16 +82,8 @@ def _read(name: str) -> Image.Image:
 
 
 def _recorded(arguments: DemoArguments) -> Iterator[Example]:
-    wanted = ShowArguments(
-        coordinates=str(arguments.coordinates),
-        image_id=arguments.image_id,
-        output_dir="",
-        config=arguments.config,
-        split=arguments.split,
-        dataset_name=arguments.dataset_name,
-        dataset_config_name=arguments.dataset_config_name,
-        image_column_name=arguments.image_column_name,
-    )
+    part = {one.name: getattr(arguments, one.name) for one in fields(RecordedImages)}
+    wanted = ShowArguments(coordinates=str(arguments.coordinates), image_id=arguments.image_id, output_dir="", **part)
     joined, _ = joined_rows(wanted, first=FIRST_ROWS)
     for row in joined:
         # Without a saved trajectory, its ends.
