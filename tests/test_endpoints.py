@@ -289,17 +289,21 @@ def test_a_model_that_places_by_itself(photos, ask, tmp_path):
     assert counts[1:3] == [9, 9] and counts[5:] == [9, 1]
 
 
-def test_a_zero_shot_model(photos, ask, tmp_path):
-    from tiny_texts import save_source
-
-    report = convert_checkpoint(str(save_source(tmp_path / "source")), tmp_path / "model", num_tokens=9)
-    ours = pipeline(
+def zero_shot_pipeline(report):
+    return pipeline(
         "spot-zero-shot-image-classification",
         model=report.model,
         tokenizer=report.tokenizer,
         image_processor=report.image_processor,
         pipeline_class=SpotZeroShotImageClassificationPipeline,
     )
+
+
+def test_a_zero_shot_model(photos, ask, tmp_path):
+    from tiny_texts import save_source
+
+    report = convert_checkpoint(str(save_source(tmp_path / "source")), tmp_path / "model", num_tokens=9)
+    ours = zero_shot_pipeline(report)
     photo, labels = photos[0], {"candidate_labels": ["cat", "dog", "eel"]}
     more = {**labels, "hypothesis_template": "a {}", "num_tokens": 4, "return_coordinates": True}
     requests = [
@@ -587,13 +591,7 @@ def test_labels_that_are_not_accepted(tmp_path):
     from tiny_texts import save_source
 
     report = convert_checkpoint(str(save_source(tmp_path / "source")), tmp_path / "model")
-    ours = pipeline(
-        "spot-zero-shot-image-classification",
-        model=report.model,
-        tokenizer=report.tokenizer,
-        image_processor=report.image_processor,
-        pipeline_class=SpotZeroShotImageClassificationPipeline,
-    )
+    ours = zero_shot_pipeline(report)
     handler = handler_of(tmp_path / "model", ours)
     for case, (parameters, message) in BAD_LABELS.items():
         with pytest.raises(ValueError) as error:

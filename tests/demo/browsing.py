@@ -126,6 +126,15 @@ class Visit:
             )
         self.wait()
 
+    def drag(self, start: tuple[float, float], *through: tuple[float, float]) -> None:
+        """The mouse, pressed, from a point of the tab to others, in pixels."""
+        self.tab.mouse.move(*start)
+        self.tab.mouse.down()
+        for point in through:
+            self.tab.mouse.move(*point)
+        self.tab.mouse.up()
+        self.wait()
+
     def drop(self, path: Path) -> None:
         """A file onto the page."""
         kind = {".jpg": "image/jpeg", ".png": "image/png"}.get(path.suffix, "application/octet-stream")

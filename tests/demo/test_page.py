@@ -87,12 +87,7 @@ def test_a_dropped_image_and_a_dragged_token(visit, reference, tmp_path, suffix)
 
     box = there.tab.locator("#overlay").bounding_box()
     start = box["x"] + box["width"] / 4, box["y"] + box["height"] / 4  # the centre of the first of four
-    there.tab.mouse.move(*start)
-    there.tab.mouse.down()
-    there.tab.mouse.move(start[0] + 30, start[1] + 10)
-    there.tab.mouse.move(start[0] + 60, start[1] + 20)
-    there.tab.mouse.up()
-    there.wait()
+    there.drag(start, (start[0] + 30, start[1] + 10), (start[0] + 60, start[1] + 20))
     x, y, scale = there.tokens[0]
     assert abs(x - 0.25 - 60 / box["width"]) < 2e-3 and abs(y - 0.25 - 20 / box["height"]) < 2e-3  # a pixel of the screen
     assert abs(scale - 3) < 1 / 256  # 36 cells by 4 tokens
@@ -103,11 +98,7 @@ def test_a_dropped_image_and_a_dragged_token(visit, reference, tmp_path, suffix)
 def test_a_window_is_resized_by_its_corner(visit, page, reference):
     there = visit("#image=0&tokens=4&windows=1")
     handle = there.tab.locator(".token.selected .handle").bounding_box()
-    there.tab.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
-    there.tab.mouse.down()
-    there.tab.mouse.move(handle["x"] + 40, handle["y"] + 40)
-    there.tab.mouse.up()
-    there.wait()
+    there.drag((handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2), (handle["x"] + 40, handle["y"] + 40))
     assert there.tokens[0, 2] > 1.2 and (there.tokens[1:, 2] == 1).all()
     example = page[0] / "examples/0.png"
     assert_equal(there, reference.probabilities(example, tokens=there.tokens), reference.probabilities(example))
@@ -161,11 +152,7 @@ def test_buttons_and_what_is_shown(visit):
 def test_an_address_shows_what_its_sender_saw(visit):
     there = visit("#image=3&tokens=9&windows=1")
     box = there.tab.locator("#overlay").bounding_box()
-    there.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    there.tab.mouse.down()
-    there.tab.mouse.move(box["x"] + 20, box["y"] + 20)
-    there.tab.mouse.up()
-    there.wait()
+    there.drag((box["x"] + box["width"] / 2, box["y"] + box["height"] / 2), (box["x"] + 20, box["y"] + 20))
     other = visit("#" + there.tab.url.partition("#")[2])
     np.testing.assert_array_equal(other.tokens, there.tokens)
     for label, found in other.probabilities.items():

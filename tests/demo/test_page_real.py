@@ -27,11 +27,10 @@ def test_vit_tiny_on_photographs(chromium, vit_tiny, nips2017, tmp_path):
             grid = reference.probabilities(file)
             assert_equal(there, reference.probabilities(file, num_tokens=49, window_scales="cover"), grid)
             box = there.tab.locator("#overlay").bounding_box()
-            there.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-            there.tab.mouse.down()
-            there.tab.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
-            there.tab.mouse.up()
-            there.wait()
+            there.drag(
+                (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2),
+                (box["x"] + box["width"] / 3, box["y"] + box["height"] / 3),
+            )
             assert_equal(there, reference.probabilities(file, tokens=there.tokens), grid)
             there.tab.click("#examples button:first-child")
             there.tab.wait_for_function("location.hash.includes('image=0')")

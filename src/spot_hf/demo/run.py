@@ -20,7 +20,7 @@ from ..hub.cards import space_card
 from ..hub.loading import ModelSource, open_model
 from ..hub.uploads import push_folder
 from ..jobs.directory import JobDirectory, Ledger
-from ..jobs.files import LEDGER, check_output_dir, replaced_directory, write_json
+from ..jobs.files import LEDGER, replaced_directory, write_json
 from ..jobs.versions import public_name, versions
 from .arguments import DemoArguments
 from .cost import cost_coefficients, placer_cost
@@ -78,7 +78,8 @@ def run_demo(arguments: DemoArguments) -> None:
 def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     """Writes a folder that any web server serves; one that is there, of the same model and examples, stays."""
     source = open_model(arguments.model, arguments.revision)
-    _check_model(source)
+    image_processor = source.load_image_processor()
+    _check_model(source, image_processor)
     examples = examples_of(arguments, list(source.config.id2label.values()))
     pictures = [example.png() for example in examples]
     parameters = _parameters(arguments, source, examples, pictures)
@@ -90,13 +91,12 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
             )
         logger.info("the page is in %s already", arguments.output_dir)
         return
-    check_output_dir(output_dir, arguments.overwrite_output_dir)
-    check_installed("onnx", "onnxscript", "onnxruntime")
-    runtime = onnxruntime_web()
     inputs = [arguments.model, *arguments.image, *([arguments.coordinates] if arguments.coordinates else [])]
     with replaced_directory(output_dir, arguments.overwrite_output_dir, inputs=inputs) as folder:
+        check_installed("onnx", "onnxscript", "onnxruntime")
+        runtime = onnxruntime_web()
         logger.info("exporting %s ...", public_name(arguments.model))
-        page = {**_page(source, examples), **_write_model(source, folder, arguments.quantize)}
+        page = {**_page(source, examples), **_write_model(source, image_processor, folder, arguments.quantize)}
         for name, path in PAGE_FILES.items():
             shutil.copyfile(path, folder / name)
         (folder / RUNTIME).mkdir()
@@ -113,7 +113,7 @@ def write_page(arguments: DemoArguments, output_dir: Path) -> None:
     logger.info("written to %s (%.0f MB)", arguments.output_dir, size / 1e6)
 
 
-def _check_model(source: ModelSource) -> None:
+def _check_model(source: ModelSource, image_processor: Any) -> None:
     """`ValueError` for a model of which the page could not show what it says."""
     source.check_vit()
     source.check_classifier()
@@ -125,7 +125,7 @@ def _check_model(source: ModelSource) -> None:
         )
     if config.num_channels != 3:
         raise ValueError(f"`model` must see colours; {source.name!r} has num_channels={config.num_channels}")
-    if getattr(source.load_image_processor(), "do_pad", None):
+    if getattr(image_processor, "do_pad", None):
         raise ValueError(f"`model` must not pad images; the image processor of {source.name!r} has do_pad=True")
 
 
@@ -148,7 +148,7 @@ def _parameters(
     }
 
 
-def _write_model(source: ModelSource, folder: Path, quantize: str | None) -> dict[str, Any]:
+def _write_model(source: ModelSource, image_processor: Any, folder: Path, quantize: str | None) -> dict[str, Any]:
     """Writes the graphs and their configs. What the page has to know of them: where they are, and what a token costs."""
     model = source.load()
     size = 4 * model.num_parameters()
@@ -164,7 +164,7 @@ def _write_model(source: ModelSource, folder: Path, quantize: str | None) -> dic
         export_model(
             model,
             exported,
-            image_processor=source.load_image_processor(),
+            image_processor=image_processor,
             quantize=[quantize] if quantize else [],
             with_window_scales=True,
         )

@@ -113,13 +113,23 @@ def push_folder(
 
 def _has_card(api: HfApi, repo_id: str, repo_type: str) -> bool:
     """Whether a repository has one that is not what the Hub writes into a new Space: ours says how a Space is served."""
-    if not api.file_exists(repo_id, "README.md", repo_type=repo_type):
-        return False
     if repo_type != "space":
-        return True
+        return api.file_exists(repo_id, "README.md", repo_type=repo_type)
+    return "custom_headers" in (_read_text(api, repo_id, "README.md", repo_type) or "")
+
+
+def _read_text(api: HfApi, repo_id: str, name: str, repo_type: str, revision: str | None = None) -> str | None:
+    """Of a file as it is there now; `None` where there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        path = api.hf_hub_download(repo_id, "README.md", repo_type=repo_type, local_dir=folder)
-        return "custom_headers" in Path(path).read_text(encoding="utf-8")
+        try:
+            path = api.hf_hub_download(
+                repo_id, name, repo_type=repo_type, revision=revision, local_dir=folder, force_download=True
+            )
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+        return Path(path).read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ coordinate data sets
@@ -266,16 +276,7 @@ class _Push:
         return readme.read_text(encoding="utf-8") if readme.exists() else None
 
     def _read(self, name: str, revision: str | None) -> str | None:
-        with tempfile.TemporaryDirectory() as directory:
-            try:
-                path = self.api.hf_hub_download(
-                    self.repo_id, name, repo_type="dataset", revision=revision, local_dir=directory, force_download=True
-                )
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                return None
-            return Path(path).read_text(encoding="utf-8")
+        return _read_text(self.api, self.repo_id, name, "dataset", revision)
 
 
 class _Digest:

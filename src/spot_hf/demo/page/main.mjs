@@ -315,7 +315,6 @@ function showAnswer({ logits, milliseconds, numTokens, probabilities = softmax(l
     showFigure("agreement", "…", "");
   }
   document.body.dataset.answered = String(Number(document.body.dataset.answered ?? 0) + 1);
-  document.body.dataset.milliseconds = milliseconds.toFixed(1);
   document.body.dataset.settled = "false";
   clearTimeout(settling);
   settling = setTimeout(() => {
